@@ -1,0 +1,298 @@
+"""`heirloom verify`, `backup`, `doctor`, `log`, `config`: is everything still what it was, and what happened when.
+
+Looking is done in `guard/store/verify.py`, `vault.py` and `daemon/doctor.py`; here it becomes words and exit codes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.output import human_bytes, plural, table, tick, visible
+from guard.clock import utc_text
+from guard.errors import CheckFailed, Damage, NotFound, UsageError
+
+__all__ = ["add_to", "check_rows", "event_line", "parse_share", "parse_since", "vault_lines", "verify_lines"]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_NEWEST_EVENTS = 50
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands on the command line."""
+    app.command("verify", epilog=EPILOGUE)(verify)
+    group = typer.Typer(add_completion=False, rich_markup_mode=None)
+    group.callback(invoke_without_command=True, epilog=EPILOGUE)(backup)
+    group.command("run", epilog=EPILOGUE)(backup_run)
+    group.command("status", epilog=EPILOGUE)(backup_status)
+    app.add_typer(group, name="backup", epilog=EPILOGUE)
+    app.command("doctor", epilog=EPILOGUE)(doctor)
+    app.command("log", epilog=EPILOGUE)(log)
+    settings = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+    settings.callback(epilog=EPILOGUE)(config)
+    settings.command("show", epilog=EPILOGUE)(config_show)
+    app.add_typer(settings, name="config", epilog=EPILOGUE)
+
+
+# --- verify ------------------------------------------------------------------------------------------------------
+
+
+def verify(
+    context: typer.Context,
+    version: Annotated[
+        str | None, typer.Argument(metavar="[VERSION]", help="One version; all of them otherwise.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Versions, originals, indexes, ledger and views.")] = False,
+    backup: Annotated[bool, typer.Option("--backup", help="Read the vault instead.")] = False,
+    sample: Annotated[
+        str | None, typer.Option("--sample", metavar="5%", help="Read only this share of the bytes.")
+    ] = None,
+) -> None:
+    """Read everything again and compare it with the hashes that were recorded."""
+    from guard.store.keeper import open_reader
+    from guard.store.verify import verify as run_verify
+
+    caller: Caller = context.obj
+    with open_reader(caller.home()) as keeper:
+        found = run_verify(keeper, versions=None if version is None else [version], everything=everything, backup=backup,
+                           sample=parse_share(sample))  # fmt: skip
+    report = found.as_dict()
+    caller.console.emit(report)
+    caller.console.say(*verify_lines(report))
+    if not report["ok"]:
+        raise typer.Exit(Damage.exit_code)
+
+
+def parse_share(text: str | None) -> float | None:
+    """`5%` or `0.05` as 0.05. Raises UsageError for anything that is not above 0 and at most 100 %."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    share = float(match.group(1)) / (100 if match.group(2) else 1) if match else 0.0
+    if not 0 < share <= 1:
+        raise UsageError(f"--sample {text!r} is not a share", hint="heirloom verify --all --sample 5%")
+    return share
+
+
+def verify_lines(report: Mapping[str, Any]) -> list[str]:
+    """The verdict, and every damage with what to do about it."""
+    checked = report["checked"]
+    what = (f"{plural(checked['versions'], 'version')}, {plural(checked['files'], 'file')},"
+            f" {human_bytes(checked['bytes'])} read")  # fmt: skip
+    if report["ok"]:
+        return [f"✅ Everything is what it was: {what}"]
+    lines = [f"❌ Damage found ({what})"]
+    for item in report["damage"]:
+        place = " ".join(visible(item[key]) for key in ("what", "name", "file") if item[key])
+        lines.append(f"   {place}: {visible(item['problem'])}")
+        if item["descendants"]:
+            lines.append(f"      grown from it: {', '.join(map(visible, item['descendants']))}")
+        if item["what"] == "version" and item["name"]:
+            lines.append(f"      try: heirloom restore {visible(item['name'])}")
+    return lines
+
+
+# --- backup ------------------------------------------------------------------------------------------------------
+
+
+def backup(context: typer.Context) -> None:
+    """The vault: copies that were read back. Alone: its status."""
+    if context.invoked_subcommand is None:
+        backup_status(context)
+
+
+def backup_run(context: typer.Context) -> None:
+    """Bring the vault up to date now."""
+    caller: Caller = context.obj
+    found = caller.call("backup.run", {})
+    caller.console.emit(found)
+    counts = f"{len(found['copied']):,} copied, {len(found['verified']):,} read back"
+    caller.console.note(f"✅ {counts}, {human_bytes(found['bytes'])} to {visible(found['vault'])}", *_same_disk(found))
+
+
+def _same_disk(found: Mapping[str, Any]) -> list[str]:
+    if found.get("other_device"):
+        return []
+    return ["   ⚠️ The vault is on the same disk as the models: it does not protect against losing that disk.",
+            "      try: set backup.path in configs/heirloom.yaml to a folder on another disk"]  # fmt: skip
+
+
+def backup_status(context: typer.Context) -> None:
+    """What the vault holds, and when it was read back."""
+    from guard.store.keeper import open_reader
+    from guard.store.vault_state import backup_status as read_status
+
+    caller: Caller = context.obj
+    with open_reader(caller.home()) as keeper:
+        found = read_status(keeper)
+    caller.console.emit(found)
+    caller.console.say(*vault_lines(found))
+
+
+def vault_lines(found: Mapping[str, Any]) -> list[str]:
+    """The vault for a person: what is safe, and what is not yet."""
+    newest = found["ledger"]["newest"] or "none"
+    lines = [
+        f"{tick(found['present'])} Vault: {visible(found['vault'])}",
+        *([f"   {visible(found['problem'])}"] if found["problem"] else []),
+        f"   Versions: {found['versions']['verified']:,} of {found['versions']['total']:,} read back",
+        f"   Originals: {found['originals']['verified']:,} of {found['originals']['total']:,} read back",
+        f"   Ledger: {visible(newest)} ({plural(found['ledger']['behind'], 'event')} behind)",
+        f"   Last read back: {visible(found['last_verified'] or 'never')}, {human_bytes(found['bytes'])}",
+    ]
+    missing = [*found["versions"]["missing"], *found["originals"]["missing"]]
+    if missing:
+        more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+        lines += [f"   Not safe yet: {', '.join(map(visible, missing[:5]))}{more}", "      try: heirloom backup run"]
+    return lines + (_same_disk(found) if found["present"] else [])
+
+
+# --- doctor ------------------------------------------------------------------------------------------------------
+
+
+def doctor(context: typer.Context) -> None:
+    """Is this machine and this home fit to work? Changes nothing."""
+    from daemon.doctor import DAMAGE, examine
+
+    caller: Caller = context.obj
+    try:
+        home = caller.home()
+    except NotFound:
+        if caller.home_given:
+            raise
+        home = None
+    checks = [check.as_dict() for check in examine(home)]
+    failed = [check["name"] for check in checks if check["ok"] is False]
+    caller.console.emit({"ok": not failed, "home": str(home.root) if home else None, "checks": checks})
+    caller.console.say(*check_rows(checks))
+    if failed:
+        raise typer.Exit(Damage.exit_code if DAMAGE & set(failed) else CheckFailed.exit_code)
+
+
+def check_rows(checks: list[dict[str, Any]]) -> list[str]:
+    """Each check with its mark, and what to type where it says no."""
+    lines: list[str] = []
+    for check in checks:
+        mark = "⚠️ " if check.get("warning") and check["ok"] else tick(check["ok"])
+        lines.append(f"{mark} {visible(check['name'])}: {visible(check['detail'])}")
+        if check["ok"] is False and check.get("remedy"):
+            lines.append(f"   try: {visible(check['remedy'])}")
+    return lines
+
+
+# --- log ---------------------------------------------------------------------------------------------------------
+
+
+def log(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as things happen, until Ctrl-C.")] = False,
+    since: Annotated[str | None, typer.Option("--since", metavar="2d", help="45s, 30m, 6h, 2d, 1w or a date.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the newest so many.")] = None,
+) -> None:
+    """The audit trail: everything that happened here, by whom and when."""
+    caller: Caller = context.obj
+    console, last = caller.console, _newest(context.obj)
+    cutoff = parse_since(since, time.time()) if since else ""
+    if limit is None and not since and not console.json:
+        limit = _NEWEST_EVENTS
+    events = _events(caller, "utc >= ?", cutoff, limit)
+    if not follow:
+        console.emit({"events": events})
+        console.say(*map(event_line, events))
+        return
+    for event in _following(caller, events, last):
+        # With --json one object per event and line: a stream has no end that a single object could have.
+        console.emit(event, indent=False)
+        console.say(event_line(event))
+        console.out.flush()
+
+
+def _events(caller: Caller, where: str, value: object, limit: int | None) -> list[dict[str, Any]]:
+    """Events that fit, oldest first."""
+    import orjson
+
+    from guard.store.keeper import open_reader
+
+    with open_reader(caller.home()) as keeper:
+        rows = keeper.ledger.rows(f"SELECT * FROM events WHERE {where} ORDER BY seq DESC LIMIT ?", (value, limit or -1))
+    keys = ("seq", "utc", "boot_id", "actor", "verb", "subject", "previous", "hash")
+    return [{**{key: row[key] for key in keys}, "payload": orjson.loads(row["payload"])} for row in reversed(rows)]
+
+
+def _following(caller: Caller, events: list[dict[str, Any]], last: int) -> Iterator[dict[str, Any]]:
+    """The events so far, then each new one; `last` was the newest before the first look, so that none is lost."""
+    for event in events:
+        last = max(last, event["seq"])
+        yield event
+    while True:
+        for event in _events(caller, "seq > ?", last, None):
+            last = event["seq"]
+            yield event
+        time.sleep(0.5)
+
+
+def _newest(caller: Caller) -> int:
+    newest = _events(caller, "seq > ?", 0, 1)
+    return newest[0]["seq"] if newest else 0
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """`2026-11-21 01:02:03  version.sealed  v002_math  (daemon)  steps=12`."""
+    moment = str(event["utc"])[:19].replace("T", " ")
+    shown = [
+        f"{visible(key)}={visible(value)}" for key, value in event["payload"].items() if value not in ("", None, [], {})
+    ]
+    details = "  ".join(itertools.islice(shown, 6))
+    head = f"{moment}  {visible(event['verb']):<18}  {visible(event['subject'])}"
+    return f"{head}  ({visible(event['actor'])})  {details}".rstrip()
+
+
+def parse_since(text: str, now_seconds: float) -> str:
+    """`2d` or `2026-11-20` or `2026-11-20T08:00` as UTC text. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip())
+    if match:
+        return utc_text(max(0.0, now_seconds - float(match.group(1)) * _UNITS[match.group(2)]))
+    try:
+        moment = datetime.datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise UsageError(f"--since {text!r} is neither a time span nor a date",
+                         hint="heirloom log --since 2d, or --since 2026-11-20", cause=error) from error  # fmt: skip
+    # A moment without a zone is meant in the zone of the person who types it.
+    return utc_text(moment.astimezone(datetime.UTC).timestamp())
+
+
+# --- config ------------------------------------------------------------------------------------------------------
+
+
+def config() -> None:
+    """The settings of this home."""
+
+
+def config_show(
+    context: typer.Context,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+) -> None:
+    """Every setting with its value."""
+    from guard.settings import load_settings
+
+    caller: Caller = context.obj
+    settings = load_settings(caller.home().root)
+    values, origins = settings.flat(), dict(settings.origins)
+    caller.console.emit({"settings": values, **({"origins": origins} if origin else {})})
+    rows = [
+        (key, _yaml(value), f"# {origins[key]}") if origin else (key, _yaml(value)) for key, value in values.items()
+    ]
+    caller.console.say(*table(rows, ""))
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'

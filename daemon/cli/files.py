@@ -1,0 +1,176 @@
+"""`heirloom register` and `heirloom why`: making a file known, and telling all that ever happened to it.
+
+Registering is not training: it copies, identifies and remembers. The verdicts come from intake; here they become
+words and exit codes. The story of `why` is gathered in `daemon/story.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.output import human_bytes, human_count, human_tokens, plural, short_hash, table, visible
+from guard.errors import CheckFailed, Duplicate, NotFound, UsageError
+
+__all__ = ["add_to", "exit_code_of", "register_lines", "register_record", "story_lines"]
+
+_STATUS_WORDS = {
+    "registered": "Not yet trained",
+    "queued": "Queued for training",
+}
+_SHOWN_ROWS = 20
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands on the command line."""
+    app.command("register", epilog=EPILOGUE)(register)
+    app.command("why", epilog=EPILOGUE)(why)
+
+
+def register(
+    context: typer.Context,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Files to make known; they stay where they are.")
+    ],
+    description: Annotated[str, typer.Option("--description", help="What this data is, for later readers.")] = "",
+    kind: Annotated[str | None, typer.Option("--kind", help="pretrain, sft or docs, instead of detecting it.")] = None,
+    queue: Annotated[bool, typer.Option("--queue", help="Queue it for training too.")] = False,
+) -> None:
+    """Fingerprint files and make them known, without training them."""
+    from daemon.client import call_register
+
+    caller: Caller = context.obj
+    home = caller.home()
+    paths = [_regular_file(caller.folder / Path(name).expanduser()) for name in files]
+    request = {"paths": paths, "description": description, "kind": kind, "queue": queue}
+    results = call_register(home, request)
+    records = [register_record(result) for result in results]
+    caller.console.emit(records[0] if len(records) == 1 else {"files": records})
+    for result in results:
+        lines = register_lines(result)
+        caller.console.note(*lines) if _code(result) == 0 else caller.console.say(*lines)
+    code = exit_code_of(results)
+    if code:
+        raise typer.Exit(code)
+
+
+def _regular_file(path: Path) -> str:
+    if not path.exists():
+        raise NotFound(f"there is no file {visible(path)}", subject=str(path), hint="check the name")
+    if not path.is_file():
+        raise UsageError(f"{visible(path)} is not a regular file", subject=str(path),
+                         hint="name the files in it: heirloom register DIR/*.jsonl")  # fmt: skip
+    return str(path.absolute())
+
+
+def register_record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """One file of `register --json`: the promised keys first, then everything else that is known."""
+    promised = ("kind", "examples", "tokens", "bad_rows", "duplicates", "status")
+    record = {"fingerprint": result.get("sha256"), **{key: result.get(key) for key in promised}}
+    return record | {key: value for key, value in result.items() if key not in record and key != "sha256"}
+
+
+def _code(result: Mapping[str, Any]) -> int:
+    if result["verdict"] == "duplicate":
+        return Duplicate.exit_code
+    return 0 if result["verdict"] in ("admitted", "registered") else CheckFailed.exit_code
+
+
+def exit_code_of(results: Sequence[Mapping[str, Any]]) -> int:
+    """The worst of several: a refusal weighs more than a duplicate, a duplicate more than success."""
+    codes = {_code(result) for result in results}
+    return next((code for code in (CheckFailed.exit_code, Duplicate.exit_code) if code in codes), 0)
+
+
+def register_lines(result: Mapping[str, Any]) -> list[str]:
+    """What a person reads about one registered, known or refused file."""
+    name, code = visible(result.get("name")), _code(result)
+    if code == Duplicate.exit_code:
+        return [f"❌ Already known: {name}", f"   Fingerprint: {short_hash(result.get('sha256'))}",
+                f"   Equals: {visible(result.get('reason') or 'a file that was learnt before')}"]  # fmt: skip
+    if code:
+        return [f"❌ Rejected: {name}", f"   Reason: {visible(result.get('reason') or 'it did not pass')}",
+                *_bad_rows(result)]  # fmt: skip
+    size = f"{human_count(result.get('examples') or 0)} examples ({human_tokens(result.get('tokens') or 0)} tokens)"
+    lines = [f"✅ Data registered: {name}", f"   Fingerprint: {short_hash(result.get('sha256'))}", f"   Size: {size}"]
+    notes = [f"{plural(result[key], word)}" for key, word in (("duplicates", "repeated example"),)
+             if isinstance(result.get(key), int) and result[key]]  # fmt: skip
+    if _bad_count(result):
+        notes.append(f"{plural(_bad_count(result), 'row')} skipped (heirloom why {name})")
+    lines += [f"   Note: {', '.join(notes)}"] if notes else []
+    return [*lines, f"   Status: {_STATUS_WORDS.get(str(result.get('status')), visible(result.get('status')))}"]
+
+
+def _bad_count(result: Mapping[str, Any]) -> int:
+    rows = result.get("bad_rows") or 0
+    return rows if isinstance(rows, int) else len(rows)
+
+
+def _bad_rows(result: Mapping[str, Any]) -> list[str]:
+    """The first 20 by line; where only their number is known, the words of intake."""
+    rows = result.get("bad_rows")
+    if isinstance(rows, list) and rows:
+        shown = [f"     line {row.get('line')}: {visible(row.get('field') or '')} {visible(row.get('reason'))}".rstrip()
+                 for row in rows[:_SHOWN_ROWS]]  # fmt: skip
+        return [
+            "   Rows:",
+            *shown,
+            *([f"     and {len(rows) - _SHOWN_ROWS:,} more"] if len(rows) > _SHOWN_ROWS else []),
+        ]
+    why_text = str(result.get("why") or "").strip()
+    return [f"     {visible(line)}" for line in why_text.splitlines()[: _SHOWN_ROWS + 10]]
+
+
+def why(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE|SHA256", help="A name, a path, a SHA-256 or 8 digits of one.")],
+) -> None:
+    """Tell a file's whole story: when it came, what became of it and why, which versions learnt it."""
+    from daemon.story import tell_story
+    from guard.store.keeper import open_reader
+
+    caller: Caller = context.obj
+    with open_reader(caller.home()) as keeper:
+        story = tell_story(keeper, file, caller.folder)
+    caller.console.emit(story)
+    caller.console.say(*story_lines(story))
+
+
+def story_lines(story: Mapping[str, Any]) -> list[str]:
+    """The story as a person reads it, oldest first."""
+    lines = [f"{visible(story['name'])}: {visible(story['status'])}"]
+    if story.get("reason"):
+        lines.append(f"  {visible(story['reason'])}")
+    for file in story["files"]:
+        lines += ["", f"  File {short_hash(file['sha256'])} {visible(file['kind'])}, {human_bytes(file['size_bytes'])}, "
+                  f"{human_count(file['examples'])} examples ({human_tokens(file['tokens'])} tokens)"]  # fmt: skip
+        if file["description"]:
+            lines.append(f"    {visible(file['description'])}")
+        if file["bad_rows"]:
+            lines += _bad_rows(file)
+    lines += _section("Arrivals", [(d["seen"], d["name"], d["state"], d["reason"]) for d in story["drops"]])
+    lines += _returned(story["drops"])
+    lines += _section("Jobs", [(f"job {j['id']}", j["state"], j["output"] or "", j["reason"]) for j in story["jobs"]])
+    lines += _section("Learnt by", [(v["name"], v["line"], v["objective"], f"{v['examples']:,} examples ({v['state']})")
+                                    for v in story["versions"]])  # fmt: skip
+    lines += _section("Events", [(e["utc"], e["verb"], e["subject"], e["actor"]) for e in story["events"]])
+    return lines
+
+
+def _section(title: str, rows: list[tuple[Any, ...]]) -> list[str]:
+    return ["", f"  {title}", *table(rows, "    ")] if rows else []
+
+
+def _returned(drops: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where refused bytes lie now, with the rows that were at fault."""
+    lines: list[str] = []
+    for drop in drops:
+        if drop["returned_to"]:
+            lines.append(f"    given back as {visible(drop['returned_to'])}")
+        if drop["state"] == "rejected":
+            lines += _bad_rows(drop)
+    return lines

@@ -1,0 +1,230 @@
+"""`heirloom queue`: what waits, what runs and why something does not, and the few things a person may do about it.
+
+Reads the ledger, so it answers beside a running daemon and without one. Changes go through operations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.output import table, visible
+from daemon.cli.status import progress_line
+from guard.errors import CheckFailed, DaemonNotRunning
+from guard.home import Home
+
+__all__ = ["Teller", "add_to", "finish", "follow_line", "job_lines", "job_record", "read_job", "watch_job"]
+
+_GOOD_ENDS = ("done",)
+_BAD_ENDS = ("failed", "quarantined", "cancelled", "parked")
+_SHOWN_DONE = 10
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands on the command line."""
+    group = typer.Typer(add_completion=False, rich_markup_mode=None)
+    group.callback(invoke_without_command=True, epilog=EPILOGUE)(show)
+    group.command("list", epilog=EPILOGUE)(list_jobs)
+    group.command("pause", epilog=EPILOGUE)(pause)
+    group.command("resume", epilog=EPILOGUE)(resume)
+    group.command("cancel", epilog=EPILOGUE)(cancel)
+    group.command("retry", epilog=EPILOGUE)(retry)
+    group.command("move", epilog=EPILOGUE)(move)
+    app.add_typer(group, name="queue", epilog=EPILOGUE)
+
+
+def show(
+    context: typer.Context,
+    follow: Annotated[int | None, typer.Option("--follow", metavar="ID", help="Follow one job to its end.")] = None,
+) -> None:
+    """The jobs: queued, running, held, and why."""
+    if context.invoked_subcommand is not None:
+        return
+    if follow is None:
+        list_jobs(context)
+    else:
+        _follow(context.obj, follow)
+
+
+def list_jobs(
+    context: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="Finished ones too, however many.")] = False,
+) -> None:
+    """List the jobs in the order they run."""
+    from guard.store.jobs import jobs_in
+    from guard.store.keeper import open_reader
+
+    caller: Caller = context.obj
+    with open_reader(caller.home()) as keeper:
+        records = [job_record(keeper, job) for job in jobs_in(keeper.ledger)]
+    caller.console.emit({"jobs": records})
+    caller.console.say(*job_lines(records, everything=everything))
+
+
+def job_record(keeper: Any, job: Any) -> dict[str, Any]:
+    """One job in the shape of `queue --json`."""
+    from guard.names import index_name, version_name
+
+    ledger = keeper.ledger
+    base = ledger.value("SELECT name FROM versions WHERE id = ?", (job.base_id,)) if job.base_id else None
+    output = None
+    if job.kind == "index":
+        output = index_name(job.output_id) if job.output_id else None
+    elif job.output_id or job.wanted_id:
+        output = version_name(job.output_id or job.wanted_id, job.slug)
+    names = [ledger.value("SELECT name FROM files WHERE sha256 = ?", (sha256,)) for sha256 in job.files]
+    return {
+        "id": job.id, "state": job.state, "kind": job.kind, "files": names, "base": base, "output": output,
+        "reason": job.reason, "line": job.line, "stage": job.stage, "created": job.created, "updated": job.updated,
+        "attempts": job.attempts,
+    }  # fmt: skip
+
+
+def read_job(home: Home, number: int) -> dict[str, Any]:
+    """One job's record as it is now. Raises NotFound."""
+    from guard.store.jobs import find_job
+    from guard.store.keeper import open_reader
+
+    with open_reader(home) as keeper:
+        return job_record(keeper, find_job(keeper.ledger, number))
+
+
+def job_lines(records: list[dict[str, Any]], *, everything: bool) -> list[str]:
+    """The jobs in columns; of the finished ones only the newest unless `everything`."""
+    finished = [item for item in records if item["state"] in ("done", "cancelled")]
+    hidden = {item["id"] for item in finished[:-_SHOWN_DONE]} if not everything else set()
+    shown = [item for item in records if item["id"] not in hidden]
+    if not shown:
+        return ["The queue is empty."]
+    rows = [("ID", "STATE", "KIND", "OUTPUT", "FILES", "WHY")]
+    rows += [(str(item["id"]), item["state"], item["kind"], item["output"] or item["line"], _files(item["files"]),
+              item["reason"]) for item in shown]  # fmt: skip
+    return [*(line.rstrip() for line in table(rows)), *([f"({len(hidden)} more finished: --all)"] if hidden else [])]
+
+
+def _files(names: list[str | None]) -> str:
+    if not names:
+        return "-"
+    return str(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def follow_line(number: int, state: str, progress: Mapping[str, Any]) -> str:
+    """One line on where a job stands; `progress` is what its child last told, empty when nothing."""
+    return f"job {number} {visible(state)}" + (f": {progress_line(progress)}" if progress else "")
+
+
+class Teller:
+    """Tells a job's progress as often as a person can read it: when it changed, and at most every two seconds."""
+
+    def __init__(self, number: int, tell: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        self._number, self._tell, self._now = number, tell, now
+        self._told, self._phase, self._at = "", "", float("-inf")
+
+    def __call__(self, progress: Mapping[str, Any]) -> None:
+        """Take in a new progress record; empty ones say nothing."""
+        if not progress:
+            return
+        phase = str(progress.get("phase") or "training")
+        text = follow_line(self._number, phase, progress)
+        if text != self._told and (phase != self._phase or self._now() - self._at >= 2.0):
+            self._told, self._phase, self._at = text, phase, self._now()
+            self._tell(text)
+
+
+def _follow(caller: Caller, number: int) -> None:
+    """Wait until the job has ended. Raises DaemonNotRunning when nobody works on it."""
+    from daemon.report import daemon_running
+    from daemon.runner import read_progress
+
+    home = caller.home()
+
+    def look() -> tuple[dict[str, Any], Mapping[str, Any], bool]:
+        return read_job(home, number), read_progress(home.staging_of(number)), daemon_running(home)
+
+    watch_job(look, caller.console.progress, time.sleep)
+    finish(caller, number)
+
+
+Look = Callable[[], tuple[dict[str, Any], Mapping[str, Any], bool]]
+
+
+def watch_job(look: Look, tell: Callable[[str], None], sleep: Callable[[float], None]) -> None:
+    """Tell every change until `look` shows the job at its end.
+
+    `look` gives the job's record, its progress, and whether a daemon runs. Raises DaemonNotRunning.
+    """
+    told = ""
+    while True:
+        job, progress, running = look()
+        if job["state"] in (*_GOOD_ENDS, *_BAD_ENDS):
+            return
+        text = follow_line(job["id"], job["state"], progress)
+        if job["reason"]:
+            text += f" ({visible(job['reason'])})"
+        if text != told:
+            tell(text)
+            told = text
+        if not running:
+            raise DaemonNotRunning(f"job {job['id']} is {job['state']} and no daemon works on it",
+                                   hint="heirloom run, or heirloom run --once")  # fmt: skip
+        sleep(0.5)
+
+
+def finish(caller: Caller, number: int) -> None:
+    """Say how a job ended; exit code 3 for any end but a good one."""
+    job = read_job(caller.home(), number)
+    caller.console.emit(job)
+    good = job["state"] in _GOOD_ENDS
+    text = f"{'✅' if good else '❌'} Job {number} {job['state']}"
+    text += f": {visible(job['output'])}" if good and job["output"] else ""
+    lines = [text + (f": {visible(job['reason'])}" if job["reason"] else "")]
+    if good:
+        caller.console.note(*lines)
+        return
+    caller.console.say(*lines)
+    raise typer.Exit(CheckFailed.exit_code)
+
+
+def pause(context: typer.Context) -> None:
+    """Start nothing more; what trains now takes a snapshot and waits."""
+    _change(context.obj, "queue.pause", {}, "Paused. heirloom queue resume goes on.")
+
+
+def resume(context: typer.Context) -> None:
+    """Go on after a pause."""
+    _change(context.obj, "queue.resume", {}, "Going on.")
+
+
+_Number = Annotated[int, typer.Argument(metavar="ID", help="The job's number.")]
+
+
+def cancel(context: typer.Context, job: _Number) -> None:
+    """Take a job out of the queue; its data stays and may be planned again."""
+    _change(context.obj, "queue.cancel", {"job": job}, f"Job {job} is cancelled.")
+
+
+def retry(context: typer.Context, job: _Number) -> None:
+    """Queue a failed, parked or cancelled job again."""
+    caller: Caller = context.obj
+    found = caller.call("queue.retry", {"job": job})
+    caller.console.emit(found)
+    again = "goes on" if found["job"] == job else f"is tried again as job {found['job']}"
+    caller.console.note(f"Job {job} {again}.")
+
+
+def move(
+    context: typer.Context,
+    job: _Number,
+    to: Annotated[int, typer.Option("--to", min=1, metavar="N", help="Its new place among the queued ones, from 1.")],
+) -> None:
+    """Give a queued job another place."""
+    _change(context.obj, "queue.move", {"job": job, "to": to}, f"Job {job} is number {to} now.")
+
+
+def _change(caller: Caller, operation: str, arguments: Mapping[str, Any], words: str) -> None:
+    caller.console.emit(caller.call(operation, arguments))
+    caller.console.note(words)

@@ -1,0 +1,293 @@
+"""`heirloom lineage`, `show`, `rollback`, `delete`, `restore`: looking at versions, and moving between them safely.
+
+Rules and moves are in `guard/checks/deletion.py` and `guard/store/`; here questions are asked and answers shown.
+`delete` has no `--yes` on purpose: with dependants, a person types the full name.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.output import human_bytes, human_count, human_tokens, plural, short_hash, table, tick, visible
+from guard.errors import NotFound
+
+__all__ = ["add_to", "file_lines", "rollback_lines", "version_lines"]
+
+_NEWEST = 50
+_Version = Annotated[str, typer.Argument(metavar="VERSION", help="v003 or the full name.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands on the command line."""
+    app.command("lineage", epilog=EPILOGUE)(lineage)
+    app.command("show", epilog=EPILOGUE)(show)
+    app.command("rollback", epilog=EPILOGUE)(rollback)
+    app.command("delete", epilog=EPILOGUE)(delete)
+    app.command("restore", epilog=EPILOGUE)(restore)
+
+
+def lineage(
+    context: typer.Context,
+    version: Annotated[
+        str | None, typer.Argument(metavar="[VERSION]", help="Only it, its ancestors and heirs.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All versions instead of the newest 50.")] = False,
+) -> None:
+    """The tree: what descends from what, and which data made the difference."""
+    from guard.store.keeper import open_reader
+    from guard.store.lineage import lineage as read_lineage
+    from guard.store.lineage import tree_lines
+    from guard.store.versions import find_version
+
+    caller: Caller = context.obj
+    with open_reader(caller.home()) as keeper:
+        records = read_lineage(keeper)
+        if version is not None:
+            records = related(records, find_version(keeper.ledger, version).name)
+    caller.console.emit({"versions": records})
+    caller.console.say(*tree_lines(records, newest=None if everything else _NEWEST))
+
+
+def related(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """A version with its ancestors and its descendants; ascending ids put every parent before its children."""
+    parents = {item["name"]: item["parent"] for item in records}
+    kept, above = {name}, parents.get(name)
+    while above is not None:
+        kept.add(above)
+        above = parents.get(above)
+    heirs = {name}
+    for item in records:
+        if item["parent"] in heirs:
+            heirs.add(item["name"])
+    return [item for item in records if item["name"] in kept | heirs]
+
+
+def show(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="VERSION|FILE", help="A version, or a file by name or hash.")],
+    sample: Annotated[bool, typer.Option("--sample", help="One example of a file as the model will see it.")] = False,
+) -> None:
+    """Everything that is recorded of one version or one file."""
+    from guard.store.files import find_file
+    from guard.store.keeper import open_reader
+    from guard.store.versions import find_version
+
+    caller: Caller = context.obj
+    with open_reader(caller.home()) as keeper:
+        try:
+            version = find_version(keeper.ledger, what)
+        except NotFound:
+            version = None
+        if version is not None and not sample:
+            caller.console.emit(version.record)
+            caller.console.say(
+                *version_lines({**version.record, "state": version.state, "size_bytes": version.size_bytes})
+            )
+            return
+        file = _find_file(find_file, keeper, what)
+        record = _file_record(keeper, file)
+        if sample:
+            record["sample"] = _sample(keeper, file)
+    caller.console.emit(record)
+    caller.console.say(*(_sample_lines(record["sample"], caller.console.style) if sample else file_lines(record)))
+
+
+def _find_file(find: Any, keeper: Any, what: str) -> Any:
+    try:
+        return find(keeper.ledger, what)
+    except NotFound as error:
+        raise NotFound(f"there is no version and no file {what!r} here", subject=what, cause=error,
+                       hint="heirloom lineage lists versions; heirloom why FILE tells a file's story") from error  # fmt: skip
+
+
+def _file_record(keeper: Any, file: Any) -> dict[str, Any]:
+    """A stored file in the manifest's words, with what was recorded at its admission."""
+    from guard.store.files import stored_path, trained_in
+    from guard.store.views import file_status
+
+    record = {key: value for key, value in file.record.items() if key not in ("decision", "stored_as")}
+    return {
+        **record, "filename": file.name, "hash": file.sha256, "sha256": file.sha256, "kind": file.kind,
+        "size_bytes": file.size_bytes, "num_examples": file.examples, "tokens_approx": file.tokens_approx,
+        "description": file.description, "first_seen": file.first_seen, "trained_in": trained_in(keeper.ledger, file.sha256),
+        "status": file_status(keeper, file.sha256), "path": str(stored_path(keeper.home, file)),
+    }  # fmt: skip
+
+
+def version_lines(record: Mapping[str, Any]) -> list[str]:
+    """A version for a person."""
+    metrics = record.get("metrics") or {}
+    rows: list[tuple[str, Any]] = [
+        ("Parent", record.get("parent") or "none (a base)"),
+        ("Line of birth", record.get("line")),
+        ("State", record.get("state")),
+        ("Created", record.get("created")),
+        ("Exactness", record.get("exactness")),
+        ("Size", human_bytes(record["size_bytes"]) if record.get("size_bytes") else None),
+        *(
+            (key.replace("_", " ").capitalize(), value)
+            for key, value in metrics.items()
+            if not isinstance(value, list | dict)
+        ),
+    ]
+    lines = [visible(record.get("name")), *table([(label, value) for label, value in rows if value is not None], "  ")]
+    data = record.get("data") or []
+    if data:
+        lines += ["", f"  Learnt from {plural(len(data), 'file')}"]
+        lines += table([(item.get("file"), short_hash(item.get("sha256")), f"{item.get('examples', 0):,} examples",
+                         f"{human_tokens(item.get('tokens') or 0)} tokens") for item in data], "    ")  # fmt: skip
+    gate = record.get("gate") or {}
+    checks = gate.get("checks") if isinstance(gate, Mapping) else None
+    if checks:
+        lines += ["", "  Gate"]
+        lines += [f"    {tick(check.get('ok'))} {visible(check.get('name'))}: {visible(check.get('detail'))}"
+                  for check in checks]  # fmt: skip
+    return lines
+
+
+def file_lines(record: Mapping[str, Any]) -> list[str]:
+    """A file for a person."""
+    bad = record.get("bad_rows") or []
+    rows = [
+        ("SHA-256", record["sha256"]), ("Kind", record["kind"]), ("Size", human_bytes(record["size_bytes"])),
+        ("Examples", human_count(record["num_examples"])), ("Tokens", f"about {human_tokens(record['tokens_approx'])}"),
+        ("First seen", record["first_seen"]), ("Status", record["status"]),
+        ("Trained in", ", ".join(record["trained_in"]) or "nothing yet"), ("Bytes", record["path"]),
+    ]  # fmt: skip
+    if record["description"]:
+        rows.insert(1, ("Description", record["description"]))
+    if bad:
+        rows.append(("Bad rows", f"{len(bad)} (heirloom why tells which)"))
+    return [visible(record["filename"]), *table(rows, "  ")]
+
+
+def _sample(keeper: Any, file: Any) -> list[dict[str, Any]]:
+    """The first example of a file as pieces of text, each with whether it is trained."""
+    from guard.checks.rows import iter_examples
+    from guard.store.files import stored_path
+
+    if file.kind not in ("sft", "pretrain"):
+        raise NotFound(f"{visible(file.name)} is {file.kind}: nothing of it is trained", subject=file.sha256,
+                       hint="heirloom search finds what stands in documents")  # fmt: skip
+    example = next(iter_examples(stored_path(keeper.home, file), file.kind))
+    if file.kind == "pretrain":
+        return [{"text": example.fields["text"], "trained": True}]
+    from trainer.template import serialise
+
+    return [{"text": part.text, "trained": part.trained} for part in serialise(example.fields)]
+
+
+def _sample_lines(parts: list[dict[str, Any]], style: Any) -> list[str]:
+    """The example with what is trained between ⟦ and ⟧ (and green where colours are wanted)."""
+    pieces = []
+    for trained, run in itertools.groupby(parts, key=lambda part: part["trained"]):
+        text = _readable("".join(part["text"] for part in run))
+        pieces.append(style(f"⟦{text}⟧", "green") if trained else text)
+    return [*"".join(pieces).split("\n"), "", "(trained: ⟦...⟧; everything else is only read)"]
+
+
+def _readable(text: str) -> str:
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def rollback(
+    context: typer.Context,
+    version: _Version,
+    line: Annotated[str | None, typer.Option("--line", help="The line to move; the version's own otherwise.")] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Answer the question with yes.")] = False,
+    dry_run: _DryRun = False,
+) -> None:
+    """Make an earlier version the active one. Nothing is deleted; what it had not learnt is trainable again."""
+    caller: Caller = context.obj
+    request = {"version": version, "line": line, "reason": reason}
+    found = caller.call("rollback", {**request, "dry_run": True})
+    if dry_run or not found["changed"]:
+        caller.console.emit(found)
+        caller.console.say(*rollback_lines(found, done=False))
+        return
+    caller.console.say(*rollback_lines(found, done=False), "")
+    caller.confirm_yes(yes=yes, hint=f"heirloom rollback {version} --yes")
+    done = caller.call("rollback", {**request, "dry_run": False})
+    caller.console.emit(done)
+    caller.console.note(*rollback_lines(done, done=True))
+
+
+def rollback_lines(result: Mapping[str, Any], *, done: bool) -> list[str]:
+    """What a rollback does, or did, with everything that became trainable again."""
+    line, target = visible(result["line"]), visible(result["to"])
+    if not result["changed"]:
+        return [f"{target} is the active version of {line} already."]
+    lines = [f"✅ {line}: {visible(result['from'])} -> {target}" if done
+             else f"⏪ Roll back {line}: {visible(result['from'])} -> {target}"]  # fmt: skip
+    if result.get("parked_job"):
+        lines.append(f"   Job {result['parked_job']} is parked: heirloom queue retry or cancel decides about it")
+    again = result.get("trainable_again") or []
+    if again:
+        lines.append(f"   Trainable again (nothing re-queues by itself; drop or plan it): {plural(len(again), 'file')}")
+        lines += table(
+            [(item["file"], short_hash(item["sha256"]), f"{item['examples']:,} examples") for item in again], "     "
+        )
+    return lines
+
+
+def delete(
+    context: typer.Context,
+    version: _Version,
+    force: Annotated[bool, typer.Option("--force", help="Needed for every deletion.")] = False,
+    confirm_lineage: Annotated[bool, typer.Option("--confirm-lineage", help="Needed when others stand on it.")] = False,
+    confirm: Annotated[str | None, typer.Option("--confirm", metavar="FULL_NAME", help="Type the name here.")] = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Move a version to the trash. Base and active versions are protected, others by their children."""
+    from guard.store.keeper import open_reader
+    from guard.store.versions import find_version
+
+    caller: Caller = context.obj
+    with open_reader(caller.home()) as keeper:
+        name = find_version(keeper.ledger, version).name
+    request = {"version": version, "force": force, "confirm_lineage": confirm_lineage, "confirm": confirm}
+    # Protection first: nobody is asked to type a name for something that would be refused anyway.
+    found = caller.call("delete", {**request, "confirm": confirm or name, "dry_run": True})
+    if not dry_run:
+        if found["dependants"] and confirm is None:
+            request["confirm"] = _typed_name(caller, found["dependants"])
+        found = caller.call("delete", {**request, "dry_run": False})
+    caller.console.emit(found)
+    words = "would go" if dry_run else "went"
+    caller.console.note(f"{'' if dry_run else '✅ '}{visible(name)} {words} to the trash"
+                        f" (heirloom restore {visible(name)} brings it back)")  # fmt: skip
+
+
+def _typed_name(caller: Caller, dependants: list[str]) -> str | None:
+    from guard.checks.deletion import orphan_prompt
+
+    answer = caller.console.ask(f"{visible(orphan_prompt(tuple(dependants)))} ")
+    return answer.strip() if answer is not None else None
+
+
+def restore(
+    context: typer.Context,
+    version: _Version,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="trash|backup|PATH", help="Where to take it from.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Accepted for scripts; nothing is asked.")] = False,
+    dry_run: _DryRun = False,
+) -> None:
+    """Bring a version back, checked against its hashes. Nothing that exists is replaced before that."""
+    caller: Caller = context.obj
+    if source not in (None, "trash", "backup"):
+        source = str((caller.folder / Path(source).expanduser()).absolute())
+    found = caller.call("restore", {"version": version, "source": source, "dry_run": dry_run})
+    caller.console.emit(found)
+    words = "can be restored" if dry_run else "is back"
+    caller.console.note(f"{'' if dry_run else '✅ '}{visible(found['version'])} {words} from {visible(found['source'])}:"
+                        f" {visible(found['path'])}")  # fmt: skip

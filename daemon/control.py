@@ -1,0 +1,139 @@
+"""The control socket: one JSON line in, one JSON line out, for the processes of this home's owner only.
+
+Changing commands reach the running daemon here (law 13). The socket lies in `.heirloom/` with mode 0600. A slow or
+broken client costs its own connection. Not here: what an operation does (`operations.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from daemon.reactor import Reactor
+from guard.errors import DaemonNotRunning, HeirloomError
+
+__all__ = ["ControlServer", "ask", "is_listening"]
+
+MAX_REQUEST_BYTES = 1 << 20
+_PATH_LIMIT = 100
+
+
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """A name for the socket that fits into sockaddr_un (108 bytes), however deep the home lies."""
+    if len(os.fsencode(path)) <= _PATH_LIMIT:
+        yield os.fspath(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+class ControlServer:
+    """Answers one request per connection."""
+
+    def __init__(self, path: Path, reactor: Reactor, handle: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+        self.path, self.reactor, self.handle = path, reactor, handle
+        self._clients: dict[int, tuple[socket.socket, bytes]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # we hold the home lock: whoever made it is gone
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        with _reachable(path) as name:
+            self._listener.bind(name)
+        os.chmod(path, 0o600)
+        self._listener.listen(64)
+        reactor.add(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            client, _address = self._listener.accept()
+        except OSError:
+            return  # it gave up before we looked, or we are out of descriptors; the listener stays
+        client.setblocking(False)
+        self._clients[client.fileno()] = (client, b"")
+        number = client.fileno()
+        self.reactor.add(number, lambda: self._read(number))
+
+    def _read(self, number: int) -> None:
+        client, buffer = self._clients[number]
+        try:
+            data = client.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        buffer += data
+        if not data or len(buffer) > MAX_REQUEST_BYTES:
+            self._drop(number)
+        elif b"\n" in buffer:
+            self._answer(client, buffer.split(b"\n", 1)[0])
+            self._drop(number)
+        else:
+            self._clients[number] = (client, buffer)
+
+    def _answer(self, client: socket.socket, line: bytes) -> None:
+        try:
+            request = json.loads(line)
+            answer = {"ok": True, "result": self.handle(request)}
+        except HeirloomError as error:
+            answer = {"ok": False, **error.as_dict()}
+        except (ValueError, KeyError, TypeError) as error:
+            answer = {"ok": False, "error": "UsageError", "message": f"bad request: {error}", "hint": "", "subject": "",
+                      "exit_code": 2}  # fmt: skip
+        client.settimeout(2.0)
+        with contextlib.suppress(OSError):
+            client.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _drop(self, number: int) -> None:
+        client, _buffer = self._clients.pop(number)
+        self.reactor.remove(number)
+        client.close()
+
+    def close(self) -> None:
+        """Stop listening and take the socket away."""
+        for number in list(self._clients):
+            self._drop(number)
+        self.reactor.remove(self._listener.fileno())
+        self._listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a daemon answers on this socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as line:
+        line.settimeout(1.0)
+        try:
+            with _reachable(path) as name:
+                line.connect(name)
+        except OSError:
+            return False
+        return True
+
+
+def ask(path: Path, request: Mapping[str, Any], timeout: float = 120.0) -> dict[str, Any]:
+    """Send one request to the daemon and return its answer. Raises DaemonNotRunning when nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as line:
+        line.settimeout(timeout)
+        try:
+            with _reachable(path) as name:
+                line.connect(name)
+        except OSError as error:
+            raise DaemonNotRunning("no daemon answers for this home", subject=str(path), cause=error,
+                                   hint="start it: heirloom run") from error  # fmt: skip
+        line.sendall(json.dumps(dict(request)).encode() + b"\n")
+        chunks = []
+        while chunk := line.recv(1 << 16):
+            chunks.append(chunk)
+            if chunk.endswith(b"\n"):
+                break
+    if not chunks:
+        raise DaemonNotRunning("the daemon ended before it answered", subject=str(path), hint="heirloom status")
+    return json.loads(b"".join(chunks))

@@ -1,0 +1,152 @@
+"""The engine: intake, training, index and backup, driven by one `loop(now)` that never waits.
+
+The same engine serves the daemon (`service.py`), `run --once`, and a single command that must work something off
+while no daemon runs. It owns no truth: everything it knows is in the ledger, and it may be killed between any two
+instructions. Not here: signals, sockets and systemd.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from daemon.children import ReaderPool
+from daemon.index_runner import IndexRunner
+from daemon.intake import Intake
+from daemon.reactor import Reactor
+from daemon.runner import Runner
+from guard.errors import HeirloomError, is_environment
+from guard.store import views
+from guard.store.jobs import jobs_in
+from guard.store.keeper import Keeper
+from guard.store.vault import backup_steps
+
+__all__ = ["Engine"]
+
+BACKUP_SLICE_SECONDS = 0.05
+RETRY_BACKUP_SECONDS = 60.0
+# Waiting for these reasons is still work; an empty or unreadable file may wait for ever.
+_PASSING_REASONS = ("it changed a moment ago", "its last line is cut off", "it ends in zeroes")
+
+
+class Engine:
+    """Everything a home does by itself."""
+
+    def __init__(self, keeper: Keeper, reactor: Reactor, *, watch_inbox: bool = True) -> None:
+        self.keeper, self.reactor, self.watch_inbox = keeper, reactor, watch_inbox
+        self.pool = ReaderPool(reactor, keeper.settings.intake.memory_mb)
+        self.intake = Intake(keeper, self.pool)
+        self.runner = Runner(keeper, reactor, self._born)
+        self.index = IndexRunner(keeper, reactor)
+        self.backup_problem = ""
+        self.watch_problem = ""
+        self.home_problem = ""
+        self._backup: Iterator[str] | None = None
+        self._backup_due: float | None = 0.0
+        self._next_sweep = 0.0
+        self._views_cost = 0.0
+        self._views_at = 0.0
+
+    def loop(self, now: float) -> None:
+        """One round: take in, train, index, back up; a little of each."""
+        if self.home_problem:
+            self.check_home()
+            return
+        self.intake.take_up(now)
+        if self.watch_inbox and now >= self._next_sweep:
+            self.sweep(now)
+        self.pool.tick(now)
+        self.refresh_views(now)
+        self.runner.tick(now)
+        self.index.tick(now)
+        self._back_up(now)
+
+    def sweep(self, now: float) -> None:
+        """Look through the inbox now."""
+        self.intake.sweep(now)
+        due = self.intake.settler.next_due(now)
+        busy = 0.2 if self.intake.busy or self.pool.busy else None
+        waits = [item for item in (due, busy, self.keeper.settings.inbox.sweep_seconds) if item is not None]
+        self._next_sweep = now + max(0.05, min(waits))
+
+    def check_home(self) -> None:
+        """Is the home still whole? A vanished mount or store id halts the work with a clear word (law 9)."""
+        try:
+            self.keeper.home.check()
+            self.home_problem = ""
+        except HeirloomError as error:
+            self.home_problem = f"{error}; {error.hint}"
+
+    def hint(self) -> None:
+        """Something stirred in the inbox: look soon, but not for every event of a burst."""
+        self._next_sweep = min(self._next_sweep, self.keeper.clock.monotonic() + 0.1)
+
+    def wait_seconds(self, now: float) -> float:
+        """How long the loop may sleep before something is due."""
+        if self._backup is not None or self.intake.views_dirty:
+            return 0.0
+        busy = self.pool.busy or self.runner.current is not None or self.index.current is not None
+        return max(0.0, min(self._next_sweep - now if self.watch_inbox else 1.0, 0.25 if busy else 1.0))
+
+    # --- views and backups ---------------------------------------------------------------------------------------
+
+    def refresh_views(self, now: float) -> None:
+        """Make the views follow every admission; in a burst at most a twentieth of the time is spent on them."""
+        if not self.intake.views_dirty or (self.pool.busy and now < self._views_at + 20 * self._views_cost):
+            return
+        begun = time.monotonic()
+        views.refresh(self.keeper)
+        self._views_cost, self._views_at = time.monotonic() - begun, now
+        self.intake.views_dirty = False
+
+    def _born(self, name: str) -> None:
+        self._backup_due = self.keeper.clock.monotonic()
+
+    def _back_up(self, now: float) -> None:
+        if self._backup is None:
+            if self._backup_due is None or now < self._backup_due or not self.keeper.settings.backup.auto:
+                return
+            self._backup, self._backup_due = backup_steps(self.keeper), None
+        stop = time.monotonic() + BACKUP_SLICE_SECONDS
+        try:
+            while time.monotonic() < stop:
+                if next(self._backup, None) is None:
+                    self._backup, self.backup_problem = None, ""
+                    return
+        except (OSError, HeirloomError) as error:
+            # A failed backup never stops learning; it stands in the alerts until it succeeds.
+            self._backup, self._backup_due = None, now + RETRY_BACKUP_SECONDS
+            kind = "held" if is_environment(error) else "failed"
+            self.backup_problem = f"backup {kind}: {error}"
+
+    # --- is there anything left? ---------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do now that would be done by waiting a little: what `run --once` works towards."""
+        if self.intake.busy or self.pool.busy or self.intake.views_dirty or self._backup is not None:
+            return False
+        if self.runner.current is not None or self.index.current is not None:
+            return False
+        if self._backup_due is not None and self.keeper.settings.backup.auto and not self.backup_problem:
+            return False
+        if any(item.reason in _PASSING_REASONS for item in self.intake.settler.seen.values()):
+            return False
+        if self.runner.paused:
+            return True
+        return not any(True for job in jobs_in(self.keeper.ledger, "queued", "preparing", "training", "committing")
+                       if not self._blocked(job.line))  # fmt: skip
+
+    def _blocked(self, line: str) -> bool:
+        return any(job.line == line for job in jobs_in(self.keeper.ledger, "held"))
+
+    @property
+    def troubled(self) -> set[int]:
+        """Jobs that were held or failed while this engine ran."""
+        return self.runner.troubled | self.index.troubled
+
+    def close(self) -> None:
+        """End every child; what they were at goes on in the next life."""
+        self.runner.close()
+        self.index.close()
+        self.pool.close()

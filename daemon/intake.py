@@ -1,0 +1,228 @@
+"""Intake: from a file that lies in the inbox to its verdict. It drives; others judge and act.
+
+Each tick: sweep, settle, look for writers, peek at the end in a reader child, claim, identify in a reader child,
+decide, and admit or give back. Every step's outcome is in the ledger before the next begins, so that this object can
+be thrown away at any moment. Environment faults (disk full, too many open files) postpone and never count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from daemon.children import ReaderPool
+from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, sweep
+from daemon.settle import Settler, Sighting
+from guard.checks.kinds import ignore_reason
+from guard.errors import HeirloomError, is_environment
+from guard.names import safe_name
+from guard.store.admission import Decision, decide, finish_admission
+from guard.store.files import open_drops
+from guard.store.intake import claim, claimed_content, drop_folder, give_back, resume_claim, set_drop
+from guard.store.keeper import Keeper
+
+__all__ = ["Intake"]
+
+MAX_ATTEMPTS = 3
+RETRY_SECONDS = 15.0
+# Claims per tick: the loop must get back to its children and its socket many times a second.
+CLAIMS_PER_TICK = 50
+
+
+class Intake:
+    """The state of intake between ticks; all of it can be had again from the disk and the ledger."""
+
+    def __init__(self, keeper: Keeper, pool: ReaderPool) -> None:
+        self.keeper, self.pool = keeper, pool
+        self.settler = Settler(keeper.settings.inbox.settle_seconds)
+        self.last = Sweep()
+        self.problem = ""
+        self.views_dirty = False
+        self.in_flight: set[int] = set()
+        self._peeking: set[Path] = set()
+        self._peeked: dict[Path, tuple[tuple[int, ...], str]] = {}
+        self._retry_at: dict[int, float] = {}
+        self._kept = self._kept_sources()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.in_flight or self._peeking or self._retry_at)
+
+    def _kept_sources(self) -> set[tuple[str, str]]:
+        """Files that could not be moved (a read-only inbox) and were copied: they are not taken a second time."""
+        rows = self.keeper.ledger.rows("SELECT source, options FROM drops WHERE mode = 'copy' AND origin = 'inbox'")
+        return {(os.fsdecode(row["source"]), str(orjson.loads(row["options"]).get("signature"))) for row in rows}
+
+    # --- sweeping ------------------------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Look through the inbox once and take what is settled."""
+        try:
+            self.last = sweep(self.keeper.home, ignore_reason)
+        except OSError as error:
+            self.problem = f"the inbox cannot be read: {error.strerror or error}"
+            return
+        self.problem = ""
+        files = [item for item in self.last.files if (str(item.path), _mark(item)) not in self._kept]
+        ready = [item for item in self.settler.look(files, now) if item.path not in self._peeking]
+        for item in ready[:CLAIMS_PER_TICK]:
+            self._consider(item, now)
+
+    def _consider(self, item: Sighting, now: float) -> None:
+        try:
+            if has_writer(item.path):
+                self.settler.postpone(item.path, "somebody still writes to it")
+                return
+            if self._needs_peek(item):
+                self._peek(item)
+                return
+            grace = self.keeper.settings.intake.tail_grace_seconds
+            problem = self._peeked.get(item.path, ((), ""))[1]
+            if problem and self.settler.still_for(item.path, now) < grace:
+                self.settler.postpone(item.path, problem)
+                return
+            self._claim(item)
+        except FileNotFoundError:
+            self.settler.forget(item.path)
+        except OSError as error:
+            self.settler.postpone(item.path, f"it cannot be taken now: {error.strerror}")
+            if not is_environment(error) and not isinstance(error, PermissionError):
+                raise
+
+    def _needs_peek(self, item: Sighting) -> bool:
+        return self._peeked.get(item.path, ((), ""))[0] != item.signature
+
+    def _peek(self, item: Sighting) -> None:
+        self._peeking.add(item.path)
+
+        def done(answer: Mapping[str, Any]) -> None:
+            self._peeking.discard(item.path)
+            self._peeked[item.path] = (item.signature, str(answer.get("tail", "")))
+
+        body = {"id": 0, "task": "tail", "path": str(item.path), "name": safe_name(item.path.name)}
+        self.pool.submit(body, 0, done)
+
+    def _claim(self, item: Sighting) -> None:
+        options: dict[str, Any] = {"dropped_as": safe_name(dropped_as(self.keeper.home, item.path)),
+                                   "signature": _mark(item)}  # fmt: skip
+        drop = claim(self.keeper, item.path, forced_kind=forced_kind(self.keeper.home, item.path), options=options)
+        self.settler.forget(item.path)
+        self._peeked.pop(item.path, None)
+        row = self.keeper.ledger.row("SELECT state, mode FROM drops WHERE id = ?", (drop,))
+        assert row is not None
+        if row["mode"] == "copy":
+            self._kept.add((str(item.path), _mark(item)))
+        if row["state"] == "claimed":
+            self._identify(drop)
+
+    # --- identification ------------------------------------------------------------------------------------------
+
+    def take_up(self, now: float) -> None:
+        """Find work that an earlier life or an environment fault left: claimed drops, and copies asked for."""
+        for row in open_drops(self.keeper.ledger):
+            if row["id"] in self.in_flight or self._retry_at.get(row["id"], 0.0) > now:
+                continue
+            self._retry_at.pop(row["id"], None)
+            if row["state"] == "claiming":
+                state = resume_claim(self.keeper, row["id"], Path(os.fsdecode(row["source"])), move=row["mode"] == "move")
+                if state == "claimed":
+                    self._identify(row["id"])
+            elif row["state"] == "claimed":
+                self._identify(row["id"])
+            else:
+                self._finish(row["id"], now)
+
+    def _finish(self, drop: int, now: float) -> None:
+        """An admission or return that an environment fault interrupted."""
+        row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
+        assert row is not None
+        record = orjson.loads(row["verdict"])
+        try:
+            if row["state"] == "admitting":
+                finish_admission(self.keeper, row, record, Decision(**record["decision"]))
+            else:
+                give_back(self.keeper, drop, record["verdict"], row["reason"], record["why"], record)
+            self.views_dirty = True
+        except (OSError, HeirloomError) as error:
+            self._hold(drop, error, now)
+
+    def _identify(self, drop: int) -> None:
+        row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
+        assert row is not None
+        content = claimed_content(self.keeper, drop)
+        out = drop_folder(self.keeper, drop) / "identity"
+        out.mkdir(exist_ok=True)
+        intake = self.keeper.settings.intake
+        body = {
+            "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
+            "out_folder": str(out),
+            "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
+        }  # fmt: skip
+        self.in_flight.add(drop)
+        self.pool.submit(body, content.stat().st_size, lambda answer: self._identified(drop, answer))
+
+    def _identified(self, drop: int, answer: dict[str, Any]) -> None:
+        self.in_flight.discard(drop)
+        now = self.keeper.clock.monotonic()
+        try:
+            if answer.get("fault") == "crash":
+                self._crashed(drop, str(answer["message"]))
+            elif answer.get("fault"):
+                self._retry_at[drop] = now + RETRY_SECONDS
+                self.problem = f"reading is held: {answer.get('message')}"
+            else:
+                self._conclude(drop, answer)
+        except (OSError, HeirloomError) as error:
+            self._hold(drop, error, now)
+
+    def _hold(self, drop: int, error: BaseException, now: float) -> None:
+        """The machine could not do it: try again later, blame nobody. Anything else is ours to hear about."""
+        if not is_environment(error):
+            raise error
+        self.problem = f"intake is held: {error}"
+        self._retry_at[drop] = now + RETRY_SECONDS
+
+    def _crashed(self, drop: int, message: str) -> None:
+        """A reader that died over a file costs the file one of its chances (law 12)."""
+        attempts = 1 + int(self.keeper.ledger.value("SELECT attempts FROM drops WHERE id = ?", (drop,)))
+        with self.keeper.ledger.transaction():
+            set_drop(self.keeper, drop, "claimed", message, attempts=attempts)
+        if attempts < MAX_ATTEMPTS:
+            self._identify(drop)
+            return
+        reason = f"it could not be read: {message} ({attempts} attempts)"
+        self._return(drop, "rejected", reason, f"{reason}\n\nSplit it into smaller files, or mend it, and drop it again.\n", {})
+
+    def _conclude(self, drop: int, answer: dict[str, Any]) -> None:
+        row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
+        assert row is not None
+        if answer["verdict"] == "wait":
+            # A writer that had it open when it was taken still writes: read it again when it holds still.
+            self._retry_at[drop] = self.keeper.clock.monotonic() + RETRY_SECONDS
+            return
+        if answer["verdict"] != "ok":
+            self._return(drop, "rejected", str(answer["reason"]), str(answer["why"]), answer)
+            return
+        options = orjson.loads(row["options"])
+        record = {**answer, "name": row["name"], "dropped_as": options.get("dropped_as", row["name"])}
+        decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity")
+        if decision.verdict == "duplicate":
+            why = f"{row['name']} is a duplicate: {decision.reason}.\n\nNothing was trained from it and nothing was lost.\n"
+            self._return(drop, "duplicate", decision.reason, why, {**record, "decision": asdict(decision)})
+            return
+        finish_admission(self.keeper, row, record, decision)
+        self.views_dirty = True
+
+    def _return(self, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> None:
+        """Give a file back with its reason; an earlier rejection of the same name is not forgotten by `why`."""
+        give_back(self.keeper, drop, verdict, reason, why, record)
+        self.views_dirty = True
+
+
+def _mark(item: Sighting) -> str:
+    return ",".join(str(number) for number in item.signature)

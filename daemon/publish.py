@@ -1,0 +1,121 @@
+"""From a child that says it has finished to a version: prove, gate, announce, bring to birth. The order of DESIGN 6."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from daemon.records import base_record, forked_record, learnt_of
+from guard.checks.gate import judge, loss_pairs
+from guard.checks.proof import prove
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new
+from guard.errors import CheckFailed, Damage
+from guard.failpoints import point
+from guard.names import slugify
+from guard.store.birth import announce, finish_birth, hash_folder
+from guard.store.files import get_file
+from guard.store.jobs import Job, find_job
+from guard.store.keeper import Keeper
+from guard.store.versions import ancestors, line_tip, version_by_id
+
+__all__ = ["adopt_dataset", "publish_base", "publish_child", "read_result"]
+
+
+def read_result(staging: Path, name: str) -> dict[str, Any]:
+    """A child's answer. Raises Damage when it is missing or torn."""
+    try:
+        return json.loads((staging / name).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damage(f"the child left no readable {name}", subject=str(staging), cause=error,
+                     hint="the job is tried again") from error  # fmt: skip
+
+
+def adopt_dataset(keeper: Keeper, job: Job, prepared: dict[str, Any]) -> dict[str, Any]:
+    """Move a freshly prepared dataset from staging to `data/shards/<id>/`; one that is there already serves as it is."""
+    target = keeper.home.shards / prepared["dataset_id"]
+    staged = keeper.home.staging_of(job.id) / "prepare"
+    point("prepare.intended")
+    if prepared.get("dataset_damaged") and staged.is_dir():
+        remove_tree(target)  # shards are derived; the good ones made from the originals lie in staging
+    if not target.exists() and staged.is_dir():
+        fsync_tree(staged)
+        rename_new(staged, target)
+    point("prepare.renamed")
+    path = target if prepared["dataset_made"] or target.exists() else Path(prepared["dataset_path"])
+    if not (path / "dataset_metadata.json").is_file():
+        raise Damage(f"the prepared dataset {prepared['dataset_id'][:12]} is not at {path}", subject=str(path),
+                     hint="the job prepares it again: heirloom queue retry ID")  # fmt: skip
+    return {**prepared, "dataset_path": str(path)}
+
+
+def _best_losses(keeper: Keeper, base_id: int) -> dict[str, float]:
+    """The lowest loss each evaluation set ever had among a version and its ancestors."""
+    best: dict[str, float] = {}
+    for number in ancestors(keeper.ledger, base_id):
+        for row in version_by_id(keeper.ledger, number).record["metrics"].get("evaluation", []):
+            loss = row.get("child_loss")
+            if loss is not None:
+                best[row["name"]] = min(loss, best.get(row["name"], loss))
+    return best
+
+
+def _line_for(keeper: Keeper, job: Job, base_id: int) -> str:
+    """The job's line while its parent is still the tip; otherwise a line of its own, never a jump over a sibling."""
+    tip = line_tip(keeper.ledger, job.line)
+    if tip is None or tip.id == base_id:
+        return job.line
+    name, number = job.slug, 1
+    while line_tip(keeper.ledger, name) is not None:
+        number += 1
+        name = f"{slugify(job.slug)}_{number}"
+    return name
+
+
+def publish_child(keeper: Keeper, number: int) -> tuple[str, str]:
+    """Prove, gate and seal a finished training job; returns (version name, "passed" or "quarantined").
+
+    Raises CheckFailed when the proof of training fails: nothing is published.
+    """
+    job = find_job(keeper.ledger, number)
+    staging = keeper.home.staging_of(job.id)
+    plan, result = job.plan["train"], read_result(staging, "result.json")
+    proof = prove(plan, result, hash_folder(staging / "out"))
+    if not proof.ok:
+        raise CheckFailed(f"no proof of training: {proof.reason}", subject=f"job {job.id}",
+                          hint="the data keeps its chances: heirloom queue retry ID")  # fmt: skip
+    point("birth.proven")
+    mode = keeper.settings.gate
+    gate = judge(loss_pairs(result["evaluation"], _best_losses(keeper, plan["base"]["id"])), result["generation"])
+    base = version_by_id(keeper.ledger, plan["base"]["id"])
+    files = []
+    for sha256 in job.files:
+        file = get_file(keeper.ledger, sha256)
+        assert file is not None, "a job's files are never removed from the ledger"
+        files.append({"name": file.name, "sha256": sha256, "kind": file.kind})
+    record = forked_record(plan, result, base.record, gate, mode=mode, line=_line_for(keeper, job, base.id),
+                           created=keeper.clock.utc(), files=files)  # fmt: skip
+    passed = gate.ok or mode != "enforce"
+    announce(keeper, job, record, becomes_tip=passed, learnt=learnt_of(plan["prepared"]))
+    return finish_birth(keeper, job.id), "passed" if passed else "quarantined"
+
+
+def publish_base(keeper: Keeper, number: int) -> str:
+    """Prove and seal a base made from a recipe; returns the version's name. Raises CheckFailed."""
+    job = find_job(keeper.ledger, number)
+    staging = keeper.home.staging_of(job.id)
+    request, result = job.plan["train"], read_result(staging, "result.json")
+    proof = prove(request, result, hash_folder(staging / "out"))
+    if not proof.ok:
+        raise CheckFailed(f"the base was not made as planned: {proof.reason}", subject=f"job {job.id}",
+                          hint="try again: heirloom init")  # fmt: skip
+    record = base_record(request, result, line=job.line, created=keeper.clock.utc())
+    announce(keeper, job, record, becomes_tip=True, learnt=[])
+    return finish_birth(keeper, job.id)
+
+
+def ensure_staging(keeper: Keeper, job: int) -> Path:
+    """The staging folder of a job, the only place its child writes."""
+    folder = keeper.home.staging_of(job)
+    make_dir(folder)
+    return folder

@@ -1,0 +1,206 @@
+"""The state of a home in one dictionary (`status --json`), read from the ledger with or without a daemon.
+
+Also publishes `.heirloom/status.json` for readers that may not open the ledger. Only the few facts that no ledger
+holds (what waits in the inbox, alerts of the moment) come from the daemon's last published word. No numpy, no torch:
+this must answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from daemon.control import is_listening
+from guard.durable import publish
+from guard.errors import EnvironmentFault
+from guard.home import Home
+from guard.names import index_name
+from guard.store.jobs import Job, counts, jobs_in
+from guard.store.keeper import Keeper, open_reader
+from guard.store.versions import tips, tokens_trained
+
+__all__ = ["compose", "daemon_running", "publish_status", "status"]
+
+GB = 1e9
+
+
+def daemon_running(home: Home) -> bool:
+    """Whether a daemon answers for this home."""
+    return is_listening(home.socket)
+
+
+def status(home: Home) -> dict[str, Any]:
+    """The state of a home now. Raises Damage for a home that is not whole."""
+    published = _published(home)
+    running = daemon_running(home)
+    try:
+        with open_reader(home) as keeper:
+            found = compose(keeper, published.get("live", {}) if running else {}, running=running)
+    except EnvironmentFault:
+        if "state" not in published:
+            raise
+        found = published
+    found.pop("live", None)
+    if not running:
+        found["state"], found["training"] = "stopped", None
+    return found
+
+
+def _published(home: Home) -> dict[str, Any]:
+    try:
+        return json.loads(home.status_file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def publish_status(keeper: Keeper, live: Mapping[str, Any]) -> dict[str, Any]:
+    """Compose and publish the state; called by the daemon about once a second."""
+    found = compose(keeper, live, running=True)
+    publish(keeper.home.status_file, orjson.dumps({**found, "live": dict(live), "schema": 1}))
+    return found
+
+
+def compose(keeper: Keeper, live: Mapping[str, Any], *, running: bool) -> dict[str, Any]:
+    """Put the state together. `live`: waiting {path: reason}, ignored, problems [text] from the running daemon."""
+    ledger = keeper.ledger
+    jobs = counts(ledger)
+    active = tips(ledger)
+    current = [job for job in jobs_in(ledger, "preparing", "training", "committing")]
+    training = next((job for job in current if job.kind in ("train", "base")), None)
+    indexing = any(job.kind == "index" for job in current)
+    trained = tokens_trained(ledger, active["policy"].id) if "policy" in active else 0
+    speed = _speed(keeper, training)
+    index = ledger.value("SELECT max(id) FROM indexes WHERE state = 'active'")
+    paused = ledger.meta("paused") == "1"
+    goal = int(keeper.settings.goal.tokens)
+    return {
+        "state": _state(running, training, indexing, paused, jobs),
+        "active": {line: version.name for line, version in active.items()},
+        "index": index_name(index) if index else None,
+        "training": _training(keeper, training) if running else None,
+        "queue": {
+            "queued": jobs.get("queued", 0), "running": sum(jobs.get(key, 0) for key in ("preparing", "training", "committing")),
+            "held": jobs.get("held", 0), "failed": jobs.get("failed", 0), "done": jobs.get("done", 0),
+            "parked": jobs.get("parked", 0), "quarantined": jobs.get("quarantined", 0),
+        },
+        "inbox": _inbox(keeper, live, running),
+        "tokens": {"trained": trained, "goal": goal, "per_second": speed,
+                   "eta": round((goal - trained) / speed) if speed and goal > trained else None},
+        "disk": _disk(keeper, active.get("policy")),
+        "alerts": _alerts(keeper, live, jobs),
+    }  # fmt: skip
+
+
+def _state(running: bool, training: Job | None, indexing: bool, paused: bool, jobs: Mapping[str, int]) -> str:
+    if not running:
+        return "stopped"
+    if paused:
+        return "paused"
+    if training is not None:
+        return "preparing" if training.state == "preparing" else "training"
+    if indexing:
+        return "indexing"
+    return "held" if jobs.get("held") else "idle"
+
+
+def _progress(keeper: Keeper, job: Job) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((keeper.home.staging_of(job.id) / "progress.json").read_text("utf-8"))
+    return {}
+
+
+def _training(keeper: Keeper, job: Job | None) -> dict[str, Any] | None:
+    if job is None:
+        return None
+    plan, told = job.plan.get("train", {}), _progress(keeper, job)
+    base = plan.get("base", {}).get("name")
+    return {
+        "job": job.id, "base": base, "output": plan.get("output", {}).get("name"), "phase": told.get("phase") or job.state,
+        "step": int(told.get("step") or 0), "steps": int(plan.get("steps") or told.get("steps") or 0),
+        "loss": told.get("loss"), "tokens_per_second": told.get("tokens_per_second"),
+        "eta_seconds": told.get("eta_seconds"),
+    }  # fmt: skip
+
+
+def _speed(keeper: Keeper, job: Job | None) -> float | None:
+    """Tokens per second: of the running job, else of the newest trained version."""
+    if job is not None:
+        speed = _progress(keeper, job).get("tokens_per_second")
+        if speed:
+            return float(speed)
+    value = keeper.ledger.value(
+        "SELECT json_extract(record, '$.metrics.tokens_per_second') FROM versions WHERE tokens > 0 ORDER BY id DESC LIMIT 1")
+    return float(value) if value else None
+
+
+def _inbox(keeper: Keeper, live: Mapping[str, Any], running: bool) -> dict[str, int]:
+    counted = {row[0]: row[1] for row in keeper.ledger.rows("SELECT state, count(*) FROM drops GROUP BY state")}
+    on_the_way = sum(counted.get(key, 0) for key in ("claiming", "claimed", "admitting", "returning"))
+    waiting = int(live.get("waiting_count", 0)) if running else _count_inbox(keeper.home)
+    return {"waiting": waiting + on_the_way, "rejected": counted.get("rejected", 0),
+            "duplicates": counted.get("duplicate", 0), "ignored": int(live.get("ignored_count", 0))}  # fmt: skip
+
+
+def _count_inbox(home: Home) -> int:
+    """Files lying in the inbox while no daemon looks: names that nothing ignores."""
+    from guard.checks.kinds import ignore_reason
+
+    total = 0
+    for folder, names, files in os.walk(home.inbox):
+        if folder == str(home.inbox):
+            names[:] = [name for name in names if name not in ("rejected", "duplicates")]
+        prefix = os.path.relpath(folder, home.inbox)
+        for name in files:
+            relative = name if prefix == "." else f"{prefix}/{name}"
+            total += not ignore_reason(relative)
+    return total
+
+
+def _disk(keeper: Keeper, tip: Any) -> dict[str, int]:
+    free = keeper.home.free_bytes()
+    room = max(0, free - int(keeper.settings.disk.reserve_gb * GB))
+    # A fork leaves a version and its backup behind.
+    per_fork = 2 * tip.size_bytes if tip is not None and tip.size_bytes else 0
+    return {"free_bytes": free, "reserve_bytes": int(keeper.settings.disk.reserve_gb * GB),
+            "forks_left": room // per_fork if per_fork else 0}  # fmt: skip
+
+
+def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) -> list[dict[str, str]]:
+    alerts = [{"what": text, "remedy": "heirloom doctor"} for text in live.get("problems", [])]
+    disk = _disk(keeper, None)
+    if disk["free_bytes"] < disk["reserve_bytes"]:
+        alerts.append({"what": f"only {disk['free_bytes'] / GB:.1f} GB free; {disk['reserve_bytes'] / GB:.1f} GB stay reserved, "
+                               "so training waits", "remedy": "free space, or lower disk.reserve_gb"})  # fmt: skip
+    for state, remedy in (("held", "it is retried by itself: heirloom queue"), ("parked", "heirloom queue retry ID"),
+                          ("failed", "heirloom queue retry ID"), ("quarantined", "heirloom queue; heirloom show VERSION")):  # fmt: skip
+        if jobs.get(state):
+            reason = keeper.ledger.value("SELECT reason FROM jobs WHERE state = ? ORDER BY updated DESC LIMIT 1", (state,))
+            alerts.append({"what": f"{jobs[state]} job{'s' if jobs[state] > 1 else ''} {state}: {reason}", "remedy": remedy})
+    vault = keeper.home.vault(keeper.settings.backup.path)
+    with contextlib.suppress(OSError):
+        if os.stat(vault if vault.exists() else keeper.home.root).st_dev == os.stat(keeper.home.models).st_dev:
+            alerts.append({"what": "backups lie on the same disk as the models: a lost disk loses both",
+                           "remedy": "set backup.path to a folder on another disk"})  # fmt: skip
+    return alerts
+
+
+def live_facts(engine: Any) -> dict[str, Any]:
+    """What only the running engine knows, for `compose`."""
+    waiting = engine.intake.settler.waiting()
+    ignored = {str(path): reason for path, reason in engine.intake.last.ignored.items()}
+    problems = [text for text in (engine.home_problem, engine.intake.problem, engine.backup_problem,
+                                engine.watch_problem) if text]
+    shown = dict(list(waiting.items())[:100])
+    return {"waiting": {_shown(key): value for key, value in shown.items()}, "waiting_count": len(waiting),
+            "ignored": {_shown(key): value for key, value in list(ignored.items())[:100]},
+            "ignored_count": len(ignored), "problems": problems, "at": time.time()}  # fmt: skip
+
+
+def _shown(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,102 @@
+"""Looking at the inbox: one sweep is the truth about what lies there; events only say "look".
+
+Symbolic links, pipes, sockets and devices are never opened, followed or moved. Not here: when a file is finished
+(`settle.py`) and what its content is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from daemon.settle import Sighting
+from guard.home import Home
+
+__all__ = ["KIND_FOLDERS", "Sweep", "dropped_as", "forced_kind", "has_writer", "sweep"]
+
+KIND_FOLDERS = ("pretrain", "sft", "preference", "task", "mutation", "docs")
+
+
+@dataclass
+class Sweep:
+    """What one look found: files to watch, and what is ignored with the reason."""
+
+    files: list[Sighting] = field(default_factory=list)
+    ignored: dict[Path, str] = field(default_factory=dict)
+
+
+def sweep(home: Home, ignore_reason: Callable[[str], str]) -> Sweep:
+    """Walk the inbox. Raises FileNotFoundError when the inbox itself is missing (law 9: that is not "empty")."""
+    found = Sweep()
+    for path, facts in _walk(home.inbox, top=home.inbox, found=found):
+        relative = os.path.relpath(path, home.inbox)
+        reason = ignore_reason(relative)
+        if reason:
+            found.ignored[path] = reason
+        elif not stat.S_ISREG(facts.st_mode):
+            found.ignored[path] = "not a regular file"
+        else:
+            found.files.append(_sighting(path, facts))
+    return found
+
+
+def _walk(folder: Path, *, top: Path, found: Sweep) -> Iterator[tuple[Path, os.stat_result]]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        if folder == top:
+            raise
+        found.ignored[folder] = f"this folder cannot be read: {error.strerror}"
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        try:
+            facts = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue  # it went between the listing and the look: the next sweep knows
+        if stat.S_ISDIR(facts.st_mode):
+            if folder == top and entry.name in ("rejected", "duplicates"):
+                continue
+            yield from _walk(path, top=top, found=found)
+        else:
+            yield path, facts
+
+
+def _sighting(path: Path, facts: os.stat_result) -> Sighting:
+    signature = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    problem = "" if os.access(path, os.R_OK, follow_symlinks=False) and facts.st_mode & 0o444 else "unreadable"
+    return Sighting(path, signature, facts.st_size, problem)
+
+
+def has_writer(path: Path) -> bool:
+    """Whether somebody holds the file open for writing: a read lease is refused then. False where leases are unknown.
+
+    Raises OSError when the file cannot be opened at all.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        # EAGAIN: a writer has it open. Anything else (foreign owner, network file system): leases cannot tell.
+        return error.errno == errno.EAGAIN
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def forced_kind(home: Home, path: Path) -> str | None:
+    """The kind that `inbox/<kind>/` forces, or None."""
+    parts = Path(os.path.relpath(path, home.inbox)).parts
+    return parts[0] if len(parts) > 1 and parts[0] in KIND_FOLDERS else None
+
+
+def dropped_as(home: Home, path: Path) -> str:
+    """The path under which a file was dropped, without the kind folder: what makes a document "the same one"."""
+    relative = Path(os.path.relpath(path, home.inbox))
+    return str(Path(*relative.parts[1:]) if forced_kind(home, path) else relative)

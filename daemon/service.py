@@ -1,0 +1,174 @@
+"""The daemon in the foreground: lock, recovery, then one loop until asked to stop.
+
+Signal handlers set a flag and nothing else; timers (APScheduler) put names into a list and wake the loop; watchdog
+wakes it too. SIGTERM: the running child finishes its step and takes a snapshot, then exit 0. systemd's WATCHDOG is
+fed by finished rounds of the loop only. Not here: what a round does (`engine.py`).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC
+from types import FrameType
+from typing import Any
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from daemon.control import ControlServer
+from daemon.engine import Engine
+from daemon.notify import Notifier
+from daemon.operations import perform
+from daemon.reactor import Reactor
+from daemon.report import live_facts, publish_status
+from daemon.watch import Watcher
+from guard.clock import SYSTEM_CLOCK
+from guard.errors import CheckFailed
+from guard.home import Home
+from guard.lock import home_lock
+from guard.store import views
+from guard.store.jobs import RUNNING, counts
+from guard.store.keeper import Keeper, default_actor, open_writer
+from guard.store.recovery import recover
+
+__all__ = ["Service", "run"]
+
+STATUS_SECONDS = 1.0
+STOP_SECONDS = 600.0
+TIMERS = {"sweep": 30, "disk": 60, "views": 300, "heartbeat": 10, "watcher": 5}
+EXIT_TROUBLED = 3
+
+
+class Service:
+    """One life of the daemon over one home."""
+
+    def __init__(self, home: Home, keeper: Keeper, *, once: bool, notifier: Notifier) -> None:
+        self.home, self.keeper, self.once, self.notifier = home, keeper, once, notifier
+        self.reactor = Reactor()
+        self.engine = Engine(keeper, self.reactor)
+        self.watcher = Watcher(home.inbox, self.reactor.wake)
+        self.control = ControlServer(home.socket, self.reactor, self._handle)
+        self.asked_to_stop = False
+        self.stop_since: float | None = None
+        self._due: deque[str] = deque()
+        self._status_at = 0.0
+        self._idle_rounds = 0
+        self._scheduler = BackgroundScheduler(timezone=UTC)
+
+    # --- asked from outside --------------------------------------------------------------------------------------
+
+    def _handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """One request of the control socket."""
+        if self.asked_to_stop:
+            raise CheckFailed("the daemon is stopping", hint="try again in a moment")
+        ledger = self.keeper.ledger
+        daemon, ledger.actor = ledger.actor, str(request.get("actor") or "socket")
+        try:
+            return perform(self.engine, str(request["operation"]), request.get("arguments") or {})
+        finally:
+            ledger.actor = daemon
+
+    def ask_to_stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
+        """The signal handler: a flag and a wake-up."""
+        self.asked_to_stop = True
+        self.reactor.wake()
+
+    def _tick(self, name: str) -> None:
+        self._due.append(name)
+        self.reactor.wake()
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Work until asked to stop, or with `once` until nothing is left; returns the exit code."""
+        self._start()
+        try:
+            while not self._finished():
+                self.round(self.keeper.clock.monotonic())
+        finally:
+            self._stop()
+        return EXIT_TROUBLED if self.once and self.engine.troubled and not self.asked_to_stop else 0
+
+    def _start(self) -> None:
+        for name, seconds in TIMERS.items():
+            self._scheduler.add_job(self._tick, "interval", args=[name], seconds=seconds, misfire_grace_time=None,
+                                    coalesce=True)  # fmt: skip
+        self._scheduler.start()
+        self.watcher.check()
+        publish_status(self.keeper, live_facts(self.engine))
+        self.notifier.send("READY=1", "STATUS=ready")
+
+    def round(self, now: float) -> None:
+        """One finished round of work; the watchdog is fed for it."""
+        self._timers(now)
+        if self.asked_to_stop and self.stop_since is None:
+            self.stop_since = now
+            self.notifier.send("STOPPING=1", "STATUS=finishing the step")
+            self.engine.runner.begin_stop()
+        if not self.asked_to_stop:
+            self.engine.loop(now)
+        self._publish(now)
+        self.notifier.send("WATCHDOG=1")
+        self._idle_rounds = self._idle_rounds + 1 if self.engine.idle else 0
+        self.reactor.woken = False
+        self.reactor.poll(0.1 if self.asked_to_stop else self.engine.wait_seconds(self.keeper.clock.monotonic()))
+        if self.reactor.woken:
+            self.engine.hint()
+
+    def _timers(self, now: float) -> None:
+        while self._due:
+            name = self._due.popleft()
+            if name in ("sweep", "watcher"):
+                self.watcher.check()
+                self.engine.watch_problem = self.watcher.problem
+            if name == "views" and views.stale(self.keeper):
+                self.engine.intake.views_dirty = True
+            if name == "disk":
+                self.engine.check_home()
+
+    def _publish(self, now: float) -> None:
+        if now - self._status_at < STATUS_SECONDS:
+            return
+        self._status_at = now
+        found = publish_status(self.keeper, live_facts(self.engine))
+        self.notifier.send(f"STATUS={found['state']}, {found['queue']['queued']} queued")
+
+    def _finished(self) -> bool:
+        if self.asked_to_stop and self.stop_since is not None:
+            late = self.keeper.clock.monotonic() - self.stop_since > STOP_SECONDS
+            return self.engine.runner.current is None or late
+        # Two idle rounds with a sweep between them: a file dropped in the last moment is still seen.
+        return self.once and self._idle_rounds > 2
+
+    def _stop(self) -> None:
+        self._scheduler.shutdown(wait=False)
+        self.watcher.stop()
+        self.control.close()
+        self.engine.close()
+        if self.engine.intake.views_dirty:
+            views.refresh(self.keeper)
+        publish_status(self.keeper, live_facts(self.engine))
+        self.reactor.close()
+
+
+def run(home: Home, once: bool = False) -> int:
+    """Run the daemon over a home. Raises Busy naming the holder, Damage for a home that is not whole."""
+    home.check()
+    with home_lock(home, command="heirloom run --once" if once else "heirloom run", since=SYSTEM_CLOCK.utc()):
+        keeper = open_writer(home, actor=default_actor("daemon"))
+        try:
+            for line in recover(keeper):
+                print(f"recovered: {line}", file=sys.stderr)
+            service = Service(home, keeper, once=once, notifier=Notifier.from_environment())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, service.ask_to_stop)
+            with keeper.ledger.transaction():
+                keeper.ledger.event("daemon.started", "daemon", once=once)
+            code = service.run()
+            with keeper.ledger.transaction():
+                keeper.ledger.event("daemon.stopped", "daemon", running=sum(counts(keeper.ledger).get(key, 0) for key in RUNNING))
+            return code
+        finally:
+            keeper.ledger.close()

@@ -1,0 +1,83 @@
+"""Making a home with its first version: `init` returns when `v001_baseline` is sealed, not before.
+
+An `init` that was cut short is finished by running it again; a home that has a version is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from daemon.client import local_engine
+from guard.clock import SYSTEM_CLOCK, Clock
+from guard.errors import CheckFailed, UsageError
+from guard.home import Home
+from guard.store.create import create_home
+from guard.store.jobs import add_job, find_job, jobs_in
+from guard.store.keeper import Keeper
+from guard.store.versions import all_versions
+from trainer.recipe import find_recipe, load_recipe, resolve
+
+__all__ = ["SHIPPED_CONFIGS", "init_home", "queue_base"]
+
+SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TOKENIZATIONS = ("gpt2", "char")
+
+
+def queue_base(keeper: Keeper, recipe: str, tokenization: str, *, line: str, slug: str, seed: int | None = None) -> int:
+    """Queue the making of a base inside the current transaction; returns the job. Raises UsageError, NotFound."""
+    if tokenization not in TOKENIZATIONS:
+        raise UsageError(f"unknown tokenization {tokenization!r}", subject=tokenization,
+                         hint=f"one of {', '.join(TOKENIZATIONS)}")  # fmt: skip
+    chosen = load_recipe(find_recipe(recipe, [keeper.home.configs, SHIPPED_CONFIGS], "pretrain"))
+    if chosen.model is None:
+        raise UsageError(f"the recipe {recipe} describes no model", subject=recipe,
+                         hint="a base needs a recipe of configs/pretrain/")  # fmt: skip
+    if seed is not None:
+        chosen = resolve(chosen, {"seed": seed})
+    return add_job(keeper.ledger, kind="base", stage="base", line=line, slug=slug,
+                   request={"recipe": chosen.as_dict(), "tokenization": tokenization, "origin": "init"})  # fmt: skip
+
+
+def init_home(
+    directory: Path, *, recipe: str, tokenization: str, seed: int | None, progress: Callable[[str], None],
+    clock: Clock = SYSTEM_CLOCK,
+) -> dict[str, Any]:  # fmt: skip
+    """Make a home and seal its base. Raises CheckFailed over a finished home, UsageError for a wrong recipe."""
+    home = Home(directory.expanduser().absolute())
+    # A wrong name must be refused before the first folder is made.
+    if tokenization not in TOKENIZATIONS:
+        raise UsageError(f"unknown tokenization {tokenization!r}", hint=f"one of {', '.join(TOKENIZATIONS)}")
+    load_recipe(find_recipe(recipe, [home.configs, SHIPPED_CONFIGS], "pretrain"))
+    if not home.store_id_file.exists():
+        progress(f"making a home in {home.root}")
+        create_home(home, clock=clock, recipes=SHIPPED_CONFIGS)
+    with local_engine(home, "init") as engine:
+        keeper = engine.keeper
+        if all_versions(keeper.ledger):
+            raise CheckFailed(f"{home.root} is a home already", subject=str(home.root),
+                              hint=f"heirloom --home {home.root} status")  # fmt: skip
+        waiting = [job for job in jobs_in(keeper.ledger, "queued", "training", "held") if job.kind == "base"]
+        if waiting:
+            number = waiting[0].id
+        else:
+            with keeper.ledger.transaction():
+                number = queue_base(keeper, recipe, tokenization, line="policy", slug="baseline", seed=seed)
+        progress("making the base from its recipe")
+        return _work_off(engine, number)
+
+
+def _work_off(engine: Any, number: int) -> dict[str, Any]:
+    keeper = engine.keeper
+    while True:
+        engine.loop(keeper.clock.monotonic())
+        job = find_job(keeper.ledger, number)
+        if job.state in ("failed", "parked", "held", "cancelled"):
+            raise CheckFailed(f"the base could not be made: {job.reason}", subject=f"job {number}",
+                              hint="mend the cause and run init again")  # fmt: skip
+        if job.state == "done" and engine.idle:
+            version = all_versions(keeper.ledger)[0]
+            return {"home": str(keeper.home.root), "store_id": keeper.home.store_id(), "version": version.name,
+                    "parameters": version.record["metrics"].get("parameters"), "line": version.line}  # fmt: skip
+        engine.reactor.poll(engine.wait_seconds(keeper.clock.monotonic()))

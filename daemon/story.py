@@ -1,0 +1,178 @@
+"""A file's whole story, read from the ledger: its arrivals, its verdicts, its jobs, and the versions that learnt it.
+
+`heirloom why` must have an answer for every file that ever settled, so the search goes by name, by path, by hash and
+by the place a refused file was given back to. Reads only; words for the terminal are made in `daemon/cli/files.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from guard.checks.kinds import ignore_reason
+from guard.durable import sha256_file
+from guard.errors import NotFound
+from guard.home import Home
+from guard.names import safe_name
+from guard.store.keeper import Keeper
+
+__all__ = ["tell_story"]
+
+_MOST_EVENTS = 200
+_SHORTEST_HASH = 8
+
+
+def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
+    """Everything known about a file called or hashed `text`; a relative path starts at `folder`.
+
+    Raises NotFound when nothing of that name ever came and nothing of it lies in the inbox.
+    """
+    path = folder / Path(text).expanduser()
+    hashes = _hashes(keeper, text, path)
+    drops = _drops(keeper, text, hashes)
+    hashes |= {row["sha256"] for row in drops if row["sha256"]}
+    files = _rows_in(keeper, "SELECT * FROM files WHERE sha256 IN ({}) ORDER BY first_seen", hashes)
+    if not drops and not files:
+        return _not_taken_yet(keeper.home, text)
+    jobs = _jobs(keeper, hashes)
+    versions = _versions(keeper, hashes)
+    names = {row["name"] for row in (*drops, *files)}
+    subjects = names | {f"job {job['id']}" for job in jobs} | {item["name"] for item in versions}
+    status, reason = _standing(keeper, drops, files)
+    return {
+        "query": text,
+        "name": (drops[-1] if drops else files[0])["name"],
+        "status": status,
+        "reason": reason,
+        "files": [_file(row) for row in files],
+        "drops": [_drop(row) for row in drops],
+        "jobs": jobs,
+        "versions": versions,
+        "events": _events(keeper, subjects),
+    }
+
+
+def _hashes(keeper: Keeper, text: str, path: Path) -> set[str]:
+    """The hashes the text may mean: itself or its start, the bytes at that path, or a stored file's name."""
+    found: set[str] = set()
+    lower = text.lower()
+    if _SHORTEST_HASH <= len(lower) <= 64 and set(lower) <= set("0123456789abcdef"):
+        for name in ("files", "drops"):
+            found |= {row[0] for row in keeper.ledger.rows(
+                f"SELECT DISTINCT sha256 FROM {name} WHERE sha256 >= ? AND sha256 < ?", (lower, lower + "g"))}  # fmt: skip
+    if not found and _is_regular(path):
+        found.add(sha256_file(path))
+    name = safe_name(Path(text).name)
+    return found | {row[0] for row in keeper.ledger.rows("SELECT sha256 FROM files WHERE name = ?", (name,))}
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _rows_in(keeper: Keeper, sql: str, values: Iterable[str]) -> list[sqlite3.Row]:
+    wanted = sorted(values)
+    return keeper.ledger.rows(sql.format(", ".join("?" * len(wanted))), wanted) if wanted else []
+
+
+def _drops(keeper: Keeper, text: str, hashes: set[str]) -> list[sqlite3.Row]:
+    name = safe_name(Path(text).name)
+    places = [str(place / Path(text).name) for place in (keeper.home.rejected, keeper.home.duplicates)]
+    marks = ", ".join("?" * len(hashes))
+    return keeper.ledger.rows(
+        f"SELECT * FROM drops WHERE name = ? OR returned_to IN (?, ?) OR sha256 IN ({marks}) ORDER BY id",
+        [name, *places, *sorted(hashes)],
+    )
+
+
+def _file(row: sqlite3.Row) -> dict[str, Any]:
+    record = orjson.loads(row["record"])
+    return {
+        "sha256": row["sha256"], "name": row["name"], "kind": row["kind"], "size_bytes": row["size_bytes"],
+        "examples": row["examples"], "tokens": row["tokens_approx"], "description": row["description"],
+        "first_seen": row["first_seen"], "bad_rows": record.get("bad_rows") or [],
+    }  # fmt: skip
+
+
+def _drop(row: sqlite3.Row) -> dict[str, Any]:
+    verdict = orjson.loads(row["verdict"])
+    return {
+        "id": row["id"], "name": row["name"], "state": row["state"], "reason": row["reason"], "origin": row["origin"],
+        "sha256": row["sha256"], "seen": row["seen"], "updated": row["updated"], "attempts": row["attempts"],
+        "returned_to": row["returned_to"], "bad_rows": verdict.get("bad_rows") or [], "why": verdict.get("why") or "",
+    }  # fmt: skip
+
+
+def _jobs(keeper: Keeper, hashes: set[str]) -> list[dict[str, Any]]:
+    rows = _rows_in(
+        keeper,
+        "SELECT DISTINCT j.*, v.name AS output FROM jobs j JOIN job_files f ON f.job_id = j.id "
+        "LEFT JOIN versions v ON v.id = j.output_id AND j.kind = 'train' WHERE f.sha256 IN ({}) ORDER BY j.id",
+        hashes,
+    )
+    keys = ("id", "kind", "state", "line", "output", "reason", "attempts", "created", "updated")
+    return [{key: row[key] for key in keys} for row in rows]
+
+
+def _versions(keeper: Keeper, hashes: set[str]) -> list[dict[str, Any]]:
+    rows = _rows_in(
+        keeper,
+        "SELECT v.id, v.name, v.line, v.state, l.sha256, l.objective, l.count AS examples FROM learnt l "
+        "JOIN versions v ON v.id = l.version_id WHERE l.sha256 IN ({}) AND l.count > 0 ORDER BY v.id, l.sha256",
+        hashes,
+    )
+    return [dict(row) for row in rows]
+
+
+def _events(keeper: Keeper, subjects: set[str]) -> list[dict[str, Any]]:
+    rows = _rows_in(keeper, "SELECT * FROM events WHERE subject IN ({}) ORDER BY seq DESC LIMIT "
+                    f"{_MOST_EVENTS}", subjects)  # fmt: skip
+    keys = ("seq", "utc", "actor", "verb", "subject")
+    return [{**{key: row[key] for key in keys}, "payload": orjson.loads(row["payload"])} for row in reversed(rows)]
+
+
+def _standing(keeper: Keeper, drops: Sequence[sqlite3.Row], files: Sequence[sqlite3.Row]) -> tuple[str, str]:
+    """Where the file stands now: its newest arrival, or what became of it after it was admitted."""
+    from guard.store.views import file_status
+
+    last = drops[-1] if drops else None
+    if last is not None and last["state"] not in ("admitted", "registered"):
+        return last["state"], last["reason"]
+    if not files:
+        return (last["state"], last["reason"]) if last is not None else ("unknown", "")
+    newest = next((row for row in files if last is not None and row["sha256"] == last["sha256"]), files[-1])
+    return file_status(keeper, newest["sha256"]), last["reason"] if last is not None else ""
+
+
+def _not_taken_yet(home: Home, text: str) -> dict[str, Any]:
+    """A file that lies in the inbox and is not in the ledger yet. Raises NotFound."""
+    name = Path(text).name
+    for place, _names, files in os.walk(home.inbox):
+        if name in files:
+            return {"query": text, "name": name, "status": "waiting", "reason": _waiting_reason(home, Path(place) / name),
+                    "files": [], "drops": [], "jobs": [], "versions": [], "events": []}  # fmt: skip
+    raise NotFound(f"no file {text!r} was ever seen here", subject=text,
+                   hint="heirloom register FILE makes it known; or copy it into inbox/")  # fmt: skip
+
+
+def _waiting_reason(home: Home, path: Path) -> str:
+    """Why it was not taken: its name, or what the daemon last said of it."""
+    ignored = ignore_reason(os.path.relpath(path, home.inbox))
+    if ignored:
+        return ignored
+    try:
+        live = orjson.loads(home.status_file.read_bytes()).get("live", {})
+    except (OSError, ValueError):
+        live = {}
+    told = {**live.get("ignored", {}), **live.get("waiting", {})}
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return str(told.get(shown) or "it lies in the inbox and was not taken yet")

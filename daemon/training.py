@@ -1,0 +1,144 @@
+"""`heirloom train`: the seeds' hand command - a prepared dataset folder, a recipe file, a model name.
+
+The folder is admitted as an original of its own (its bytes are kept, its examples count as learnt), so that a version
+trained from it has the same lineage as any other. The work itself is an ordinary job. A model name is a line here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from daemon.planning import folder_sha256, resolve_base
+from daemon.setup import queue_base
+from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, write_bytes
+from guard.errors import CheckFailed, Damage, NotFound, UsageError
+from guard.names import parse_version_number, safe_name, slugify
+from guard.store.files import get_file
+from guard.store.jobs import add_job
+from guard.store.keeper import Keeper
+from guard.store.versions import Version, line_tip
+from guard.store.views import refresh
+from trainer.dataset import Dataset, open_dataset
+from trainer.recipe import load_recipe
+from trainer.tokenizer import load_tokenizer, require_same_tokenizer
+
+if TYPE_CHECKING:
+    from daemon.engine import Engine
+
+__all__ = ["admit_dataset", "train"]
+
+
+def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
+    """Keep a prepared dataset as an original; returns its hash. Does nothing when these bytes are known. Idempotent."""
+    sha256 = folder_sha256(folder)
+    name = safe_name(folder.name)
+    final = keeper.home.files / sha256
+    if not final.exists():
+        _store_folder(keeper, folder, final, name, sha256)
+    if get_file(keeper.ledger, sha256) is None:
+        record = orjson.loads((final / "record.json").read_bytes())
+        with keeper.ledger.transaction():
+            keeper.ledger.run(
+                "INSERT INTO files (sha256, name, kind, size_bytes, examples, tokens_approx, description, first_seen, record) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (sha256, name, dataset.stage, record["size_bytes"], record["examples"], record["tokens_approx"],
+                 "prepared dataset", keeper.clock.utc(), orjson.dumps(record).decode()))  # fmt: skip
+            keeper.ledger.event("dataset.admitted", name, sha256=sha256, examples=record["examples"])
+        refresh(keeper)
+    return sha256
+
+
+def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: str) -> None:
+    ready = keeper.home.incoming / f"dataset-{sha256[:16]}"
+    remove_tree(ready)
+    size = 0
+    for place, _names, files in os.walk(folder):
+        for item in files:
+            source = Path(place) / item
+            target = ready / name / source.relative_to(folder)
+            make_dir(target.parent)
+            copy_verified(source, target)
+            size += target.stat().st_size
+    if folder_sha256(ready / name) != sha256:
+        raise Damage(f"{folder} changed while it was copied", subject=str(folder), hint="try again when it is finished")
+    dataset = open_dataset(ready / name)
+    # The examples of such a folder are the rows of its train split, in their order.
+    copy_verified(ready / name / "train" / "examples.fp", ready / "examples.fp")
+    record = {
+        "schema": 1, "sha256": sha256, "name": name, "stored_as": name, "kind": dataset.stage, "prepared": True,
+        "size_bytes": size, "examples": dataset.train.count, "tokens_approx": dataset.train.total_tokens,
+        "dataset_id": dataset.id, "sources": dataset.files, "bad_rows": [],
+    }  # fmt: skip
+    write_bytes(ready / "record.json", json_bytes(record))
+    for path in ready.rglob("*"):
+        if path.is_file():
+            os.chmod(path, 0o444)
+    fsync_tree(ready)
+    rename_new(ready, final)
+
+
+def _find_base(keeper: Keeper, text: str) -> Version:
+    """The version a person calls the initial model: a version, or a model name used with `train` before."""
+    if parse_version_number(text) is None and text != "latest":
+        tip = line_tip(keeper.ledger, slugify(text))
+        if tip is not None:
+            return tip
+    return resolve_base(keeper, text)
+
+
+def train(engine: Engine, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Queue the training of a prepared dataset; returns {job, output, line, warnings}.
+
+    Raises CheckFailed naming both sides when tokenizers differ, NotFound for a missing folder, recipe or base.
+    """
+    keeper = engine.keeper
+    folder = Path(arguments["dataset_dir"])
+    if not folder.is_dir():
+        raise NotFound(f"{folder} is not a folder", subject=str(folder), hint="heirloom prepare text|chat makes one")
+    dataset = open_dataset(folder)
+    recipe = load_recipe(Path(arguments["config_file"]))
+    if recipe.stage != dataset.stage:
+        raise UsageError(f"{arguments['config_file']} is for {recipe.stage}, the dataset is {dataset.stage}",
+                         hint=f"name a recipe of configs/{dataset.stage}/")  # fmt: skip
+    line = slugify(str(arguments["model_name"]))
+    named = arguments.get("init_from_model")
+    tip = line_tip(keeper.ledger, line)
+    base = _find_base(keeper, str(named)) if named else tip
+    _refuse_mismatch(dataset, folder, base)
+    if named and tip is not None and base is not None and base.id != tip.id:
+        raise CheckFailed(f"the model {line} exists already and stands on {tip.name}", subject=line,
+                          hint=f"--model-name for a new one, or leave --init-from-model away to go on with {line}")  # fmt: skip
+    sha256 = admit_dataset(keeper, folder, dataset)
+    warnings = []
+    steps = arguments.get("max_iters")
+    request: dict[str, Any] = {"recipe": str(Path(arguments["config_file"]).absolute()), "origin": "train"}
+    if steps:
+        request["iterations"] = int(steps)
+    # Asking for more iterations on what a model knows is asking for the repetition (law 4).
+    request["allow_repeat"] = bool(arguments.get("allow_repeat") or (steps and tip is not None))
+    with keeper.ledger.transaction():
+        if base is None:
+            pretraining = str(arguments["config_file"]) if recipe.model else _shape_for(recipe.name)
+            queue_base(keeper, pretraining, str(dataset.tokenizer_state["tokenization"]), line=line, slug=f"{line}_base")
+            if dataset.stage == "sft":
+                warnings.append("fine-tuning starts from a random base: it will not speak. Name one: --init-from-model")
+        job = add_job(keeper.ledger, kind="train", stage=dataset.stage, line=line, slug=line, files=[sha256],
+                      request=request, base_id=base.id if base and base is not tip else None)  # fmt: skip
+    return {"job": job, "output": line, "line": line, "warnings": warnings}
+
+
+def _shape_for(recipe: str) -> str:
+    """The pretraining recipe of the same size as a fine-tuning one: a random base takes its shape from there."""
+    return f"pretrain/{Path(recipe).name}"
+
+
+def _refuse_mismatch(dataset: Dataset, folder: Path, base: Version | None) -> None:
+    if base is None:
+        return
+    state = load_tokenizer(base.record["tokenization"]).state()
+    require_same_tokenizer(state, dataset.tokenizer_state, base.name, str(folder))

@@ -1,0 +1,293 @@
+"""What a dropped file is, proven from its bytes: hash, kind, examples, faults, and a verdict with its reason.
+
+Runs in a limited child (`guard/identify_child.py`), never in the daemon's own process. It knows neither the ledger
+nor what was learnt before, moves nothing and deletes nothing; when the verdict is `ok` it leaves two files in
+`out_folder`: `examples.fp` (16 bytes for each usable example, in order) and `record.json`.
+It protects nothing against a hostile file by itself: memory and time are watched from outside.
+
+Verdicts: `ok`; `wait` (`wait_for`: empty, truncated_tail, zero_filled, changed, unreadable); `reject`; `ignore`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from guard import durable
+from guard.checks import kinds
+from guard.checks.jsonl import MAX_LINE_BYTES
+from guard.checks.rows import RULES_VERSION, open_regular
+from guard.checks.scan import RowFault, Tally, detect_kind, scan_document, scan_jsonl, scan_text
+from guard.checks.why import why_text
+from guard.errors import DataFault, UsageError
+from guard.fingerprint import CANONICAL_VERSION
+from guard.segment import SEGMENTER_VERSION
+
+__all__ = ["EXAMPLES_FILE", "RECORD_FILE", "Identity", "Limits", "identify", "why_text"]
+
+EXAMPLES_FILE = "examples.fp"
+RECORD_FILE = "record.json"
+BYTES_PER_TOKEN = 4  # GPT-2 on English prose; the exact count is made when the file is prepared
+_READ_BYTES = 1 << 20
+_FILE_TYPES = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO",
+               stat.S_IFSOCK: "a socket"}  # fmt: skip
+_ZERO_TAIL_BYTES = 8  # UTF-16 and UTF-32 text may end in up to three
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is forgiven, and how long a row may be."""
+
+    # Rows that hold no JSON object, as a fraction of all rows: beyond it the file is rejected.
+    max_bad_rows: float = 0.001
+    # Rows that were read but cannot be trained on, as a fraction of all rows.
+    max_unusable_rows: float = 0.05
+    # A longer line is a bad row.
+    max_line_bytes: int = MAX_LINE_BYTES
+    # The time to wait is over: what would be `wait` for a truncated or zero-filled file is `reject`.
+    final: bool = False
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Limits:
+        """Limits from a request. Raises UsageError for an unknown name."""
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise UsageError(f"unknown limit {sorted(unknown)[0]!r}", hint="see guard/checks/identify.py")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that was found out about one file. Row lists hold the first 20 by line; counts are complete."""
+
+    name: str
+    verdict: str
+    reason: str = ""
+    hint: str = ""
+    wait_for: str = ""
+    kind: str = ""
+    container: str = ""
+    sha256: str = ""
+    size_bytes: int = 0
+    rows: int = 0
+    examples: int = 0
+    tokens_approx: int = 0
+    bad_rows_count: int = 0
+    unusable_rows_count: int = 0
+    duplicates: int = 0
+    duplicates_exact: bool = True
+    truncated_line: int = 0
+    bad_rows: tuple[RowFault, ...] = ()
+    unusable_rows: tuple[RowFault, ...] = ()
+    canonical_version: int = CANONICAL_VERSION
+    segmenter_version: int = SEGMENTER_VERSION
+    rules_version: int = RULES_VERSION
+
+    def as_record(self) -> dict[str, Any]:
+        """The identity as plain values: `record.json`, and the child's reply."""
+        record = dataclasses.asdict(self)
+        for name in ("bad_rows", "unusable_rows"):
+            record[name] = [fault._asdict() for fault in getattr(self, name)]
+        return record
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Identity:
+        """The inverse of `as_record`; keys it does not know are left out."""
+        known = {key: record[key] for key in (field.name for field in dataclasses.fields(cls)) if key in record}
+        for name in ("bad_rows", "unusable_rows"):
+            known[name] = tuple(RowFault(**fault) for fault in known.get(name, ()))
+        return cls(**known)
+
+
+class _Verdict(Exception):
+    """The way out of an open `examples.fp`, which then leaves no trace; not an error."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+
+
+def identify(path: Path | str, name: str, forced_kind: str | None = None, limits: Limits | None = None, *,
+             out_folder: Path | str | None = None) -> Identity:  # fmt: skip
+    """Identify the file at `path`, which was dropped under `name`.
+
+    Reads it twice (hash, then content) through one descriptor that follows no symbolic link. Raises OSError for
+    what the machine refuses, apart from permission (`wait`, unreadable); nothing in the content makes it raise.
+    """
+    limits = limits or Limits()
+    base = Identity(name=name, verdict="ok", container=kinds.container_of(name))
+    early = _by_name(base, forced_kind) or _by_type(base, path)
+    if early:
+        return early
+    try:
+        stream = open_regular(path)
+    except PermissionError:
+        return _wait(base, "unreadable", "its permissions forbid reading it", "chmod it, nothing else")
+    with stream:
+        try:
+            return _identify_open(stream, base, forced_kind, limits, out_folder)
+        except _Verdict as verdict:
+            return verdict.identity
+
+
+def _identify_open(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits,
+                   out_folder: Path | str | None) -> Identity:  # fmt: skip
+    before = os.fstat(stream.fileno())
+    if not stat.S_ISREG(before.st_mode):
+        raise _Verdict(_ignore(base, "not a regular file"))
+    if before.st_size == 0:
+        raise _Verdict(_wait(base, "empty", "the file is empty", "it is taken when something is in it"))
+    sha256, zeros = _hash(stream)
+    base = dataclasses.replace(base, sha256=sha256, size_bytes=before.st_size)
+    if zeros:
+        raise _Verdict(_changed_or(stream, before, base, _zero_filled(base, zeros, limits)))
+    if out_folder is None:
+        return _changed_or(stream, before, base, _content(stream, base, forced_kind, limits, lambda _: None))
+    durable.make_dir(out_folder)
+    with durable.open_new(Path(out_folder) / EXAMPLES_FILE) as sidecar:
+        identity = _content(stream, base, forced_kind, limits, sidecar.write)
+        identity = _changed_or(stream, before, base, identity)
+        if identity.verdict != "ok":
+            raise _Verdict(identity)
+    # ASCII with escapes: a file name that is not UTF-8 survives in it, which UTF-8 JSON cannot promise.
+    text = json.dumps(identity.as_record(), indent=2, sort_keys=True) + "\n"
+    durable.write_bytes(Path(out_folder) / RECORD_FILE, text.encode("ascii"))
+    return identity
+
+
+def _by_name(base: Identity, forced_kind: str | None) -> Identity | None:
+    reason = kinds.ignored_name(base.name.rpartition("/")[2])
+    if not reason and forced_kind and forced_kind not in kinds.KINDS:
+        reason = f"{forced_kind} is not a kind; the kinds are {', '.join(kinds.KINDS)}"
+    if not reason and not base.container:
+        reason = kinds.container_reason(base.name)
+    if not reason and forced_kind:
+        reason = kinds.kind_reason(forced_kind, base.container)
+    return _ignore(base, reason) if reason else None
+
+
+def _by_type(base: Identity, path: Path | str) -> Identity | None:
+    """Looked at before opening: to open a device or a FIFO can already do something."""
+    mode = os.lstat(path).st_mode
+    if stat.S_ISREG(mode):
+        return None
+    return _ignore(base, f"{_FILE_TYPES.get(stat.S_IFMT(mode), 'a device')}, not a regular file")
+
+
+def _hash(stream: BinaryIO) -> tuple[str, str]:
+    """SHA-256 in hex, and "all" or "tail" when all bytes, or the last ones, are NUL; "" otherwise."""
+    digest, all_zero, tail = hashlib.sha256(), True, b""
+    while block := stream.read(_READ_BYTES):
+        digest.update(block)
+        all_zero = all_zero and block.count(0) == len(block)
+        tail = (tail + block[-_ZERO_TAIL_BYTES:])[-_ZERO_TAIL_BYTES:]
+    stream.seek(0)
+    zeros = "all" if all_zero else "tail" if tail == bytes(_ZERO_TAIL_BYTES) else ""
+    return digest.hexdigest(), zeros
+
+
+def _changed_or(stream: BinaryIO, before: os.stat_result, base: Identity, identity: Identity) -> Identity:
+    """The identity, unless the file was changed while it was read: then nothing that was read counts."""
+    after = os.fstat(stream.fileno())
+    same = ("st_size", "st_mtime_ns", "st_ctime_ns")
+    if all(getattr(before, field) == getattr(after, field) for field in same):
+        return identity
+    fresh = Identity(name=base.name, verdict="wait", container=base.container)
+    return _wait(fresh, "changed", "changed while being read", "it is read again when it has settled")
+
+
+def _content(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
+    """Kind and examples, then the verdict on what was counted."""
+    try:
+        if base.container == "jsonl":
+            return _jsonl(stream, base, forced_kind, limits, write)
+        kind = forced_kind or "docs"
+        base = dataclasses.replace(base, kind=kind)
+        tally = scan_document(stream) if kind == "docs" else scan_text(stream, write)
+    except DataFault as fault:
+        return dataclasses.replace(base, verdict="reject", reason=fault.message, hint=fault.hint)
+    base = _counted(base, tally)
+    if not tally.rows:
+        return dataclasses.replace(base, verdict="reject", reason="no usable example: the file is only white space")
+    return base
+
+
+def _jsonl(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
+    detected, columns = detect_kind(stream, limits.max_line_bytes)
+    stream.seek(0)
+    kind = forced_kind or (detected.kind if detected else "")
+    base = dataclasses.replace(base, kind=kind)
+    if detected and not detected.trainable and kind == detected.kind:
+        return _ignore(base, kinds.form_reason(detected))
+    if detected and not forced_kind and kinds.kind_reason(kind, base.container):
+        return _ignore(base, kinds.kind_reason(kind, base.container))
+    tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write)
+    return _judge(_counted(base, tally), tally, columns, limits)
+
+
+def _counted(base: Identity, tally: Tally) -> Identity:
+    return dataclasses.replace(
+        base, rows=tally.rows, examples=tally.examples, tokens_approx=tally.bytes_trained // BYTES_PER_TOKEN,
+        bad_rows_count=tally.bad, unusable_rows_count=tally.unusable, duplicates=tally.duplicates,
+        duplicates_exact=tally.duplicates_exact, truncated_line=tally.truncated_line,
+        bad_rows=tuple(tally.bad_rows), unusable_rows=tuple(tally.unusable_rows),
+    )  # fmt: skip
+
+
+def _judge(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> Identity:
+    """The verdict on a file of rows; the first reason that holds is the one told."""
+    if tally.truncated_line:
+        reason = f"truncated at line {tally.truncated_line}"
+        hint = "the last row stops in the middle; copy the file again, or remove that line"
+        if limits.final:
+            return dataclasses.replace(base, verdict="reject", reason=reason, hint=hint)
+        return _wait(base, "truncated_tail", reason, "perhaps it is still being written; " + hint)
+    reason, hint = _reject_reason(base, tally, columns, limits)
+    return dataclasses.replace(base, verdict="reject", reason=reason, hint=hint) if reason else base
+
+
+def _reject_reason(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> tuple[str, str]:
+    if not tally.rows:
+        return "no usable example: the file is only white space", ""
+    for count, limit, what in ((tally.bad, limits.max_bad_rows, "cannot be read"),
+                               (0 if not base.kind else tally.unusable, limits.max_unusable_rows,
+                                "cannot be trained on")):  # fmt: skip
+        if count > limit * tally.rows + 1e-9:
+            return f"{count} of {tally.rows} rows {what}; at most {limit:.2%} may be", _shape_hint(tally)
+    if not base.kind:
+        named = ", ".join(columns[:8]) or "none"
+        return f"no kind of data has these columns: {named}", f"supported: {kinds.SUPPORTED}"
+    return ("no usable example", _shape_hint(tally)) if not tally.examples else ("", "")
+
+
+def _shape_hint(tally: Tally) -> str:
+    """A guess, from the first row, at what the file was meant to be."""
+    first = tally.first_raw.lstrip()
+    if first.startswith(b"["):
+        return "this looks like one JSON array: write one object per line, e.g. jq -c '.[]' OLD > NEW.jsonl"
+    if first.startswith(b"{") and tally.bad_rows and tally.bad_rows[0].line == 1:
+        return "if one object spans several lines: write one object per line, e.g. jq -c . OLD > NEW.jsonl"
+    if not first.startswith(b"{") and (b"," in first or b"\t" in first):
+        return "this looks like CSV: write one JSON object per line"
+    return ""
+
+
+def _zero_filled(base: Identity, zeros: str, limits: Limits) -> Identity:
+    reason = "zero-filled: every byte is NUL" if zeros == "all" else "zero-filled at its end"
+    hint = "space was reserved and never written; copy the file again"
+    if limits.final:
+        return dataclasses.replace(base, verdict="reject", reason=reason, hint=hint)
+    return _wait(base, "zero_filled", reason, "perhaps it is still being copied")
+
+
+def _ignore(base: Identity, reason: str) -> Identity:
+    return dataclasses.replace(base, verdict="ignore", reason=reason)
+
+
+def _wait(base: Identity, wait_for: str, reason: str, hint: str) -> Identity:
+    return dataclasses.replace(base, verdict="wait", wait_for=wait_for, reason=reason, hint=hint)

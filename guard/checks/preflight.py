@@ -1,0 +1,189 @@
+"""Preflight: is it safe and sensible to train this now? The seven checks of seed 002 and those of DESIGN 6.
+
+Pure: the caller gathers `Facts` (`daemon/facts.py`); a figure it could not get is None and counts as a refusal.
+Every refusal says what to do. Nothing here looks at a disk or starts anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from guard.checks.verdict import Check, Verdict, verdict_of
+
+__all__ = ["DataFact", "Facts", "preflight"]
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class DataFact:
+    """What was found of one data file: `found_sha256` is None when it is missing."""
+
+    name: str
+    sha256: str
+    found_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything preflight judges from."""
+
+    data: Sequence[DataFact]
+    base: str
+    base_present: bool | None
+    base_intact: bool | None
+    base_is_intended: bool | None
+    base_problem: str = ""
+    examples_new: int | None = None
+    """Trainable examples that this ancestry has not learnt; an estimate until the data is prepared."""
+    repeat_allowed: bool = False
+    free_bytes: int | None = None
+    needed_bytes: int | None = None
+    reserve_bytes: int | None = None
+    device: str = "cpu"
+    device_free: bool | None = None
+    device_problem: str = ""
+    unfinished_jobs: Sequence[str] | None = None
+    inconsistencies: Sequence[str] | None = None
+    tokenizer_base: str | None = None
+    tokenizer_data: str | None = None
+    """None: the data is not prepared yet and will be prepared with the base's tokenizer."""
+    template_base: str | None = None
+    template_data: str | None = None
+    mask_ratio: float | None = None
+    mask_needed: bool = False
+    output_problem: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def preflight(facts: Facts) -> Verdict:
+    """Every check, each with its reason and remedy."""
+    return verdict_of(
+        [
+            ("Data verified", lambda: _data(facts)),
+            ("Base model exists", lambda: _base(facts)),
+            ("No duplicates", lambda: _something_new(facts)),
+            ("Disk space", lambda: _disk(facts)),
+            ("Device available", lambda: _device(facts)),
+            ("Previous training finished", lambda: _previous(facts)),
+            ("Registry consistent", lambda: _consistent(facts)),
+            ("Tokenizer matches", lambda: _same("Tokenizer matches", facts.tokenizer_base, facts.tokenizer_data)),
+            ("Template matches", lambda: _same("Template matches", facts.template_base, facts.template_data)),
+            ("Mask trains answers", lambda: _mask(facts)),
+            ("Output name free", lambda: _output(facts)),
+        ]
+    )
+
+
+def _data(facts: Facts) -> Check:
+    name = "Data verified"
+    if not facts.data:
+        return Check(name, False, "no data file was named", "name one: --data FILE")
+    missing = [item.name for item in facts.data if item.found_sha256 is None]
+    if missing:
+        return Check(name, False, f"missing: {', '.join(missing)}", "heirloom restore, or drop the file again")
+    changed = [item.name for item in facts.data if item.found_sha256 != item.sha256]
+    if changed:
+        return Check(name, False, f"the stored bytes changed: {', '.join(changed)}",
+                     "heirloom verify --all tells more; drop a good copy again")  # fmt: skip
+    return Check(name, True, f"{len(facts.data)} file{'s' if len(facts.data) > 1 else ''} match their hashes")
+
+
+def _base(facts: Facts) -> Check:
+    name = "Base model exists"
+    if not facts.base_present:
+        return Check(name, False, f"{facts.base} is not in models/", f"heirloom restore {facts.base}")
+    if not facts.base_intact:
+        return Check(name, False, f"{facts.base} is damaged: {facts.base_problem or 'it could not be checked'}",
+                     f"heirloom verify {facts.base}, then heirloom restore {facts.base} --from backup")  # fmt: skip
+    if not facts.base_is_intended:
+        return Check(name, False, f"{facts.base} is not the version that was meant: {facts.base_problem}",
+                     "plan again on the version you mean: heirloom plan --base VERSION")  # fmt: skip
+    return Check(name, True, f"{facts.base} is intact")
+
+
+def _something_new(facts: Facts) -> Check:
+    name = "No duplicates"
+    if facts.examples_new is None:
+        return Check(name, False, "it is not known what is new in this data", "heirloom doctor")
+    if facts.examples_new == 0:
+        return Check(name, False, "this model and its ancestors have learnt all of it already",
+                     "nothing needs to be done; --allow-repeat trains it again")  # fmt: skip
+    word = "examples (repeats allowed)" if facts.repeat_allowed else "examples are new to this model"
+    return Check(name, True, f"{facts.examples_new:,} {word}")
+
+
+def _disk(facts: Facts) -> Check:
+    name = "Disk space"
+    if facts.free_bytes is None or facts.needed_bytes is None or facts.reserve_bytes is None:
+        return Check(name, False, "the free space is not known", "is the disk mounted?", environment=True)
+    room = facts.free_bytes - facts.reserve_bytes - facts.needed_bytes
+    text = (f"{facts.free_bytes / GB:,.1f} GB free; this job needs {facts.needed_bytes / GB:,.2f} GB"
+            f" and {facts.reserve_bytes / GB:,.1f} GB stay reserved")  # fmt: skip
+    if room < 0:
+        return Check(name, False, text, f"free {-room / GB:,.1f} GB, or lower disk.reserve_gb", environment=True)
+    return Check(name, True, text)
+
+
+def _device(facts: Facts) -> Check:
+    name = "Device available"
+    if facts.device_free is None:
+        return Check(name, False, f"{facts.device}: {facts.device_problem or 'its state is not known'}",
+                     "heirloom doctor", environment=True)  # fmt: skip
+    if not facts.device_free:
+        return Check(name, False, f"{facts.device} is busy: {facts.device_problem}",
+                     "the job waits until it is free", environment=True)  # fmt: skip
+    return Check(name, True, facts.device)
+
+
+def _previous(facts: Facts) -> Check:
+    name = "Previous training finished"
+    if facts.unfinished_jobs is None:
+        return Check(name, False, "the queue could not be read", "heirloom doctor")
+    if facts.unfinished_jobs:
+        return Check(name, False, f"unfinished on this line: {', '.join(facts.unfinished_jobs)}",
+                     "wait for it, or heirloom queue cancel ID", environment=True)  # fmt: skip
+    return Check(name, True, "nothing is running on this line")
+
+
+def _consistent(facts: Facts) -> Check:
+    name = "Registry consistent"
+    if facts.inconsistencies is None:
+        return Check(name, False, "ledger, views and disk were not compared", "heirloom doctor")
+    if facts.inconsistencies:
+        return Check(name, False, "; ".join(list(facts.inconsistencies)[:3]), "heirloom verify --all; heirloom doctor")
+    return Check(name, True, "ledger, views and disk agree")
+
+
+def _same(name: str, base: str | None, data: str | None) -> Check:
+    if base is None:
+        return Check(name, False, "the base does not say which one it uses", "heirloom verify BASE")
+    if data is None:
+        return Check(name, True, "the data will be prepared with the base's own")
+    if base != data:
+        return Check(name, False, f"the base uses {base[:12]}, the data was prepared with {data[:12]}",
+                     "prepare the data again with the base's tokenization")  # fmt: skip
+    return Check(name, True, f"both use {base[:12]}")
+
+
+def _mask(facts: Facts) -> Check:
+    name = "Mask trains answers"
+    if not facts.mask_needed:
+        return Check(name, None, "plain text: every token is trained")
+    if facts.mask_ratio is None:
+        return Check(name, True, "will be checked when the data is prepared")
+    if facts.mask_ratio <= 0.0:
+        return Check(name, False, "no token of this data would be trained", "the rows need assistant answers")
+    if facts.mask_ratio >= 1.0:
+        return Check(name, False, "every token would be trained, questions too", "prepare the data again as chat")
+    if facts.mask_ratio < 0.10:
+        return Check(name, True, f"Mask ratio too low ({facts.mask_ratio:.1%}): training will be slow", warning=True)
+    return Check(name, True, f"{facts.mask_ratio:.1%} of the tokens are answers")
+
+
+def _output(facts: Facts) -> Check:
+    name = "Output name free"
+    if facts.output_problem:
+        return Check(name, False, facts.output_problem, "leave --output's number away, or take a higher one")
+    return Check(name, True, "the version number was never used")

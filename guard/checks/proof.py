@@ -1,0 +1,65 @@
+"""Proof of training (law 6): did the child really do what the plan says? Exit code 0 alone proves nothing.
+
+Pure: the plan as frozen in the ledger, the child's result, and the hashes that the caller took itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from guard.checks.verdict import Check, Verdict, verdict_of
+
+__all__ = ["prove"]
+
+
+def prove(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str, str]) -> Verdict:
+    """Judge a finished child. `found` maps each file of the future version to the SHA-256 just read from disk."""
+    training = plan["task"] == "train"
+    questions = [
+        ("files", lambda: _files(result, found)),
+        ("weights finite", lambda: _true("weights finite", result["finite"], "a weight is NaN or infinite")),
+    ]
+    if training:
+        questions += [
+            ("steps", lambda: _equal("steps", plan["steps"], result["steps_executed"], at_least=1)),
+            ("examples", lambda: _equal("examples", plan["consumed_sha256"], result["consumed_sha256"])),
+            ("base weights", lambda: _equal("base weights", plan["base"]["weights_sha256"],
+                                            result["parent_weights_sha256"])),  # fmt: skip
+            ("weights changed", lambda: _changed(result)),
+            ("loss", lambda: _true("loss", math.isfinite(float(result["final_loss"])), "the final loss is not finite")),
+        ]
+    return verdict_of(questions)
+
+
+def _true(name: str, value: object, problem: str) -> Check:
+    return Check(name, True, "yes") if value is True else Check(name, False, problem, "the child is not published")
+
+
+def _equal(name: str, planned: object, done: object, at_least: int | None = None) -> Check:
+    if at_least is not None and (not isinstance(done, int) or done < at_least):
+        return Check(name, False, f"{done} executed: nothing was trained", "the child is not published")
+    if planned != done:
+        return Check(name, False, f"planned {planned}, done {done}", "the child is not published")
+    return Check(name, True, f"{done}")
+
+
+def _changed(result: Mapping[str, Any]) -> Check:
+    same = result["weights_sha256"] == result["parent_weights_sha256"] or result["weights_changed"] is not True
+    if same:
+        return Check("weights changed", False, "the weights are the parent's: nothing was learnt",
+                     "the child is not published")  # fmt: skip
+    return Check("weights changed", True, result["weights_sha256"][:12])
+
+
+def _files(result: Mapping[str, Any], found: Mapping[str, str]) -> Check:
+    promised = result["files"]
+    if "model.safetensors" not in found or "config.json" not in found:
+        return Check("files", False, "model.safetensors or config.json is missing", "the child is not published")
+    wrong = sorted(name for name in set(promised) | set(found) if promised.get(name) != found.get(name))
+    if wrong:
+        return Check("files", False, f"not as the child wrote them: {', '.join(wrong[:5])}", "check the disk")
+    if result["weights_sha256"] != found["model.safetensors"]:
+        return Check("files", False, "model.safetensors is not the file the child hashed", "check the disk")
+    return Check("files", True, f"{len(found)} files re-read and equal")

@@ -1,0 +1,40 @@
+"""Is the end of a file already there? A look at its last bytes before it is taken out of the inbox.
+
+A JSON-lines file whose last line is cut off, or a file that was allocated in full and not yet written (zeroes), may
+still have a writer that opens it again by name; taking it would part the two. Runs in the reader child.
+This judges only the end; `identify.py` judges the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+__all__ = ["TAIL_BYTES", "tail_problem"]
+
+TAIL_BYTES = 1 << 16
+
+
+def tail_problem(path: Path | str, name: str) -> str:
+    """Why the file seems unfinished: "its last line is cut off", "it ends in zeroes", or "" when it looks whole.
+
+    Raises OSError when it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as handle:
+        size = os.fstat(descriptor).st_size
+        handle.seek(max(0, size - TAIL_BYTES))
+        tail = handle.read(TAIL_BYTES)
+    if tail and not tail.strip(b"\0"):
+        return "it ends in zeroes"
+    if not name.lower().endswith(".jsonl") or tail.endswith(b"\n"):
+        return ""
+    line = tail.rsplit(b"\n", 1)[-1].strip()
+    if not line or (len(line) == len(tail.strip()) and size > TAIL_BYTES):
+        return ""  # one line longer than our look: the whole reading will judge it
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return "its last line is cut off"
+    return ""

@@ -1,0 +1,253 @@
+"""The only place that makes finished files: written beside the target, synced, renamed, and the folder synced.
+
+Law 1: nothing is reported done before its bytes and its folder entries are on disk. A failed fsync is a failure of
+that file: the temporary is abandoned and the error goes up; the fsync is never tried again, because after a failed
+one the kernel may have dropped the dirty pages (PostgreSQL's "fsyncgate", 2018).
+Pattern learnt from restic's local backend. This file knows nothing of versions, ledgers or homes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
+
+from guard.errors import Damage
+
+__all__ = [
+    "FILE_MODE",
+    "copy_verified",
+    "fsync_dir",
+    "fsync_tree",
+    "json_bytes",
+    "link_or_copy",
+    "make_dir",
+    "open_new",
+    "publish",
+    "remove_tree",
+    "rename_new",
+    "replace_link",
+    "seal_tree",
+    "sha256_bytes",
+    "sha256_file",
+    "unseal_tree",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+FILE_MODE = 0o644
+_CHUNK_BYTES = 1 << 20
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+def _fsync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def fsync_dir(path: Path | str) -> None:
+    """Make the folder's entries durable. Raises OSError when the disk says no."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def open_new(path: Path | str, mode: int = FILE_MODE) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fchmod(handle.fileno(), mode)
+            _fsync(handle.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_bytes(path: Path | str, data: bytes, mode: int = FILE_MODE) -> None:
+    """Replace `path` by `data`, durably and in one step."""
+    with open_new(path, mode) as handle:
+        handle.write(data)
+
+
+def write_text(path: Path | str, text: str, mode: int = FILE_MODE) -> None:
+    """Replace `path` by `text` in UTF-8 (bytes that came from odd file names survive)."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"), mode)
+
+
+def json_bytes(value: object) -> bytes:
+    """Indented JSON with sorted keys and a final newline: the form of every finished JSON file."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def write_json(path: Path | str, value: object, mode: int = FILE_MODE) -> None:
+    """Replace `path` by `value` as JSON."""
+    write_bytes(path, json_bytes(value), mode)
+
+
+def publish(path: Path | str, data: bytes) -> None:
+    """Replace `path` in one step WITHOUT syncing: for hints such as progress that may be lost with the power."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.rename(temporary, path)
+
+
+def make_dir(path: Path | str) -> None:
+    """Make a folder and its missing parents, each entry durable."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    make_dir(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    fsync_dir(path.parent)
+
+
+def _fsync_file(path: Path | str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        _fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(path: Path | str) -> None:
+    """Sync every file below `path`, then every folder from the bottom up, `path` itself last."""
+    for folder, _names, files in os.walk(path, topdown=False):
+        for name in files:
+            if not os.path.islink(os.path.join(folder, name)):
+                _fsync_file(os.path.join(folder, name))
+        fsync_dir(folder)
+
+
+def _rename_noreplace(source: Path, target: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
+    if done == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), os.fspath(source), None, os.fspath(target))
+    # Some file systems know no RENAME_NOREPLACE. We hold the home lock, so looking first is safe against ourselves.
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
+    os.rename(source, target)
+
+
+def rename_new(source: Path | str, target: Path | str) -> None:
+    """Move to a name that must not exist yet and sync both parents. Raises FileExistsError, OSError(EXDEV)."""
+    source, target = Path(source), Path(target)
+    _rename_noreplace(source, target)
+    fsync_dir(target.parent)
+    if source.parent != target.parent:
+        fsync_dir(source.parent)
+
+
+def replace_link(path: Path | str, target: str) -> None:
+    """Point the symbolic link `path` at `target` in one step."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    os.symlink(target, temporary)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    fsync_dir(path.parent)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes in hex; never follows a symbolic link."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def copy_verified(source: Path | str, target: Path | str, expected: str | None = None) -> str:
+    """Copy a file durably, read the copy back and compare hashes; returns the SHA-256 in hex.
+
+    Raises Damage when the copy, or the source against `expected`, differs; the target is then not left behind.
+    """
+    target = Path(target)
+    digest = hashlib.sha256()
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as reader, open_new(target) as writer:
+        while block := reader.read(_CHUNK_BYTES):
+            digest.update(block)
+            writer.write(block)
+    written = digest.hexdigest()
+    if (expected is not None and written != expected) or sha256_file(target) != written:
+        os.unlink(target)
+        raise Damage(f"the copy of {source} is not what it should be", subject=str(source),
+                     hint="check the disk; the original was not touched")  # fmt: skip
+    return written
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Give the bytes a second name: a hard link, or a verified copy where links are not to be had."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+        fsync_dir(Path(target).parent)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        copy_verified(source, target)
+
+
+def seal_tree(path: Path | str) -> None:
+    """Make files 0444 and folders 0555 (law 2); symbolic links are not followed."""
+    for folder, _names, files in os.walk(path, topdown=False):
+        for name in files:
+            full = os.path.join(folder, name)
+            if not os.path.islink(full):
+                os.chmod(full, 0o444)
+        os.chmod(folder, 0o555)
+
+
+def unseal_tree(path: Path | str) -> None:
+    """Make folders writable again; the files stay read-only. Only delete and restore transactions may call this."""
+    os.chmod(path, 0o755)
+    for folder, names, _files in os.walk(path):
+        for name in names:
+            os.chmod(os.path.join(folder, name), 0o755)
+
+
+def remove_tree(path: Path | str) -> None:
+    """Remove a staging or derived tree, sealed or not. Never to be called on versions or originals (law 3)."""
+    path = Path(path)
+    if not path.is_symlink() and path.is_dir():
+        unseal_tree(path)
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            raise OSError(errno.EISDIR, "a folder appeared", os.fspath(path))
+        os.unlink(path)
+    if path.parent.is_dir():
+        fsync_dir(path.parent)

@@ -1,0 +1,81 @@
+"""The child that reads dropped files: one JSON request a line on stdin, one JSON answer a line on stdout.
+
+Request: {"id", "path", "name", "forced_kind", "out_folder", "limits"} (the last three may be left out or null); with
+"task": "tail" only the end is looked at, before the file is taken, and the answer is {"id", "tail": problem or ""}.
+Answer: {"id", ...the identity, "why": the text for a person} or {"id", "fault": "environment" | "bug", "error", "errno", "message"}.
+It lives for many files and imports nothing heavy. It dies with its parent and protects nothing by itself: the
+supervisor watches its memory and its time, and starts another. Every exception ends in an answer, not in a dead
+child. JSON here is ASCII with escapes, so that file names that are not UTF-8 travel both ways.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import Any, BinaryIO
+
+from guard.checks.identify import Limits, identify
+from guard.checks.tail import tail_problem
+from guard.checks.why import why_text
+from guard.errors import HeirloomError, UsageError, is_environment
+
+__all__ = ["answer", "main", "serve"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def answer(line: bytes) -> dict[str, Any]:
+    """The answer to one request; raises nothing but what ends a process on purpose."""
+    request_id: Any = None
+    try:
+        request = json.loads(line)
+        if not isinstance(request, dict) or not {"id", "path", "name"} <= request.keys():
+            raise UsageError("a request is an object with id, path and name")
+        request_id = request["id"]
+        if request.get("task") == "tail":
+            return {"id": request_id, "tail": tail_problem(request["path"], request["name"])}
+        limits = Limits.from_dict(request.get("limits") or {})
+        identity = identify(request["path"], request["name"], request.get("forced_kind"), limits,
+                            out_folder=request.get("out_folder"))  # fmt: skip
+        return {"id": request_id, **identity.as_record(), "why": "" if identity.verdict == "ok" else why_text(identity)}
+    except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
+        return {"id": request_id, **_fault(error)}
+
+
+def _fault(error: Exception) -> dict[str, Any]:
+    """An OSError is about the place and not the content, so it is the environment's, whatever its number."""
+    environment = isinstance(error, OSError) or is_environment(error)
+    message = error.message if isinstance(error, HeirloomError) else str(error) or type(error).__name__
+    return {
+        "fault": "environment" if environment else "bug",
+        "error": type(error).__name__,
+        "errno": getattr(error, "errno", None),
+        "message": message,
+    }
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer until the requests end."""
+    for line in requests:
+        if line.strip():
+            answers.write(json.dumps(answer(line)).encode("ascii") + b"\n")
+            answers.flush()
+
+
+def main() -> int:
+    """The process: dies with its parent, keeps stdout for answers alone."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent died before the signal was set
+        return 0
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints by accident goes to stderr, not between the answers
+    serve(sys.stdin.buffer, answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The home lock: one process writes a home (law 13), and a refusal says who holds it.
+
+The lock itself is the kernel's (flock through filelock): it goes with its holder, so there is no stale lock to
+judge. The text beside it only explains; nothing is ever decided from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+
+import filelock
+
+from guard.durable import publish
+from guard.errors import Busy
+from guard.home import Home
+
+__all__ = ["holder_of", "home_lock"]
+
+
+def holder_of(home: Home) -> dict[str, object]:
+    """Who holds or last held the lock: host, pid, since, command; empty when nobody ever did."""
+    try:
+        return json.loads((home.state / "lock.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _describe(holder: dict[str, object]) -> str:
+    if not holder:
+        return "another process"
+    return f"{holder.get('command')} (pid {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})"
+
+
+def _lock(home: Home, timeout: float) -> filelock.FileLock:
+    return filelock.FileLock(home.lock_file, timeout=timeout, fallback_to_soft=False, thread_local=False)
+
+
+@contextlib.contextmanager
+def home_lock(home: Home, *, command: str, since: str, timeout: float = 0.0) -> Iterator[None]:
+    """Hold the home for writing. Raises Busy (exit 11) naming the holder after `timeout` seconds."""
+    lock = _lock(home, timeout)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise Busy(f"{home.root} is in use by {_describe(holder_of(home))}", subject=str(home.root), cause=error,
+                   hint="wait for it, or stop it; `heirloom status` works meanwhile") from error  # fmt: skip
+    try:
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command}
+        publish(home.state / "lock.json", json.dumps(facts).encode())
+        yield
+    finally:
+        lock.release()

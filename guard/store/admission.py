@@ -1,0 +1,145 @@
+"""What becomes of a drop once its bytes are known: admitted and queued, admitted only, or a duplicate.
+
+The decision reads the ledger and is written into the drop before anything moves, so that recovery finishes the same
+decision. Not here: whether the bytes are sound (`guard/checks/identify.py` said so before).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from guard.failpoints import point
+from guard.names import safe_name, slugify
+from guard.store.files import get_file, trained_in
+from guard.store.indexes import link_documents
+from guard.store.intake import admit, discard, set_drop
+from guard.store.jobs import add_job, queued_with_file
+from guard.store.keeper import Keeper
+from guard.store.learnt import Novelty, judge_novelty, read_sidecar
+from guard.store.versions import DEFAULT_LINE, line_tip
+
+__all__ = ["Decision", "decide", "finish_admission", "queue_index"]
+
+OBJECTIVES = {"pretrain": "pretrain", "sft": "sft"}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`verdict`: admit or duplicate. `queue`: train, index or none."""
+
+    verdict: str
+    queue: str
+    reason: str
+    line: str = DEFAULT_LINE
+    slug: str = "data"
+    recipe: str = ""
+    priority: int = 0
+    new_examples: int = 0
+    known_examples: int = 0
+
+
+def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path) -> Decision:
+    """Judge sound bytes against everything known. `options`: line, recipe, priority, queue (False: register only)."""
+    known = get_file(keeper.ledger, record["sha256"])
+    if record["kind"] == "docs":
+        return _decide_document(keeper, record, known is not None)
+    line = str(options.get("line") or DEFAULT_LINE)
+    common: dict[str, Any] = {"line": line, "slug": str(options.get("slug") or slugify(Path(str(record["name"])).stem)),
+              "recipe": str(options.get("recipe") or ""), "priority": int(options.get("priority") or 0)}  # fmt: skip
+    job = queued_with_file(keeper.ledger, record["sha256"])
+    if job:
+        return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state})", **common)
+    tip = line_tip(keeper.ledger, line) or line_tip(keeper.ledger, DEFAULT_LINE)
+    novelty = judge_novelty(keeper, read_sidecar(sidecar), tip.id if tip else None, OBJECTIVES[record["kind"]])
+    return _decide_training(keeper, record, options, novelty, common)
+
+
+def _decide_training(
+    keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], novelty: Novelty, common: dict[str, Any]
+) -> Decision:
+    counts: dict[str, Any] = {"new_examples": novelty.new, "known_examples": novelty.known}
+    wanted = "train" if options.get("queue", True) else "none"
+    if novelty.new == 0 and novelty.known:
+        where = trained_in(keeper.ledger, record["sha256"])
+        what = f"trained in {', '.join(where)}" if where else "every example in it was learnt from other files"
+        return Decision("duplicate", "none", f"nothing new for {common['line']}: {what}", **common, **counts)
+    if novelty.new == 0:
+        reason = f"all {novelty.held_out} examples are held out for judging; nothing is left to train"
+        return Decision("admit", "none", reason, **common, **counts)
+    overlap = f", {novelty.known:,} were learnt before" if novelty.known else ""
+    return Decision("admit", wanted, f"{novelty.new:,} new examples{overlap}", **common, **counts)
+
+
+def _decide_document(keeper: Keeper, record: Mapping[str, Any], known: bool) -> Decision:
+    if known and keeper.ledger.value("SELECT current_doc FROM files WHERE sha256 = ?", (record["sha256"],)):
+        name = keeper.ledger.value("SELECT name FROM files WHERE sha256 = ?", (record["sha256"],))
+        return Decision("duplicate", "none", f"the same document is in the index already, as {name}")
+    return Decision("admit", "index", "goes into the next index")
+
+
+def finish_admission(keeper: Keeper, drop: sqlite3.Row, record: Mapping[str, Any], decision: Decision) -> int | None:
+    """Store the bytes, record the file and queue its job; returns the job's id. Idempotent."""
+    stored = {**record, "stored_as": safe_name(str(record["name"])), "decision": asdict(decision)}
+    admit(keeper, drop["id"], stored)
+    job = _record(keeper, drop, stored, decision)
+    point("admit.recorded")
+    if record["kind"] == "docs":
+        link_documents(keeper)
+    discard(keeper, drop["id"])
+    return job
+
+
+def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision: Decision) -> int | None:
+    ledger = keeper.ledger
+    options = orjson.loads(drop["options"])
+    with ledger.transaction():
+        if get_file(ledger, record["sha256"]) is None:
+            ledger.run(
+                "INSERT INTO files (sha256, name, kind, size_bytes, examples, tokens_approx, description, first_seen, record) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (record["sha256"], record["name"], record["kind"], record["size_bytes"], record["examples"],
+                 record["tokens_approx"], str(options.get("description") or ""), ledger.clock.utc(),
+                 orjson.dumps(record).decode()))  # fmt: skip
+        if record["kind"] == "docs":
+            _make_current(keeper, record)
+        job = _queue(keeper, record, decision)
+        set_drop(keeper, drop["id"], "admitted" if job else "registered", decision.reason)
+    return job
+
+
+def _make_current(keeper: Keeper, record: Mapping[str, Any]) -> None:
+    """The newest document dropped under a path replaces the older one in the index; both stay stored."""
+    dropped_as = record.get("dropped_as", record["name"])
+    keeper.ledger.run("UPDATE files SET current_doc = 0 WHERE kind = 'docs' AND json_extract(record, '$.dropped_as') = ?",
+                      (dropped_as,))  # fmt: skip
+    keeper.ledger.run("UPDATE files SET current_doc = 1 WHERE sha256 = ?", (record["sha256"],))
+
+
+def _queue(keeper: Keeper, record: Mapping[str, Any], decision: Decision) -> int | None:
+    if decision.queue == "index":
+        return queue_index(keeper)
+    if decision.queue == "train":
+        request = {"recipe": decision.recipe, "origin": "drop"}
+        return add_job(keeper.ledger, kind="train", stage=record["kind"], line=decision.line, slug=decision.slug,
+                       files=[record["sha256"]], request=request, priority=decision.priority)  # fmt: skip
+    return None
+
+
+def queue_index(keeper: Keeper) -> int:
+    """Queue one rebuild of the index inside the current transaction; a waiting one is enough for many documents."""
+    waiting = keeper.ledger.value("SELECT id FROM jobs WHERE kind = 'index' AND state IN ('queued', 'held') LIMIT 1")
+    if waiting:
+        return int(waiting)
+    return add_job(keeper.ledger, kind="index", stage="docs", line="docs", slug="index")
+
+
+def source_of(drop: sqlite3.Row) -> Path:
+    """Where a drop came from."""
+    return Path(os.fsdecode(drop["source"]))

@@ -1,0 +1,182 @@
+"""A version's birth (DESIGN 6): from a finished child's folder to a sealed, recorded, active version.
+
+    intent in the ledger -> version.json, README.md, SHA256SUMS last -> fsync bottom-up -> re-read and hash
+    -> rename into models/ (never over anything) -> one ledger transaction -> views -> seal
+
+The intent holds the whole record, so that a crash anywhere is rolled forward to the very same bytes by calling
+`finish_birth` again. Not here: whether the child deserves it (`guard/checks/proof.py`, `gate.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from guard.durable import (
+    fsync_tree,
+    make_dir,
+    remove_tree,
+    rename_new,
+    seal_tree,
+    sha256_file,
+    write_json,
+    write_text,
+)
+from guard.errors import Damage
+from guard.failpoints import point
+from guard.store.jobs import Job, find_job, set_job
+from guard.store.keeper import Keeper
+from guard.store.versions import line_tip
+from guard.store.views import refresh
+
+__all__ = ["announce", "finish_birth", "hash_folder", "sums_text", "version_readme"]
+
+_OURS = ("version.json", "README.md", "SHA256SUMS")
+
+
+def hash_folder(folder: Path, skip: tuple[str, ...] = ("SHA256SUMS",)) -> dict[str, str]:
+    """SHA-256 of every file below a folder by its relative name, read from disk now. Symbolic links are refused."""
+    found = {}
+    for place, _names, files in os.walk(folder):
+        for name in files:
+            path = Path(place) / name
+            relative = str(path.relative_to(folder))
+            if path.is_symlink():
+                raise Damage(f"{relative} in {folder} is a symbolic link", subject=str(path),
+                             hint="a version holds only plain files")  # fmt: skip
+            if relative not in skip:
+                found[relative] = sha256_file(path)
+    return found
+
+
+def sums_text(hashes: Mapping[str, str]) -> str:
+    """The text of SHA256SUMS, as `sha256sum -c` reads it."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+
+
+def version_readme(record: Mapping[str, Any]) -> str:
+    """A word to whoever finds this folder in ten years."""
+    learnt = "\n".join(f"- {item['file']} (sha256 {item['sha256'][:16]}..., {item['examples']} examples)"
+                       for item in record["data"]) or "- nothing yet: this is a base"  # fmt: skip
+    return (
+        f"# {record['name']}\n\nOne sealed version of a language model kept by Heirloom; it must never be changed.\n\n"
+        f"Parent: {record['parent'] or 'none (a base)'}\nLine of birth: {record['line']}\nCreated: {record['created']}\n\n"
+        f"What it learnt on top of its parent:\n\n{learnt}\n\n"
+        "Other versions may have been trained from this one. Ask before you touch it:\n\n"
+        f"    heirloom lineage {record['name']}\n    heirloom verify {record['name']}\n\n"
+        "`sha256sum -c SHA256SUMS` in this folder checks it without Heirloom. It loads as it is with\n"
+        "`transformers.AutoModelForCausalLM.from_pretrained(...)`.\n"
+    )
+
+
+def announce(keeper: Keeper, job: Job, record: Mapping[str, Any], *, becomes_tip: bool, learnt: list[dict[str, Any]]) -> None:
+    """Write the intent: from here on the birth is finished, whatever happens."""
+    plan = {**job.plan, "birth": {"record": dict(record), "becomes_tip": becomes_tip, "learnt": learnt}}
+    with keeper.ledger.transaction():
+        set_job(keeper.ledger, job.id, "committing", plan=plan)
+    point("birth.intended")
+
+
+def finish_birth(keeper: Keeper, number: int) -> str:
+    """Bring an announced birth to its end from wherever it stands; returns the version's name.
+
+    Raises Damage when neither a whole folder in staging nor one in models/ is left.
+    """
+    job = find_job(keeper.ledger, number)
+    birth = job.plan["birth"]
+    record = birth["record"]
+    target = keeper.home.models / record["name"]
+    staged = keeper.home.staging_of(job.id) / "out"
+    if not target.exists():
+        _describe(staged, record)
+        point("birth.checked")
+        # A read-only folder cannot be moved by an ordinary user, so sealing comes after the move.
+        rename_new(staged, target)
+    sums = _check_sums(target)
+    point("birth.renamed")
+    _record(keeper, job, birth, sums, _size(target))
+    point("birth.recorded")
+    refresh(keeper)
+    point("birth.viewed")
+    seal_tree(target)
+    point("birth.sealed")
+    remove_tree(keeper.home.staging_of(job.id))
+    point("birth.cleaned")
+    return record["name"]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _describe(staged: Path, record: Mapping[str, Any]) -> None:
+    """Write our three files, SHA256SUMS last; sync all; re-read and compare with what the child promised."""
+    if not staged.is_dir():
+        raise Damage(f"the finished folder of {record['name']} has vanished from staging", subject=str(staged),
+                     hint="the job will be trained again: heirloom queue retry ID")  # fmt: skip
+    write_json(staged / "version.json", dict(record))
+    write_text(staged / "README.md", version_readme(record))
+    point("birth.described")
+    hashes = hash_folder(staged)
+    wrong = [name for name, digest in record["files"].items() if hashes.get(name) != digest]
+    if wrong:
+        raise Damage(f"{', '.join(wrong)} of {record['name']} changed on disk before sealing", subject=str(staged),
+                     hint="check the disk; the job can be retried")  # fmt: skip
+    write_text(staged / "SHA256SUMS", sums_text(hashes))
+    point("birth.summed")
+    fsync_tree(staged)
+    point("birth.synced")
+    _check_sums(staged)
+
+
+def _check_sums(folder: Path) -> str:
+    """Compare the folder with its SHA256SUMS by reading everything; returns the hash of SHA256SUMS itself."""
+    if sums_text(hash_folder(folder)) != (folder / "SHA256SUMS").read_text("utf-8"):
+        raise Damage(f"{folder.name} does not match its SHA256SUMS", subject=str(folder), hint="check the disk")
+    return sha256_file(folder / "SHA256SUMS")
+
+
+def _record(keeper: Keeper, job: Job, birth: Mapping[str, Any], sums: str, size: int) -> None:
+    """The one transaction: version, learnt examples, inputs, tip, job and events. Does nothing when it was done."""
+    record, ledger = birth["record"], keeper.ledger
+    if ledger.row("SELECT 1 FROM versions WHERE id = ?", (record["id"],)):
+        return
+    gated = birth["becomes_tip"]
+    parent = ledger.value("SELECT id FROM versions WHERE name = ?", (record["parent"],)) if record["parent"] else None
+    with ledger.transaction():
+        ledger.run(
+            "INSERT INTO versions (id, name, parent_id, line, state, job_id, created, tokens, size_bytes, sums_sha256, record) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (record["id"], record["name"], parent, record["line"], "sealed" if gated else "quarantined", job.id,
+             record["created"], record["metrics"].get("tokens", 0), size, sums, _json(record)))  # fmt: skip
+        ledger.run_many("INSERT INTO learnt VALUES (?, ?, ?, ?, ?)",
+                        [(record["id"], item["sha256"], record["objective"], item["count"], item["bitmap"])
+                         for item in birth["learnt"]])  # fmt: skip
+        ledger.event("version.sealed", record["name"], parent=record["parent"], line=record["line"], sums=sums,
+                     gate=record["gate"]["verdict"])  # fmt: skip
+        if gated:
+            _move_tip(keeper, record)
+        set_job(ledger, job.id, "done" if gated else "quarantined", "" if gated else record["gate"]["reason"])
+
+
+def _move_tip(keeper: Keeper, record: Mapping[str, Any]) -> None:
+    ledger = keeper.ledger
+    before = line_tip(ledger, record["line"])
+    ledger.run("INSERT INTO lines VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET tip_id = excluded.tip_id",
+               (record["line"], record["id"], record["created"]))  # fmt: skip
+    ledger.event("line.moved", record["line"], before=before.name if before else None, after=record["name"], why="birth")
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    import orjson
+
+    return orjson.dumps(dict(record), option=orjson.OPT_SORT_KEYS).decode()
+
+
+def stage_folder(keeper: Keeper, job: int) -> Path:
+    """The staging folder of a job, made when missing; the only place its child may write."""
+    folder = keeper.home.staging_of(job)
+    make_dir(folder)
+    return folder

@@ -1,0 +1,99 @@
+"""Making a home: its folders, its ledger, its settings file and, last of all, its identity.
+
+The store id is written last: a home without one is unfinished and `init` may be run again over it; a home with one is
+never touched by `init`. Not here: the first version (`daemon/setup.py`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from guard.clock import Clock
+from guard.durable import fsync_dir, make_dir, write_bytes, write_text
+from guard.errors import CheckFailed
+from guard.failpoints import point
+from guard.home import Home
+from guard.settings import load_settings
+from guard.store.keeper import default_actor
+from guard.store.ledger import Ledger
+
+__all__ = ["SETTINGS_TEXT", "create_home"]
+
+SETTINGS_TEXT = """\
+# Settings of this Heirloom. Everything has a default: `heirloom config show --origin` lists all of them.
+# An entry here counts less than the environment (HEIRLOOM_DISK__RESERVE_GB=100) and less than a flag.
+#
+# disk:
+#   reserve_gb: 50        # free space that no job may eat into
+# backup:
+#   path: /mnt/other-disk/heirloom   # the vault protects only when it is on another device
+# gate: enforce           # enforce | warn | off
+"""
+
+
+def create_home(home: Home, *, clock: Clock, recipes: Path) -> None:
+    """Make the folders, ledger and identity of a home. Raises CheckFailed over a finished or foreign one."""
+    if home.store_id_file.exists():
+        raise CheckFailed(f"{home.root} is a home already", subject=str(home.root),
+                          hint=f"heirloom --home {home.root} status")  # fmt: skip
+    _refuse_foreign(home)
+    for folder in home.folders():
+        make_dir(folder)
+    point("init.folders")
+    _copy_recipes(recipes, home.configs)
+    if not (home.configs / "heirloom.yaml").exists():
+        write_text(home.configs / "heirloom.yaml", SETTINGS_TEXT)
+    store_id = _create_ledger(home, clock)
+    point("init.ledger")
+    write_text(home.store_id_file, f"{store_id}\n")
+    fsync_dir(home.root)
+    point("init.identified")
+
+
+def _create_ledger(home: Home, clock: Clock) -> str:
+    """The ledger with its store id and hold-out salt; an unfinished earlier attempt is taken up."""
+    actor = default_actor("init")
+    ledger = Ledger(home.ledger, clock=clock, actor=actor) if home.ledger.exists() else Ledger.create(
+        home.ledger, clock=clock, actor=actor)  # fmt: skip
+    settings = load_settings(home.root)
+    try:
+        if ledger.meta("store_id") is None:
+            with ledger.transaction():
+                ledger.set_meta("store_id", secrets.token_hex(16))
+                ledger.set_meta("validation_salt", settings.validation.salt or secrets.token_hex(16))
+                ledger.set_meta("validation_fraction", str(settings.validation.fraction))
+                ledger.event("home.created", str(home.root.name))
+        store_id = ledger.meta("store_id")
+        assert store_id is not None
+        return store_id
+    finally:
+        ledger.close()
+
+
+def _refuse_foreign(home: Home) -> None:
+    """Never settle into models/ or data/ that somebody else filled, nor inside another home's working folders."""
+    for folder in (home.models, home.data):
+        if folder.is_dir():
+            strange = [path.name for path in folder.iterdir() if path.name not in _OWN_NAMES]
+            if strange and not home.ledger.exists():
+                raise CheckFailed(f"{folder} already holds {', '.join(sorted(strange)[:3])}", subject=str(folder),
+                                  hint="choose an empty folder: heirloom init DIR")  # fmt: skip
+    for parent in home.root.absolute().parents:
+        if (parent / ".heirloom").is_dir():
+            raise CheckFailed(f"{home.root} lies inside the home {parent}", subject=str(home.root),
+                              hint="homes do not nest; choose a folder outside it")  # fmt: skip
+
+
+_OWN_NAMES = {"README.md", ".staging", ".trash", ".incoming", "files", "shards", "docs", "index", "pairs", "density"}
+
+
+def _copy_recipes(recipes: Path, configs: Path) -> None:
+    if not recipes.is_dir():
+        raise CheckFailed(f"the shipped recipes are missing at {recipes}", subject=str(recipes),
+                          hint="install Heirloom from its checkout: make venv")  # fmt: skip
+    for source in sorted(recipes.glob("*/*.yaml")):
+        target = configs / source.parent.name / source.name
+        if not target.exists():
+            make_dir(target.parent)
+            write_bytes(target, source.read_bytes())

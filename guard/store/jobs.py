@@ -1,0 +1,139 @@
+"""The durable queue, as the ledger knows it: jobs, their states, and the order in which they run.
+
+`request` is what a person or a drop asked for; `plan` is frozen when the job starts and never changes afterwards.
+Not here: when a job may run (`guard/checks/preflight.py`) or running it (`daemon/queue.py`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from guard.errors import NotFound
+from guard.store.ledger import Ledger
+
+__all__ = [
+    "RUNNING",
+    "UNFINISHED",
+    "Job",
+    "add_job",
+    "counts",
+    "find_job",
+    "jobs_in",
+    "next_queued",
+    "queued_with_file",
+    "set_job",
+]
+
+RUNNING = ("preparing", "training", "committing")
+UNFINISHED = ("queued", "held", *RUNNING)
+FINAL = ("done", "failed", "cancelled", "quarantined")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of `jobs` with the hashes of its files."""
+
+    id: int
+    kind: str
+    state: str
+    position: int
+    stage: str
+    line: str
+    base_id: int | None
+    slug: str
+    wanted_id: int | None
+    output_id: int | None
+    request: dict[str, Any]
+    plan: dict[str, Any]
+    reason: str
+    attempts: int
+    progress: int
+    created: str
+    updated: str
+    files: tuple[str, ...]
+
+
+def _job(ledger: Ledger, row: sqlite3.Row) -> Job:
+    files = ledger.rows("SELECT sha256 FROM job_files WHERE job_id = ? ORDER BY ordinal", (row["id"],))
+    return Job(
+        row["id"], row["kind"], row["state"], row["position"], row["stage"], row["line"], row["base_id"], row["slug"],
+        row["wanted_id"], row["output_id"], orjson.loads(row["request"]), orjson.loads(row["plan"]), row["reason"],
+        row["attempts"], row["progress"], row["created"], row["updated"], tuple(item[0] for item in files),
+    )  # fmt: skip
+
+
+def find_job(ledger: Ledger, number: int) -> Job:
+    """The job of that id. Raises NotFound."""
+    row = ledger.row("SELECT * FROM jobs WHERE id = ?", (number,))
+    if row is None:
+        raise NotFound(f"no job {number}", subject=str(number), hint="heirloom queue lists them")
+    return _job(ledger, row)
+
+
+def jobs_in(ledger: Ledger, *states: str) -> list[Job]:
+    """Jobs in the given states in the order they run (all jobs when no state is named)."""
+    marks = ", ".join("?" * len(states))
+    where = f"WHERE state IN ({marks})" if states else ""
+    return [_job(ledger, row) for row in ledger.rows(f"SELECT * FROM jobs {where} ORDER BY position, id", states)]
+
+
+def next_queued(ledger: Ledger, kinds: Sequence[str]) -> Job | None:
+    """The first queued job of one of the kinds."""
+    marks = ", ".join("?" * len(kinds))
+    row = ledger.row(f"SELECT * FROM jobs WHERE state = 'queued' AND kind IN ({marks}) ORDER BY position, id LIMIT 1",
+                     tuple(kinds))  # fmt: skip
+    return _job(ledger, row) if row else None
+
+
+def queued_with_file(ledger: Ledger, sha256: str) -> Job | None:
+    """An unfinished job that will train these bytes."""
+    row = ledger.row(
+        "SELECT j.* FROM jobs j JOIN job_files f ON f.job_id = j.id WHERE f.sha256 = ? AND j.state IN "
+        "('queued', 'held', 'preparing', 'training', 'committing', 'parked') ORDER BY j.id LIMIT 1", (sha256,))  # fmt: skip
+    return _job(ledger, row) if row else None
+
+
+def counts(ledger: Ledger) -> dict[str, int]:
+    """How many jobs are in each state."""
+    return {row[0]: row[1] for row in ledger.rows("SELECT state, count(*) FROM jobs GROUP BY state")}
+
+
+def add_job(
+    ledger: Ledger,
+    *,
+    kind: str,
+    stage: str,
+    line: str,
+    slug: str,
+    files: Sequence[str] = (),
+    request: Mapping[str, Any] | None = None,
+    base_id: int | None = None,
+    wanted_id: int | None = None,
+    priority: int = 0,
+) -> int:
+    """Queue a job inside the current transaction; returns its id. Higher priority runs earlier."""
+    now = ledger.clock.utc()
+    number = ledger.run(
+        "INSERT INTO jobs (kind, state, position, stage, line, base_id, slug, wanted_id, request, created, updated) "
+        "VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (kind, -priority, stage, line, base_id, slug, wanted_id, orjson.dumps(dict(request or {})).decode(), now, now),
+    )
+    ledger.run_many("INSERT INTO job_files VALUES (?, ?, ?)",
+                    [(number, place, sha256) for place, sha256 in enumerate(files)])  # fmt: skip
+    ledger.event("job.queued", f"job {number}", kind=kind, stage=stage, line=line, files=list(files))
+    return number
+
+
+def set_job(ledger: Ledger, number: int, state: str, reason: str = "", **columns: object) -> None:
+    """Change a job inside the current transaction, with its event. `plan` and `request` may be dictionaries."""
+    values = {key: orjson.dumps(value).decode() if isinstance(value, dict) else value for key, value in columns.items()}
+    assert values.keys() <= {"plan", "request", "output_id", "base_id", "attempts", "progress", "position", "line"}
+    changes = "".join(f", {key} = ?" for key in values)
+    ledger.run(f"UPDATE jobs SET state = ?, reason = ?, updated = ?{changes} WHERE id = ?",
+               (state, reason, ledger.clock.utc(), *values.values(), number))  # fmt: skip
+    ledger.event(f"job.{state}", f"job {number}", reason=reason)

@@ -1,0 +1,71 @@
+"""The keeper: what every act on a home needs in its hands - its paths, its ledger, its settings and a clock.
+
+Only the holder of the home lock makes a keeper that writes; readers open the ledger read-only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from guard.clock import SYSTEM_CLOCK, Clock
+from guard.errors import Damage
+from guard.home import Home
+from guard.settings import Settings, load_settings
+from guard.store.ledger import Ledger
+
+__all__ = ["Keeper", "default_actor", "open_reader", "open_writer"]
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """A home in the hands of one process."""
+
+    home: Home
+    ledger: Ledger
+    settings: Settings
+    clock: Clock = SYSTEM_CLOCK
+
+    @property
+    def salt(self) -> str:
+        """Decides what is held out; fixed at `init` and kept in the ledger, whatever the settings say later."""
+        return self.ledger.meta("validation_salt") or ""
+
+
+def default_actor(role: str) -> str:
+    """Who acts, for the audit trail: `user:role`."""
+    with contextlib.suppress(KeyError, OSError):
+        return f"{os.environ.get('HEIRLOOM_ACTOR') or getpass.getuser()}:{role}"
+    return f"uid{os.getuid()}:{role}"
+
+
+def _open(home: Home, *, actor: str, clock: Clock, read_only: bool, flags: Mapping[str, object] | None) -> Keeper:
+    home.check()
+    settings = load_settings(home.root, flags=flags)
+    ledger = Ledger(home.ledger, clock=clock, actor=actor, read_only=read_only)
+    recorded = ledger.meta("store_id")
+    if recorded != home.store_id():
+        ledger.close()
+        raise Damage(f"{home.root} carries store id {home.store_id()} but its ledger belongs to {recorded}",
+                     subject=str(home.root), hint="two homes were mixed up; put the right data/ back")  # fmt: skip
+    return Keeper(home, ledger, settings, clock)
+
+
+def open_writer(
+    home: Home, *, actor: str, clock: Clock = SYSTEM_CLOCK, flags: Mapping[str, object] | None = None
+) -> Keeper:
+    """A keeper that may write. The caller holds the home lock. Raises Damage for a home that is not whole."""
+    return _open(home, actor=actor, clock=clock, read_only=False, flags=flags)
+
+
+@contextlib.contextmanager
+def open_reader(home: Home, *, clock: Clock = SYSTEM_CLOCK) -> Iterator[Keeper]:
+    """A keeper that only reads, at any time and beside a running daemon."""
+    keeper = _open(home, actor="reader", clock=clock, read_only=True, flags=None)
+    try:
+        yield keeper
+    finally:
+        keeper.ledger.close()

@@ -1,0 +1,136 @@
+"""Recovery: from whatever a sudden death left, to a home in which every file and job is in exactly one state.
+
+A pure function of the disk and the ledger (law 8): it rolls forward what was announced and never guesses. It runs
+whenever a process takes the home lock, before anything else, and may itself be killed at any point and run again.
+Claimed drops are identified again and running jobs are resumed by the engine, which finds them by their state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from guard.durable import remove_tree, replace_link, write_text
+from guard.errors import HeirloomError, is_environment
+from guard.store import views
+from guard.store.admission import Decision, finish_admission
+from guard.store.birth import finish_birth
+from guard.store.files import open_drops
+from guard.store.indexes import active_index, finish_index, link_documents
+from guard.store.intake import give_back, resume_claim
+from guard.store.jobs import Job, find_job, jobs_in, set_job
+from guard.store.keeper import Keeper
+from guard.store.restore import finish_restores
+from guard.store.rollback import finish_rollbacks
+from guard.store.trash import finish_deletes
+from guard.store.versions import high_water
+
+__all__ = ["recover"]
+
+
+def recover(keeper: Keeper) -> list[str]:
+    """Finish or set aside everything that was under way; returns what was done, in words.
+
+    Environment faults (a full disk) go up: nothing was lost, and the next start tries again.
+    """
+    done: list[str] = []
+    done += _recover_drops(keeper)
+    done += _recover_jobs(keeper)
+    done += _recover_trash(keeper)
+    _recover_numbers(keeper)
+    done += _sweep_staging(keeper)
+    _recover_links(keeper)
+    if views.stale(keeper):
+        views.refresh(keeper)
+        done.append("views made again")
+    if done:
+        with keeper.ledger.transaction():
+            keeper.ledger.event("home.recovered", "home", done=done)
+    return done
+
+
+def _recover_drops(keeper: Keeper) -> list[str]:
+    done = []
+    for row in open_drops(keeper.ledger, "claiming"):
+        state = resume_claim(keeper, row["id"], Path(os.fsdecode(row["source"])), move=row["mode"] == "move")
+        done.append(f"{row['name']}: claim finished ({state})")
+    for row in open_drops(keeper.ledger, "admitting"):
+        record = orjson.loads(row["verdict"])
+        finish_admission(keeper, row, record, Decision(**record["decision"]))
+        done.append(f"{row['name']}: admission finished")
+    for row in open_drops(keeper.ledger, "returning"):
+        record = orjson.loads(row["verdict"])
+        give_back(keeper, row["id"], record["verdict"], row["reason"], record["why"], record)
+        done.append(f"{row['name']}: return finished")
+    return done
+
+
+def _recover_jobs(keeper: Keeper) -> list[str]:
+    done = []
+    for job in jobs_in(keeper.ledger, "committing"):
+        done.append(_settle(keeper, job, finish_index if job.kind == "index" else finish_birth))
+    return done
+
+
+def _settle(keeper: Keeper, job: Job, finish: Callable[[Keeper, int], str]) -> str:
+    """Finish an announced birth or switch; what cannot be finished is set aside for a person, never guessed at."""
+    try:
+        return f"job {job.id}: {finish(keeper, job.id)} finished"
+    except (HeirloomError, OSError) as error:
+        if is_environment(error):
+            raise
+        with keeper.ledger.transaction():
+            set_job(keeper.ledger, job.id, "failed", f"could not be finished after a crash: {error}")
+        return f"job {job.id}: set aside ({error})"
+
+
+def _recover_trash(keeper: Keeper) -> list[str]:
+    return [*finish_deletes(keeper), *finish_restores(keeper), *finish_rollbacks(keeper)]
+
+
+def _recover_numbers(keeper: Keeper) -> None:
+    """Bring every copy of the high-water mark to the highest one known."""
+    mark = high_water(keeper)
+    if keeper.ledger.meta("version_high_water") != str(mark):
+        with keeper.ledger.transaction():
+            keeper.ledger.set_meta("version_high_water", str(mark))
+    write_text(keeper.home.high_water_file, f"{mark}\n")
+
+
+def _sweep_staging(keeper: Keeper) -> list[str]:
+    """Clear what belongs to nobody any more: folders of finished jobs and drops. They hold no user bytes."""
+    done = []
+    alive = {keeper.home.staging_of(job.id).name for job in jobs_in(keeper.ledger)
+             if job.state not in ("done", "cancelled", "quarantined")}  # fmt: skip
+    for path in sorted(keeper.home.staging.iterdir()):
+        if path.name not in alive and _job_is_over(keeper, path.name):
+            remove_tree(path)
+            done.append(f"cleared {path.name}")
+    open_folders = {f"drop-{row['id']:08d}" for row in open_drops(keeper.ledger)}
+    for path in sorted(keeper.home.incoming.iterdir()):
+        if path.name not in open_folders and not (path / "content").exists():
+            remove_tree(path)
+            done.append(f"cleared {path.name}")
+    return done
+
+
+def _job_is_over(keeper: Keeper, folder: str) -> bool:
+    """Only a folder named like one of our jobs, whose job ended, may be cleared; anything else is left alone."""
+    number = folder.removeprefix("job-")
+    if not number.isdecimal():
+        return False
+    if keeper.ledger.row("SELECT 1 FROM jobs WHERE id = ?", (int(number),)) is None:
+        return False
+    return find_job(keeper.ledger, int(number)).state in ("done", "cancelled", "quarantined")
+
+
+def _recover_links(keeper: Keeper) -> None:
+    """The links follow the ledger: `latest` to the active index, `data/docs/` to the current documents."""
+    active = active_index(keeper)
+    latest = keeper.home.indexes / "latest"
+    if active and (not latest.is_symlink() or os.readlink(latest) != active["name"]):
+        replace_link(latest, active["name"])
+    link_documents(keeper)

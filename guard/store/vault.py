@@ -1,0 +1,236 @@
+"""The vault: copies of versions, originals, configs and the ledger that were read back after they were written.
+
+    store id checked -> for each folder: copied into `.incoming-<name>`, every file verified while it is copied and
+    read back from the disk, renamed, then a `backups` row -> the ledger through SQLite's own backup interface
+
+Work is a generator of small steps, so that a daemon's loop goes on in between. It may be killed anywhere: what was
+copied well is found again, and a copy counts only once it was read back. Nothing in the vault is replaced or removed
+but our own unfinished copies and ledgers older than the newest five; a damaged copy is moved aside.
+Not here: restoring (`restore.py`), the vault's layout and state (`vault_state.py`), its ledgers (`vault_ledger.py`),
+copying bytes (`copying.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from typing import Any
+
+from guard.durable import (
+    make_dir,
+    remove_tree,
+    rename_new,
+    sha256_bytes,
+    sha256_file,
+    write_bytes,
+    write_text,
+)
+from guard.errors import Damage, EnvironmentFault
+from guard.failpoints import point
+from guard.store.copying import Incoming, copy_folder_steps, folder_digest, listing, seal_quietly, set_aside
+from guard.store.files import get_file, stored_path
+from guard.store.intents import clear_intent, put_intent
+from guard.store.keeper import Keeper
+from guard.store.sums import SUMS, drain, hash_steps, problem_steps, read_sums
+from guard.store.vault_ledger import ledger_steps
+from guard.store.vault_run import BackupRun, Steps, named
+from guard.store.vault_state import config_files, open_vault, other_device
+from guard.store.versions import Version, find_version, high_water, version_by_id
+
+__all__ = ["backup_steps", "run_backup"]
+
+_KEPT_STATES = ("sealed", "quarantined")
+
+
+def run_backup(keeper: Keeper, *, recheck: bool = False) -> dict[str, Any]:
+    """Bring the vault up to date; returns copied and verified (names), vault, other_device, bytes (copied).
+
+    Raises what `backup_steps` raises.
+    """
+    return drain(backup_steps(keeper, recheck=recheck))
+
+
+def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, None, dict[str, Any]]:
+    """The same in steps of at most 8 MiB; each yields what it is busy with, the end returns the report.
+
+    `recheck` reads back what was read back before too; a copy that has gone bad is moved aside and made again.
+    Raises CheckFailed for another home's vault, EnvironmentFault when the vault has vanished or is full, and, after
+    everything else was backed up, Damage naming what could not be copied because its source is damaged.
+    """
+    run = BackupRun(keeper, vault := open_vault(keeper), other_device(keeper, vault), recheck)
+    _clear_leftovers(run)
+    if not list((vault / "ledger").glob("ledger-*.db")):
+        # A first backup may take hours: the one thing that cannot be made again goes first.
+        yield from ledger_steps(run)
+    originals = _unsafe_originals(run)
+    for number in _unsafe_versions(run):
+        # A version and what it was grown from become safe together, the oldest first.
+        for sha256 in [item for item in _originals_of(run, number) if item in originals]:
+            originals.remove(sha256)
+            yield from _guarded(run, sha256, _original_steps(run, sha256))
+        version = version_by_id(keeper.ledger, number)
+        yield from _guarded(run, version.name, _version_steps(run, version))
+    for sha256 in originals:
+        yield from _guarded(run, sha256, _original_steps(run, sha256))
+    yield from _config_steps(run)
+    _copy_marks(run)
+    yield from ledger_steps(run)
+    if run.problems:
+        raise Damage(f"not everything could be backed up: {'; '.join(run.problems)}", subject=str(vault),
+                     hint="heirloom verify --all; what is sound was backed up")  # fmt: skip
+    return run.report()
+
+
+def _guarded(run: BackupRun, name: str, steps: Steps) -> Steps:
+    """One damaged source must not keep the sound ones out of the vault; it is told at the end."""
+    try:
+        yield from steps
+    except Damage as error:
+        run.problems.append(f"{name}: {error.message}")
+
+
+def _clear_leftovers(run: BackupRun) -> None:
+    """Unfinished copies of what is no longer wanted; those still wanted are taken up again."""
+    wanted = {row[0] for row in run.keeper.ledger.rows("SELECT name FROM versions WHERE state IN (?, ?)", _KEPT_STATES)}
+    wanted |= {row[0] for row in run.keeper.ledger.rows("SELECT sha256 FROM files")}
+    for place in ("versions", "files"):
+        for path in (run.vault / place).glob(".incoming-*"):
+            if path.name.removeprefix(".incoming-") not in wanted:
+                remove_tree(path)
+
+
+def _unsafe_versions(run: BackupRun) -> list[int]:
+    """Ids of the versions in models/ that no row vouches for, or whose copy is not there any more; ascending."""
+    present = set(os.listdir(run.vault / "versions"))
+    rows = run.keeper.ledger.rows(
+        "SELECT v.id, v.name, b.sums_sha256 IS v.sums_sha256 AS vouched FROM versions v LEFT JOIN backups b ON "
+        "b.what = 'version' AND b.name = v.name AND b.vault = ? WHERE v.state IN (?, ?) ORDER BY v.id",
+        (str(run.vault), *_KEPT_STATES))  # fmt: skip
+    return [row["id"] for row in rows if run.recheck or not row["vouched"] or row["name"] not in present]
+
+
+def _unsafe_originals(run: BackupRun) -> list[str]:
+    """The same for originals, by SHA-256, in the order they came."""
+    present = set(os.listdir(run.vault / "files"))
+    rows = run.keeper.ledger.rows(
+        "SELECT f.sha256, b.name IS NOT NULL AS vouched FROM files f LEFT JOIN backups b ON b.what = 'original' "
+        "AND b.name = f.sha256 AND b.vault = ? ORDER BY f.first_seen, f.sha256", (str(run.vault),))  # fmt: skip
+    return [row["sha256"] for row in rows if run.recheck or not row["vouched"] or row["sha256"] not in present]
+
+
+def _originals_of(run: BackupRun, number: int) -> list[str]:
+    rows = run.keeper.ledger.rows("SELECT DISTINCT sha256 FROM learnt WHERE version_id = ? ORDER BY sha256", (number,))
+    return [row[0] for row in rows]
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+def _version_steps(run: BackupRun, version: Version) -> Steps:
+    target = run.vault / "versions" / version.name
+    if os.path.lexists(target):
+        # Renamed, then killed before the row was written; or changed since. Only reading tells.
+        if not (yield from named(version.name, problem_steps(target, version.sums_sha256))):
+            seal_quietly(target)
+            run.record("version", version.name, version.sums_sha256, version.size_bytes)
+            return
+        set_aside(target)
+    source = run.keeper.home.models / version.name
+    try:
+        if not (source / SUMS).is_file() or sha256_file(source / SUMS) != version.sums_sha256:
+            raise Damage(f"its {SUMS} is not the one that was sealed", subject=version.name)
+        wanted = {**read_sums(source), SUMS: version.sums_sha256}
+        yield from _bring(run, "version", version.name, Incoming(source, target, wanted), version.sums_sha256)
+    except Damage:
+        if find_version(run.keeper.ledger, version.name).state in _KEPT_STATES:
+            raise
+        # A person moved it to the trash between two steps: there is nothing to back up any more.
+        with run.keeper.ledger.transaction():
+            clear_intent(run.keeper.ledger, "backup", f"version:{version.name}")
+
+
+def _bring(run: BackupRun, what: str, name: str, incoming: Incoming, digest: str) -> Steps:
+    """Copy a folder into the vault, read it back, rename it into place and record it. A step per 8 MiB."""
+    size = incoming.size()
+    free = shutil.disk_usage(run.vault).free
+    if free <= size:
+        raise EnvironmentFault(f"the vault {run.vault} has {free:,} bytes free; {name} needs {size:,}",
+                               subject=str(run.vault),
+                               hint="free some space there; nothing is deleted to make room")  # fmt: skip
+    facts = {"what": what, "name": name, "vault": str(run.vault)}
+    with run.keeper.ledger.transaction():
+        put_intent(run.keeper.ledger, "backup", f"{what}:{name}", facts)
+    point("backup.intended")
+    yield from named(name, copy_folder_steps(incoming))
+    point("backup.copied")
+    yield from named(name, incoming.check_steps())
+    point("backup.checked")
+    rename_new(incoming.staged, incoming.target)
+    seal_quietly(incoming.target)
+    point("backup.renamed")
+    run.copied.append(name)
+    run.size += size
+    run.record(what, name, digest, size)
+    point("backup.recorded")
+
+
+# --- originals -------------------------------------------------------------------------------------------------------
+
+
+def _original_steps(run: BackupRun, sha256: str) -> Steps:
+    target = run.vault / "files" / sha256
+    file = get_file(run.keeper.ledger, sha256)
+    assert file is not None, "files are never taken out of the ledger"
+    source = run.keeper.home.files / sha256
+    try:
+        wanted: dict[str, str] = {}
+        for name in listing(source):
+            wanted[name] = yield from named(sha256, hash_steps(source / name))
+    except OSError as error:
+        raise Damage(f"the stored original cannot be read: {error}", subject=sha256) from error
+    if wanted.get(stored_path(run.keeper.home, file).name) != sha256:
+        raise Damage(f"the stored bytes of {file.name} are not what was admitted", subject=sha256)
+    incoming = Incoming(source, target, wanted)
+    if os.path.lexists(target):
+        if not (yield from named(sha256, incoming.problem_steps(target))):
+            seal_quietly(target)
+            run.record("original", sha256, folder_digest(wanted), incoming.size())
+            return
+        set_aside(target)
+    yield from _bring(run, "original", sha256, incoming, folder_digest(wanted))
+
+
+# --- configs and marks ------------------------------------------------------------------------------------------------
+
+
+def _config_steps(run: BackupRun) -> Steps:
+    """Settings and recipes as they are now; they are people's files and may change, so each is replaced durably."""
+    target = run.vault / "configs"
+    texts = config_files(run.keeper.home)
+    digest = folder_digest({name: sha256_bytes(data) for name, data in texts.items()})
+    row = run.recorded("configs", "configs")
+    if row and row["sums_sha256"] == digest and all((target / name).is_file() for name in texts):
+        return
+    for name, data in texts.items():
+        make_dir((target / name).parent)
+        write_bytes(target / name, data)
+        run.size += len(data)
+        if sha256_file(target / name) != sha256_bytes(data):
+            raise Damage(f"the copy of configs/{name} is not what was written", subject=str(target / name),
+                         hint="check the vault's disk")  # fmt: skip
+        yield f"configs/{name}"
+    run.copied.append("configs")
+    run.record("configs", "configs", digest, sum(len(data) for data in texts.values()))
+
+
+def _copy_marks(run: BackupRun) -> None:
+    """The high-water mark never falls, in the vault least of all: numbers are not used twice after a disaster."""
+    path = run.vault / "high-water"
+    try:
+        there = int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        there = 0
+    mark = high_water(run.keeper)
+    if mark > there:
+        write_text(path, f"{mark}\n")

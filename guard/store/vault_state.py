@@ -1,0 +1,151 @@
+"""Which folder is this home's vault, is it really ours, and what does it hold.
+
+    versions/<name>/   files/<sha256>/   ledger/ledger-<newest event>.db   configs/   high-water   store-id
+
+Missing is not empty (law 9): a vault that held copies and now shows none of its marks is a disk that is not mounted,
+and no new one is begun in its place. Not here: copying into it (`vault.py`), reading it all back (`verify_vault.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from guard.durable import make_dir, write_text
+from guard.errors import CheckFailed, EnvironmentFault, HeirloomError
+from guard.home import Home
+from guard.store.keeper import Keeper
+from guard.store.versions import all_versions
+
+__all__ = [
+    "LEDGER_NAME",
+    "backup_status",
+    "check_vault",
+    "config_files",
+    "ledger_head",
+    "open_vault",
+    "other_device",
+    "vault_of",
+]
+
+LEDGER_NAME = r"ledger-\d{10,}\.db"
+
+
+def vault_of(keeper: Keeper) -> Path:
+    """The vault folder that the settings name; it need not exist."""
+    return keeper.home.vault(keeper.settings.backup.path)
+
+
+def check_vault(keeper: Keeper) -> Path:
+    """The vault, when it is there and ours; changes nothing.
+
+    Raises EnvironmentFault when it is not there, CheckFailed when it belongs to another home.
+    """
+    vault = vault_of(keeper)
+    try:
+        text = (vault / "store-id").read_text("ascii").strip()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise EnvironmentFault(f"there is no vault at {vault}", subject=str(vault), cause=error,
+                               hint="is its disk mounted? `heirloom backup run` begins one") from error  # fmt: skip
+    if text != keeper.home.store_id():
+        raise CheckFailed(f"the vault {vault} belongs to another home ({text or 'its store-id is empty'})",
+                          subject=str(vault), hint="set backup.path to a folder of this home's own")  # fmt: skip
+    return vault
+
+
+def open_vault(keeper: Keeper) -> Path:
+    """The vault, begun when there never was one. Raises EnvironmentFault when it vanished, CheckFailed when foreign."""
+    vault = vault_of(keeper)
+    _refuse_inside(keeper.home, vault)
+    if not (vault / "store-id").exists():
+        held = keeper.ledger.value("SELECT count(*) FROM backups WHERE vault = ?", (str(vault),))
+        if held:
+            raise EnvironmentFault(f"the vault {vault} held {held} copies and is not there now", subject=str(vault),
+                                   hint="mount its disk; another backup.path begins a new vault")  # fmt: skip
+        if vault.is_dir() and any((vault / name).exists() for name in ("versions", "files", "ledger")):
+            raise CheckFailed(f"{vault} looks like a vault and carries no store-id", subject=str(vault),
+                              hint="whose is it? set backup.path to another folder")  # fmt: skip
+        make_dir(vault)
+        write_text(vault / "store-id", f"{keeper.home.store_id()}\n")
+    check_vault(keeper)
+    for name in ("versions", "files", "ledger", "configs"):
+        make_dir(vault / name)
+    return vault
+
+
+def _refuse_inside(home: Home, vault: Path) -> None:
+    """A vault among the things it copies, or where drops are looked for, would swallow itself."""
+    for folder in (home.inbox, home.data, home.models, home.configs, home.state):
+        if vault.resolve().is_relative_to(folder.resolve()):
+            raise CheckFailed(f"the vault {vault} lies inside {folder}", subject=str(vault),
+                              hint="set backup.path to a folder of its own, best on another disk")  # fmt: skip
+
+
+def other_device(keeper: Keeper, vault: Path) -> bool:
+    """Whether the vault lies on another device than the models: only then does it protect against a lost disk."""
+    return os.stat(vault).st_dev != os.stat(keeper.home.models).st_dev
+
+
+def config_files(home: Home) -> dict[str, bytes]:
+    """Settings and recipes by relative name; what a link points to is taken in its place."""
+    paths = sorted(path for path in home.configs.rglob("*") if path.is_file() and not path.name.endswith(".tmp"))
+    return {str(path.relative_to(home.configs)): path.read_bytes() for path in paths}
+
+
+def ledger_head(path: Path) -> tuple[int, str] | None:
+    """Number and hash of the newest event in a copy of a ledger; None when it has none or cannot be read."""
+    try:
+        database = sqlite3.connect(f"file:{urllib.parse.quote(os.fspath(path.absolute()))}?mode=ro", uri=True)
+    except sqlite3.DatabaseError:
+        return None
+    try:
+        return database.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    finally:
+        database.close()
+
+
+def backup_status(keeper: Keeper) -> dict[str, Any]:
+    """What is safe: vault, present, problem, other_device, protects, versions and originals (total, verified, missing),
+    ledger (newest copy, events it lacks), last_verified (UTC or None), bytes. Reads only.
+
+    `protects` is true only when everything was read back and the vault is on another device.
+    """
+    vault = vault_of(keeper)
+    problem = ""
+    try:
+        check_vault(keeper)
+    except HeirloomError as error:
+        problem = error.message
+    rows = keeper.ledger.rows("SELECT * FROM backups WHERE vault = ?", (str(vault),))
+    held = {(row["what"], row["name"]): row["sums_sha256"] for row in rows}
+    versions = {version.name: held.get(("version", version.name)) == version.sums_sha256
+                for version in all_versions(keeper.ledger) if version.state in ("sealed", "quarantined")}  # fmt: skip
+    originals = {row[0]: ("original", row[0]) in held for row in keeper.ledger.rows("SELECT sha256 FROM files")}
+    apart = not problem and other_device(keeper, vault)
+    newest = max((name for what, name in held if what == "ledger"), default=None)
+    return {
+        "vault": str(vault),
+        "present": not problem,
+        "problem": problem,
+        "other_device": apart,
+        "protects": apart and all(versions.values()) and all(originals.values()) and newest is not None,
+        "versions": _counted(versions),
+        "originals": _counted(originals),
+        "ledger": {"newest": newest, "behind": keeper.ledger.sequence() - _number(newest)},
+        "last_verified": max((row["verified"] for row in rows), default=None),
+        "bytes": sum(row["size_bytes"] for row in rows),
+    }
+
+
+def _counted(held: dict[str, bool]) -> dict[str, Any]:
+    missing = [name for name, safe in held.items() if not safe]
+    return {"total": len(held), "verified": sum(held.values()), "missing": missing}
+
+
+def _number(name: str | None) -> int:
+    return int(Path(name).stem.removeprefix("ledger-")) if name else 0

@@ -1,0 +1,193 @@
+"""Is everything still what it was? Versions, ledger, views, originals, datasets, indexes and the vault, all read.
+
+Verification reads only: it moves nothing, mends nothing and trusts nothing that is not hashed in the ledger. Each
+damage names the file, what is wrong with it and which versions were grown from it. A version that the daemon is moving
+at this very moment is looked at twice before anything is said about where it lies.
+Not here: making a version again to compare bits (`verify --rebuild`), or what to do about damage (`restore.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from guard.errors import HeirloomError, UsageError
+from guard.store import views
+from guard.store.findings import Finding, Findings, Report
+from guard.store.intents import open_intents
+from guard.store.keeper import Keeper
+from guard.store.lineage import descendants
+from guard.store.sums import problem_steps, unsealed
+from guard.store.trash import is_folder, trash_folder
+from guard.store.verify_data import check_datasets, check_indexes, check_originals
+from guard.store.verify_vault import check_backups
+from guard.store.versions import Version, all_versions, find_version, tips
+
+__all__ = ["Report", "verify"]
+
+_IN_MODELS = ("sealed", "quarantined")
+_OURS_IN_MODELS = {"README.md", "registry.json"}
+
+
+def verify(
+    keeper: Keeper, *, versions: Sequence[str] | None = None, everything: bool = False, backup: bool = False,
+    sample: float | None = None,
+) -> Report:  # fmt: skip
+    """Check and report. By default every version, the ledger, the views and the indexes.
+
+    `versions`: only these, with where they lie. `everything`: also originals, datasets and the trash. `backup`: read
+    the vault back (alone, unless versions or everything are asked for too). `sample`: the share of files whose content
+    is read, drawn anew by the clock; presence, modes and lists are always checked in full.
+    Raises NotFound for an unknown version, UsageError for a sample outside 0 to 1, and the vault's own refusals.
+    """
+    if sample is not None and not 0.0 < sample <= 1.0:
+        raise UsageError(f"a sample of {sample} is not between 0 and 1", hint="--sample 5%")
+    findings = Findings(1.0 if sample is None else sample, keeper.clock.utc())
+    wanted = None if versions is None else [find_version(keeper.ledger, text) for text in versions]
+    whole_home = wanted is None and (everything or not backup)
+    if wanted is not None or whole_home:
+        _check_home(keeper, findings, wanted, everything)
+    if backup:
+        check_backups(keeper, findings, None if wanted is None else [item.name for item in wanted])
+    return findings.report()
+
+
+def _check_home(keeper: Keeper, findings: Findings, wanted: list[Version] | None, everything: bool) -> None:
+    chosen = wanted if wanted is not None else all_versions(keeper.ledger)
+    names = None if wanted is None else {version.name for version in wanted}
+    before = _misplaced(keeper, names)
+    states = (*_IN_MODELS, "trashed") if everything or wanted is not None else _IN_MODELS
+    for version in chosen:
+        if version.state in states:
+            _check_version(keeper, findings, version)
+    if wanted is None:
+        _check_ledger(keeper, findings)
+        check_indexes(keeper, findings)
+        if everything:
+            check_originals(keeper, findings)
+            check_datasets(keeper, findings)
+        _check_views(keeper, findings)
+    # A birth, a deletion or a restore may be between two steps: what is true then is true only once.
+    findings.damage += [item for item in _misplaced(keeper, names) if item in before]
+
+
+# --- one version ---------------------------------------------------------------------------------------------------
+
+
+def _place(keeper: Keeper, version: Version) -> Path:
+    if version.state == "trashed":
+        return keeper.home.trash / (trash_folder(keeper, version.name) or version.name)
+    return keeper.home.models / version.name
+
+
+def _check_version(keeper: Keeper, findings: Findings, version: Version) -> None:
+    """Content against SHA256SUMS against the ledger; version.json against the ledger's record."""
+    folder = _place(keeper, version)
+    if not is_folder(folder):
+        return  # `_misplaced` tells it
+    findings.checked.versions += 1
+    findings.count_files(folder)
+    problems = findings.run(problem_steps(folder, version.sums_sha256, hash_it=findings.picker(version.name)))
+    if not problems and _record_differs(folder, version):
+        problems = [("version.json", "differs from the ledger's record")]
+    if problems and _moved_meanwhile(keeper, version):
+        return _check_version(keeper, findings, find_version(keeper.ledger, version.name))
+    for name, problem in problems:
+        findings.add("version", version.name, name, problem, descendants(keeper.ledger, version.id))
+
+
+def _record_differs(folder: Path, version: Version) -> bool:
+    try:
+        return orjson.loads((folder / "version.json").read_bytes()) != version.record
+    except (OSError, ValueError):
+        return True
+
+
+def _moved_meanwhile(keeper: Keeper, version: Version) -> bool:
+    return find_version(keeper.ledger, version.name).state != version.state
+
+
+# --- where everything lies -----------------------------------------------------------------------------------------
+
+
+def _misplaced(keeper: Keeper, names: set[str] | None) -> list[Finding]:
+    """Folders without a version, versions without a folder, unsealed ones, and tips that cannot be one."""
+    found = Findings()
+    moving = {item["version"] for word in ("delete", "restore") for item in open_intents(keeper.ledger, word)}
+    versions = [version for version in all_versions(keeper.ledger) if names is None or version.name in names]
+    for version in versions:
+        below = descendants(keeper.ledger, version.id)
+        folder = _place(keeper, version)
+        if version.name in moving:
+            found.add("version", version.name, "", "a deletion or restore is unfinished; the next start ends it", below)
+        elif version.state in (*_IN_MODELS, "trashed") and not is_folder(folder):
+            found.add("version", version.name, "", f"its folder {folder} is missing", below)
+        elif version.state in _IN_MODELS:
+            for name in unsealed(folder):
+                found.add("version", version.name, name, "may be written to: it is not sealed", below)
+    if names is None:
+        _check_strangers(keeper, found)
+        for line, tip in tips(keeper.ledger).items():
+            if tip.state != "sealed":
+                found.add("ledger", line, "", f"its active version {tip.name} is {tip.state}")
+    return found.damage
+
+
+def _check_strangers(keeper: Keeper, found: Findings) -> None:
+    """Everything in models/ that no version accounts for."""
+    known = {version.name for version in all_versions(keeper.ledger) if version.state in _IN_MODELS}
+    try:
+        entries = sorted(os.listdir(keeper.home.models))
+    except OSError as error:
+        found.add("version", "", "models", f"cannot be read: {error}")
+        return
+    for name in entries:
+        if name not in known and name not in _OURS_IN_MODELS and not name.startswith("."):
+            found.add("version", name, "", "lies in models/ and the ledger knows no such version there")
+
+
+# --- ledger and views ----------------------------------------------------------------------------------------------
+
+
+def _check_ledger(keeper: Keeper, findings: Findings) -> None:
+    ledger, name = keeper.ledger, keeper.home.ledger.name
+    try:
+        for row in ledger.rows("PRAGMA integrity_check"):
+            if row[0] != "ok":
+                findings.add("ledger", name, "", f"SQLite: {row[0]}")
+        for row in ledger.rows("PRAGMA foreign_key_check"):
+            findings.add("ledger", name, "", f"a row of {row[0]} points at nothing")
+        for problem in ledger.broken_events():
+            findings.add("ledger", name, "", problem)
+    except HeirloomError as error:
+        findings.add("ledger", name, "", error.message)
+        return
+    _check_numbers(keeper, findings)
+
+
+def _check_numbers(keeper: Keeper, findings: Findings) -> None:
+    """Neither copy of the high-water mark may be below a number that was given."""
+    highest = keeper.ledger.value("SELECT coalesce(max(id), 0) FROM versions")
+    try:
+        in_file = int(keeper.home.high_water_file.read_text("ascii"))
+    except (OSError, ValueError) as error:
+        findings.add("ledger", "high-water", "high-water", f"cannot be read: {error}")
+    else:
+        if in_file < highest:
+            findings.add("ledger", "high-water", "high-water", f"says {in_file}, version {highest} exists")
+    noted = int(keeper.ledger.meta("version_high_water") or 0)
+    if noted < highest:
+        findings.add("ledger", "high-water", "", f"the ledger says {noted}, version {highest} exists")
+
+
+def _check_views(keeper: Keeper, findings: Findings) -> None:
+    """The registry, the manifest and the README show what the ledger says."""
+    sequence = keeper.ledger.sequence()
+    problems = views.stale(keeper)
+    if problems and keeper.ledger.sequence() != sequence:
+        problems = views.stale(keeper)
+    for problem in problems:
+        findings.add("view", problem.split(" ", 1)[0], "", problem)

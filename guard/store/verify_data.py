@@ -1,0 +1,128 @@
+"""The data side of a verification: stored originals with their sidecars, prepared datasets, retrieval indexes.
+
+Reads only. Originals are known by their own hash; datasets and indexes are derived and carry their hashes with them.
+Not here: versions and the ledger (`verify.py`), the vault (`verify_vault.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from guard.names import index_name
+from guard.store.files import StoredFile, get_file, trained_in
+from guard.store.findings import Findings
+from guard.store.keeper import Keeper
+from guard.store.sums import listed_problem_steps
+
+__all__ = ["check_datasets", "check_indexes", "check_originals"]
+
+_SIDECARS = frozenset({"examples.fp", "record.json"})
+_FINGERPRINT_BYTES = 16
+# What identifies a stored original; the ledger's record holds more, such as the decision taken on it.
+_IDENTITY = ("sha256", "kind", "size_bytes", "examples")
+
+
+def check_originals(keeper: Keeper, findings: Findings) -> None:
+    """Every admitted file against its hash, its sidecars against the record, and no folder that nobody admitted."""
+    known = [row[0] for row in keeper.ledger.rows("SELECT sha256 FROM files ORDER BY first_seen, sha256")]
+    for sha256 in known:
+        file = get_file(keeper.ledger, sha256)
+        assert file is not None
+        _check_original(keeper, findings, file)
+    for name in sorted(set(os.listdir(keeper.home.files)) - set(known)):
+        if not name.startswith(".") and get_file(keeper.ledger, name) is None:
+            findings.add("original", name, "", "lies in data/files/ and the ledger knows no such file")
+
+
+def _check_original(keeper: Keeper, findings: Findings, file: StoredFile) -> None:
+    folder = keeper.home.files / file.sha256
+    stored = str(file.record.get("stored_as", file.name))
+    findings.count_files(folder)
+    steps = listed_problem_steps(folder, {stored: file.sha256}, _SIDECARS, findings.picker(file.sha256))
+    problems = findings.run(steps)
+    problems += _sidecar_problems(folder, file)
+    for name, problem in problems:
+        findings.add("original", file.name, name, f"{problem} (sha256 {file.sha256[:12]})",
+                     trained_in(keeper.ledger, file.sha256))  # fmt: skip
+
+
+def _sidecar_problems(folder: Path, file: StoredFile) -> list[tuple[str, str]]:
+    problems = []
+    record = _read_json(folder / "record.json")
+    if record is None:
+        problems.append(("record.json", "is missing or cannot be read"))
+    elif any(key in record and record[key] != file.record.get(key) for key in _IDENTITY):
+        problems.append(("record.json", "differs from the ledger's record"))
+    try:
+        size = os.lstat(folder / "examples.fp").st_size
+    except FileNotFoundError:
+        # Documents have no examples and may come without the sidecar.
+        return problems if file.kind == "docs" else [*problems, ("examples.fp", "is missing")]
+    if file.kind != "docs" and size != file.examples * _FINGERPRINT_BYTES:
+        expected = file.examples * _FINGERPRINT_BYTES
+        problems.append(("examples.fp", f"holds {size} bytes, not {expected} for {file.examples} examples"))
+    return problems
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def check_datasets(keeper: Keeper, findings: Findings) -> None:
+    """Prepared shards against the hashes in their `dataset_metadata.json`. Derived: a damaged one can be made again."""
+    folders = (path for path in keeper.home.shards.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for folder in sorted(folders):
+        metadata = _read_json(folder / "dataset_metadata.json")
+        if metadata is None:
+            findings.add("dataset", folder.name, "dataset_metadata.json", "is missing or cannot be read")
+            continue
+        wanted = dataset_hashes(metadata)
+        findings.count_files(folder)
+        present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+        steps = listed_problem_steps(folder, wanted, present - wanted.keys(), findings.picker(folder.name))
+        problems = findings.run(steps)
+        for name, problem in problems:
+            findings.add("dataset", folder.name, name, problem)
+
+
+def dataset_hashes(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes that a dataset's metadata carries, by file name; foreign datasets may carry none."""
+    wanted: dict[str, str] = {}
+    splits = metadata.get("splits")
+    for split, record in splits.items() if isinstance(splits, dict) else ():
+        wanted[f"{split}/examples.npy"] = record.get("examples_sha256", "")
+        wanted[f"{split}/examples.fp"] = record.get("fingerprints_sha256", "")
+        for number, shard in enumerate(record.get("shards", [])):
+            wanted[f"{split}/shard_{number:05d}.bin"] = shard.get("sha256", "")
+            wanted[f"{split}/shard_{number:05d}_mask.bin"] = shard.get("mask_sha256", "")
+    return {name: digest for name, digest in wanted.items() if digest}
+
+
+def check_indexes(keeper: Keeper, findings: Findings) -> None:
+    """Every index of the ledger against its recorded hashes, and where `latest` points."""
+    rows = keeper.ledger.rows("SELECT * FROM indexes WHERE state IN ('active', 'kept') ORDER BY id")
+    for row in rows:
+        name = index_name(row["id"])
+        folder = keeper.home.indexes / name
+        if not folder.is_dir():
+            findings.add("index", name, "", "its folder is missing")
+            continue
+        findings.count_files(folder)
+        wanted = orjson.loads(row["record"]).get("files", {})
+        problems = findings.run(listed_problem_steps(folder, wanted, {"SHA256SUMS"}, findings.picker(name)))
+        for file, problem in problems:
+            findings.add("index", name, file, problem)
+    active = [index_name(row["id"]) for row in rows if row["state"] == "active"]
+    latest = keeper.home.indexes / "latest"
+    target = os.readlink(latest) if latest.is_symlink() else None
+    if target != (active[-1] if active else None):
+        findings.add("link", "latest", str(latest.name), f"points at {target}, the active index is {active or 'none'}")

@@ -1,0 +1,105 @@
+"""Reading the vault back: every copy that a `backups` row vouches for is read and hashed again.
+
+Size and count prove nothing (a backup was once called verified on file count and size within 1 %): only bytes do.
+Reads only. Not here: making copies (`vault.py`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator
+from pathlib import Path
+
+from guard.durable import sha256_bytes
+from guard.store.copying import folder_digest, listing
+from guard.store.findings import Findings
+from guard.store.keeper import Keeper
+from guard.store.lineage import descendants
+from guard.store.sums import Problem, drain, hash_steps, problem_steps
+from guard.store.vault_state import check_vault, config_files, ledger_head
+from guard.store.versions import find_version, high_water
+
+__all__ = ["check_backups"]
+
+_Steps = Generator[int, None, list[Problem]]
+
+
+def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None) -> None:
+    """Read back what the vault holds (only these versions, when named). Raises what `check_vault` raises."""
+    vault = check_vault(keeper)
+    rows = keeper.ledger.rows("SELECT * FROM backups WHERE vault = ? ORDER BY what, name", (str(vault),))
+    rows = [row for row in rows if versions is None or (row["what"] == "version" and row["name"] in versions)]
+    for name in sorted(set(versions or ()) - {row["name"] for row in rows}):
+        findings.add("backup", name, "", "the vault holds no copy that was read back")
+    for row in rows:
+        version = find_version(keeper.ledger, row["name"]) if row["what"] == "version" else None
+        below = descendants(keeper.ledger, version.id) if version else []
+        for file, problem in findings.run(_row_steps(keeper, vault, row, findings)):
+            findings.add("backup", row["name"], file, problem, below)
+    if versions is None:
+        _check_mark(keeper, findings, vault)
+
+
+def _row_steps(keeper: Keeper, vault: Path, row: sqlite3.Row, findings: Findings) -> _Steps:
+    """What is wrong with the copy that one row vouches for."""
+    if row["what"] == "version":
+        folder = vault / "versions" / row["name"]
+        findings.checked.versions += 1
+        findings.count_files(folder)
+        return (yield from problem_steps(folder, row["sums_sha256"], hash_it=findings.picker(f"vault/{row['name']}")))
+    if row["what"] == "original":
+        folder = vault / "files" / row["name"]
+        findings.count_files(folder)
+        return (yield from _original_steps(folder, row)) if findings.hash_it(f"vault/{row['name']}") else []
+    if row["what"] == "ledger":
+        findings.checked.files += 1
+        return (yield from _ledger_steps(vault / "ledger" / row["name"], row))
+    return _config_problems(keeper, vault, row)
+
+
+def _original_steps(folder: Path, row: sqlite3.Row) -> _Steps:
+    if not folder.is_dir():
+        return [("", "the copy is missing")]
+    hashes = {}
+    for name in listing(folder):
+        try:
+            hashes[name] = yield from hash_steps(folder / name)
+        except OSError as error:
+            return [(name, f"cannot be read: {error.strerror or error}")]
+    if folder_digest(hashes) == row["sums_sha256"]:
+        return []
+    return [("" if row["name"] in hashes.values() else "content", "is not what was read back when it was copied")]
+
+
+def _ledger_steps(path: Path, row: sqlite3.Row) -> _Steps:
+    if not path.is_file():
+        return [("", "the copy is missing")]
+    try:
+        digest = yield from hash_steps(path)
+    except OSError as error:
+        return [("", f"cannot be read: {error.strerror or error}")]
+    if digest != row["sums_sha256"] or ledger_head(path) is None:
+        return [("", "is not the ledger that was copied")]
+    return []
+
+
+def _config_problems(keeper: Keeper, vault: Path, row: sqlite3.Row) -> list[Problem]:
+    """Configs change by a person's hand; the copies can be judged only while the originals are as they were copied."""
+    hashes = {name: sha256_bytes(data) for name, data in config_files(keeper.home).items()}
+    if folder_digest(hashes) != row["sums_sha256"]:
+        return []
+    there = set(listing(vault / "configs"))
+    missing = [(name, "is missing") for name in hashes if name not in there]
+    return missing + [(name, "differs from what was copied") for name, digest in hashes.items()
+                      if name in there and drain(hash_steps(vault / "configs" / name)) != digest]  # fmt: skip
+
+
+def _check_mark(keeper: Keeper, findings: Findings, vault: Path) -> None:
+    """A mark in the vault above ours means that this ledger is an old one: numbers would be given twice."""
+    try:
+        mark = int((vault / "high-water").read_text("ascii"))
+    except (OSError, ValueError) as error:
+        findings.add("backup", "high-water", "high-water", f"cannot be read: {error}")
+        return
+    if mark > high_water(keeper):
+        findings.add("backup", "high-water", "high-water", f"says {mark}, this home knows only {high_water(keeper)}")

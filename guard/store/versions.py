@@ -1,0 +1,167 @@
+"""Versions, lines and what was learnt, as the ledger knows them: look-ups and the one place numbers are taken.
+
+Ancestry is computed here and nowhere stored twice. Not here: making a version (`birth.py`), moving one to the trash
+(`trash.py`), or what its files hold (`verify.py`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from guard.durable import write_text
+from guard.errors import NotFound
+from guard.home import Home
+from guard.names import parse_version_number
+from guard.store.keeper import Keeper
+from guard.store.ledger import Ledger
+
+__all__ = [
+    "LEARNING_STATES",
+    "Version",
+    "all_versions",
+    "ancestors",
+    "dependants",
+    "find_version",
+    "high_water",
+    "learnt_by",
+    "learnt_rows",
+    "line_tip",
+    "number_is_free",
+    "reserve_number",
+    "tips",
+    "tokens_trained",
+    "version_by_id",
+]
+
+# Trashed versions still count as ancestors of what was born from them: their lessons are in the children's weights.
+LEARNING_STATES = ("sealed", "quarantined", "trashed", "archived")
+DEFAULT_LINE = "policy"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One row of `versions`; `record` is the sealed version.json."""
+
+    id: int
+    name: str
+    parent_id: int | None
+    line: str
+    state: str
+    created: str
+    tokens: int
+    size_bytes: int
+    sums_sha256: str
+    record: dict[str, Any]
+
+
+def _version(row: sqlite3.Row) -> Version:
+    return Version(
+        row["id"], row["name"], row["parent_id"], row["line"], row["state"], row["created"], row["tokens"],
+        row["size_bytes"], row["sums_sha256"], orjson.loads(row["record"]),
+    )  # fmt: skip
+
+
+def all_versions(ledger: Ledger) -> list[Version]:
+    """Every version ever sealed, ascending by id."""
+    return [_version(row) for row in ledger.rows("SELECT * FROM versions ORDER BY id")]
+
+
+def version_by_id(ledger: Ledger, number: int) -> Version:
+    """The version of that number. Raises NotFound."""
+    row = ledger.row("SELECT * FROM versions WHERE id = ?", (number,))
+    if row is None:
+        raise NotFound(f"no version {number}", subject=str(number), hint="heirloom lineage")
+    return _version(row)
+
+
+def find_version(ledger: Ledger, text: str) -> Version:
+    """The version called `v003` or by its full name; never by a prefix of a name. Raises NotFound."""
+    number = parse_version_number(text)
+    row = ledger.row("SELECT * FROM versions WHERE name = ?", (text,))
+    if row is None and number is not None and "_" not in text:
+        row = ledger.row("SELECT * FROM versions WHERE id = ?", (number,))
+    if row is None:
+        raise NotFound(f"no version {text!r} in this home", subject=text, hint="heirloom lineage lists them")
+    return _version(row)
+
+
+def ancestors(ledger: Ledger, number: int) -> list[int]:
+    """The version itself and everything it descends from, newest first."""
+    return [row[0] for row in ledger.rows(
+        "WITH RECURSIVE up(id) AS (SELECT ? UNION SELECT v.parent_id FROM versions v JOIN up ON v.id = up.id "
+        "WHERE v.parent_id IS NOT NULL) SELECT id FROM up ORDER BY id DESC", (number,))]  # fmt: skip
+
+
+def dependants(ledger: Ledger, number: int) -> list[Version]:
+    """Versions that stand on this one, as a parent or as another input, and are not in the trash themselves."""
+    return [_version(row) for row in ledger.rows(
+        "SELECT * FROM versions WHERE state != 'trashed' AND (parent_id = ? OR id IN "
+        "(SELECT version_id FROM version_inputs WHERE input_id = ?)) ORDER BY id", (number, number))]  # fmt: skip
+
+
+def tips(ledger: Ledger) -> dict[str, Version]:
+    """The active version of every line."""
+    rows = ledger.rows("SELECT v.*, l.name AS line_name FROM lines l JOIN versions v ON v.id = l.tip_id ORDER BY l.name")
+    return {row["line_name"]: _version(row) for row in rows}
+
+
+def line_tip(ledger: Ledger, line: str) -> Version | None:
+    """The active version of a line, None for a line that does not exist."""
+    row = ledger.row("SELECT v.* FROM lines l JOIN versions v ON v.id = l.tip_id WHERE l.name = ?", (line,))
+    return _version(row) if row else None
+
+
+def learnt_by(ledger: Ledger, number: int, objective: str) -> list[sqlite3.Row]:
+    """What a version and its ancestors learnt under an objective: rows of version_id, sha256, count, bitmap."""
+    return ledger.rows(
+        "WITH RECURSIVE up(id) AS (SELECT ? UNION SELECT v.parent_id FROM versions v JOIN up ON v.id = up.id "
+        "WHERE v.parent_id IS NOT NULL) SELECT l.version_id, l.sha256, l.count, l.bitmap FROM learnt l "
+        "JOIN up ON up.id = l.version_id WHERE l.objective = ? ORDER BY l.version_id, l.sha256",
+        (number, objective))  # fmt: skip
+
+
+def learnt_rows(ledger: Ledger, version_id: int) -> list[sqlite3.Row]:
+    """What one version itself learnt: rows of sha256, objective, count, bitmap."""
+    return ledger.rows("SELECT * FROM learnt WHERE version_id = ? ORDER BY sha256", (version_id,))
+
+
+def tokens_trained(ledger: Ledger, number: int) -> int:
+    """First-pass input tokens of the examples newly learnt by a version and its ancestors."""
+    return ledger.value(
+        "WITH RECURSIVE up(id) AS (SELECT ? UNION SELECT v.parent_id FROM versions v JOIN up ON v.id = up.id "
+        "WHERE v.parent_id IS NOT NULL) SELECT coalesce(sum(v.tokens), 0) FROM versions v JOIN up ON v.id = up.id",
+        (number,))  # fmt: skip
+
+
+def _number_on_disk(home: Home) -> int:
+    found = [parse_version_number(path.name) or 0 for place in (home.models, home.trash) for path in place.iterdir()]
+    return max(found, default=0)
+
+
+def high_water(keeper: Keeper) -> int:
+    """The highest number ever given, from every place that knows one; an unreadable place is no excuse for reuse."""
+    try:
+        in_file = int(keeper.home.high_water_file.read_text("ascii"))
+    except (OSError, ValueError):
+        in_file = 0
+    return max(in_file, int(keeper.ledger.meta("version_high_water") or 0), _number_on_disk(keeper.home))
+
+
+def number_is_free(keeper: Keeper, wanted: int) -> bool:
+    """Whether a number was never given to a version."""
+    return wanted > high_water(keeper)
+
+
+def reserve_number(keeper: Keeper, wanted: int | None = None) -> int:
+    """Take a version number inside the current transaction; it is never given again, whatever becomes of the job.
+
+    The file is written first: a crash in between costs a number and never repeats one.
+    """
+    number = wanted if wanted is not None else high_water(keeper) + 1
+    write_text(keeper.home.high_water_file, f"{max(number, high_water(keeper))}\n")
+    keeper.ledger.set_meta("version_high_water", str(number))
+    return number

@@ -1,0 +1,194 @@
+"""Tiny homes for tests: a ledger, originals and sealed version folders made directly, without training anything.
+
+A version here holds a few kilobytes of seeded noise where weights would be; its SHA256SUMS, its modes and its rows are
+those of a real one. Not a test of births: those go through `guard/store/birth.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from guard.bitmap import pack_bitmap
+from guard.clock import ManualClock
+from guard.durable import json_bytes, seal_tree, sha256_bytes
+from guard.home import Home
+from guard.names import version_name
+from guard.settings import load_settings
+from guard.store import views
+from guard.store.birth import hash_folder, sums_text
+from guard.store.create import create_home
+from guard.store.keeper import Keeper
+from guard.store.ledger import Ledger
+from guard.store.versions import reserve_number
+
+__all__ = [
+    "add_job_row",
+    "add_original",
+    "add_version",
+    "clone",
+    "keeper_of",
+    "make_home",
+    "places_of",
+    "run_as_ordinary_user",
+    "set_tip",
+    "small_family",
+]
+
+NOBODY = 65534
+
+
+def make_home(root: Path) -> Keeper:
+    """A home with settings and no version yet."""
+    recipes = root.parent / f"{root.name}-recipes"
+    (recipes / "pretrain").mkdir(parents=True)
+    (recipes / "pretrain" / "tiny.yaml").write_text("stage: pretrain\n")
+    create_home(Home(root), clock=ManualClock(), recipes=recipes)
+    return keeper_of(root)
+
+
+def keeper_of(root: Path, **settings: object) -> Keeper:
+    """A writing keeper of an existing home; the environment's settings are left out."""
+    home, clock = Home(root), ManualClock()
+    flags = {name.replace("__", "."): value for name, value in settings.items()}
+    return Keeper(home, Ledger(home.ledger, clock=clock, actor="tester"), load_settings(root, {}, flags), clock)
+
+
+def clone(template: Path, root: Path) -> Keeper:
+    """A copy of a finished home, modes and links included: cheaper than making one again."""
+    shutil.copytree(template, root, symlinks=True)
+    return keeper_of(root)
+
+
+def add_original(keeper: Keeper, name: str, rows: int = 10, kind: str = "pretrain") -> str:
+    """Admit a file of so many examples; returns its SHA-256."""
+    data = b"".join(orjson.dumps({"text": f"{name} row {row}"}) + b"\n" for row in range(rows))
+    sha256 = sha256_bytes(data)
+    folder = keeper.home.files / sha256
+    folder.mkdir()
+    record = {"sha256": sha256, "name": name, "kind": kind, "size_bytes": len(data), "examples": rows,
+              "tokens_approx": rows * 8, "stored_as": name}  # fmt: skip
+    (folder / name).write_bytes(data)
+    (folder / "examples.fp").write_bytes(random.Random(name).randbytes(16 * rows))
+    (folder / "record.json").write_bytes(json_bytes(record))
+    seal_tree(folder)
+    with keeper.ledger.transaction():
+        keeper.ledger.run(
+            "INSERT INTO files (sha256, name, kind, size_bytes, examples, tokens_approx, first_seen, record) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (sha256, name, kind, len(data), rows, rows * 8, keeper.clock.utc(), orjson.dumps(record).decode()))  # fmt: skip
+    return sha256
+
+
+def _write_folder(folder: Path, record: dict[str, Any]) -> str:
+    """The files of a version, sealed; returns the SHA-256 of its SHA256SUMS."""
+    folder.mkdir()
+    noise = random.Random(record["name"])
+    (folder / "config.json").write_bytes(json_bytes({"hidden_size": 8, "name": record["name"]}))
+    (folder / "model.safetensors").write_bytes(noise.randbytes(5000))
+    (folder / "tokenizer.json").write_bytes(noise.randbytes(600))
+    (folder / "version.json").write_bytes(json_bytes(record))
+    sums = sums_text(hash_folder(folder)).encode()
+    (folder / "SHA256SUMS").write_bytes(sums)
+    seal_tree(folder)
+    return sha256_bytes(sums)
+
+
+def add_version(
+    keeper: Keeper, slug: str, parent: str | None = None, *, line: str = "policy", state: str = "sealed", tip: bool = True,
+    learnt: dict[str, Iterable[int]] | None = None, inputs: Iterable[str] = (),
+) -> str:  # fmt: skip
+    """Seal a version with its rows, having learnt these ordinals of these files; returns its name."""
+    ledger = keeper.ledger
+    with ledger.transaction():
+        number = reserve_number(keeper)
+        name = version_name(number, slug)
+        data = [_learnt_item(keeper, sha256, list(ordinals)) for sha256, ordinals in (learnt or {}).items()]
+        record = {"name": name, "id": number, "parent": parent, "line": line, "role": "base" if parent is None else "child",
+                  "created": keeper.clock.utc(), "data": data, "objective": "pretrain", "metrics": {"final_loss": 1.5, "steps": 3},
+                  "gate": {"verdict": "passed" if state == "sealed" else "failed", "reason": "its loss rose"}}  # fmt: skip
+        sums = _write_folder(keeper.home.models / name, record)
+        parent_id = ledger.value("SELECT id FROM versions WHERE name = ?", (parent,)) if parent else None
+        ledger.run(
+            "INSERT INTO versions (id, name, parent_id, line, state, created, tokens, size_bytes, sums_sha256, record) "
+            "VALUES (?, ?, ?, ?, ?, ?, 100, 5600, ?, ?)",
+            (number, name, parent_id, line, state, record["created"], sums, orjson.dumps(record).decode()))  # fmt: skip
+        for item in data:
+            ledger.run("INSERT INTO learnt VALUES (?, ?, 'pretrain', ?, ?)",
+                       (number, item["sha256"], item["examples"], item["bitmap"]))  # fmt: skip
+        for other in inputs:
+            ledger.run("INSERT INTO version_inputs VALUES (?, (SELECT id FROM versions WHERE name = ?), 'reference')",
+                       (number, other))  # fmt: skip
+        if tip and state == "sealed":
+            set_tip(keeper, line, name)
+        ledger.event("version.sealed", name, line=line)
+    return name
+
+
+def _learnt_item(keeper: Keeper, sha256: str, ordinals: list[int]) -> dict[str, Any]:
+    row = keeper.ledger.row("SELECT name, examples, kind FROM files WHERE sha256 = ?", (sha256,))
+    assert row is not None
+    return {"file": row["name"], "sha256": sha256, "kind": row["kind"], "examples": len(ordinals),
+            "tokens": len(ordinals) * 8, "bitmap": pack_bitmap(ordinals, row["examples"])}  # fmt: skip
+
+
+def set_tip(keeper: Keeper, line: str, name: str) -> None:
+    """Make a version a line's tip, in or outside a transaction."""
+    with keeper.ledger.transaction():
+        keeper.ledger.run("INSERT INTO lines VALUES (?, (SELECT id FROM versions WHERE name = ?), ?) "
+                          "ON CONFLICT (name) DO UPDATE SET tip_id = excluded.tip_id",
+                          (line, name, keeper.clock.utc()))  # fmt: skip
+
+
+def add_job_row(keeper: Keeper, state: str, *, line: str = "policy", base: str | None = None, started: bool = False) -> int:
+    """A job in some state; `started`: it has its frozen plan and a number for its output."""
+    now = keeper.clock.utc()
+    with keeper.ledger.transaction():
+        return keeper.ledger.run(
+            "INSERT INTO jobs (kind, state, position, stage, line, base_id, slug, output_id, created, updated) VALUES "
+            "('train', ?, 0, 'pretrain', ?, (SELECT id FROM versions WHERE name = ?), 'x', ?, ?, ?)",
+            (state, line, base, 99 if started else None, now, now))  # fmt: skip
+
+
+def small_family(root: Path) -> Keeper:
+    """The family of seed 002: v001_baseline, v002_syllo, v003_reasoning, v004_full_stack (active), with three files."""
+    keeper = make_home(root)
+    first, second, third = (add_original(keeper, f"{stem}.jsonl") for stem in ("syllo", "reasoning", "math"))
+    base = add_version(keeper, "baseline")
+    syllo = add_version(keeper, "syllo", base, learnt={first: range(9)})
+    reasoning = add_version(keeper, "reasoning", syllo, learnt={second: range(5)})
+    add_version(keeper, "full_stack", reasoning, learnt={second: range(5, 8), third: range(10)})
+    views.refresh(keeper)
+    return keeper
+
+
+def places_of(keeper: Keeper, name: str) -> list[str]:
+    """Where a folder of that version lies: models, trash, staging."""
+    home = keeper.home
+    spots = {"models": home.models / name, "staging": home.staging / f"restore-{name}"}
+    found = [word for word, path in spots.items() if os.path.lexists(path)]
+    return found + [f"trash/{path.name}" for path in home.trash.iterdir() if path.name.split("~")[0] == name]
+
+
+def run_as_ordinary_user(root: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code with `keeper` of the home at `root`, as somebody whom mode bits bind."""
+    if os.geteuid() == 0:
+        for place, names, files in os.walk(root):
+            for path in [place, *(os.path.join(place, name) for name in (*names, *files))]:
+                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    house = Path(__file__).resolve().parent
+    program = f"import sys\nfrom pathlib import Path\nfrom homes import keeper_of\nkeeper = keeper_of(Path(sys.argv[1]))\n{code}"
+    who: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    return subprocess.run(
+        [sys.executable, "-c", program, str(root)], capture_output=True, text=True, timeout=60, cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{house}:{house.parent}", "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(root)},
+        **who,
+    )  # fmt: skip

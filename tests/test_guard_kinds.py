@@ -1,0 +1,127 @@
+"""Which names are never data, and what kind the columns say."""
+
+from __future__ import annotations
+
+import pytest
+
+from guard.checks.kinds import (
+    KINDS,
+    container_of,
+    container_reason,
+    detect_columns,
+    forced_kind_of,
+    form_reason,
+    ignore_reason,
+    ignored_name,
+    kind_reason,
+)
+
+JUNK = [
+    ".DS_Store",
+    "._x",
+    "Thumbs.db",
+    "desktop.ini",
+    "lost+found",
+    ".nfs0000000012ab",
+    ".rows.jsonl.a1B2c3",
+    "rows.part",
+    "rows.jsonl.crdownload",
+    "rows.TMP",
+    "rows.jsonl~",
+    ".rows.jsonl.swp",
+    ".syncthing.rows.jsonl.tmp",
+    "~syncthing~x.tmp",
+    "rows.jsonl.why.txt",
+    "rows.jsonl.meta.yaml",
+    "#rows.jsonl#",
+    "~$letter.docx",
+    ".hidden.jsonl",
+]
+
+
+@pytest.mark.parametrize("name", JUNK)
+def test_temporary_and_system_names_are_never_data_at_any_depth(name: str) -> None:
+    assert ignored_name(name)
+    assert ignore_reason(name) == ignore_reason(f"sft/deep/{name}") == ignore_reason(f"{name}/inside.jsonl") != ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rows.jsonl", "a\nb\t\"c'.jsonl", "-rf.jsonl", "\U0001f600.txt", "\udcff.jsonl", "x" * 249 + ".jsonl", "party.md"],
+)
+def test_odd_names_may_be_data(name: str) -> None:
+    assert ignore_reason(name) == ""
+    assert container_of(name)
+
+
+def test_only_the_inboxs_own_readme_is_ignored() -> None:
+    assert ignore_reason("README.md")
+    assert ignore_reason("docs/README.md") == ""
+    assert ignored_name("README.md") == ""
+
+
+def test_what_came_back_is_not_taken_again() -> None:
+    assert ignore_reason("rejected/rows.jsonl")
+    assert ignore_reason("duplicates/rows.jsonl")
+
+
+def test_the_first_folder_forces_a_kind() -> None:
+    assert [forced_kind_of(f"{kind}/x.jsonl") for kind in KINDS] == list(KINDS)
+    assert forced_kind_of("project/sft/x.jsonl") is None
+    assert forced_kind_of("sft") is None
+
+
+def test_suffixes_are_read_in_any_case() -> None:
+    assert container_of("A.JSONL") == "jsonl"
+    assert container_of("A.Md") == container_of("a.txt") == "text"
+    assert container_of("a.csv") == container_of("a.b") == container_of("noextension") == container_of("jsonl") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.parquet", "not a kind this version can read yet"),
+        ("a.jsonl.gz", "not a kind this version can read yet"),
+        ("a.xyz", "unknown type"),
+        ("noextension", "no extension"),
+    ],
+)
+def test_what_cannot_be_read_says_so_and_says_what_can(name: str, words: str) -> None:
+    assert words in container_reason(name)
+    assert ".jsonl" in container_reason(name)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "trainable"),
+    [
+        ({"chosen": "a", "rejected": "b", "messages": []}, "preference", False),
+        ({"tests": "t", "description": "d"}, "task", False),
+        ({"buggy_code": "a", "fixed_code": "b", "text": "c"}, "mutation", False),
+        ({"messages": [], "text": "x"}, "sft", True),
+        ({"conversations": []}, "sft", False),
+        ({"instruction": "a", "output": "b"}, "sft", False),
+        ({"text": "plain"}, "pretrain", True),
+        ({"text": " <|system|>You are helpful."}, "sft", False),
+        ({"text": "<myPT_user>x</myPT_user>"}, "sft", False),
+        ({"text": "about <myPT_user>"}, "pretrain", True),
+        ({"text": 5}, "pretrain", True),
+        ({"input_ids": [1]}, "pretrain", False),
+    ],
+)
+def test_the_columns_say_the_kind(row: dict[str, object], kind: str, trainable: bool) -> None:
+    detected = detect_columns(row)
+    assert detected is not None
+    assert (detected.kind, detected.trainable) == (kind, trainable)
+    assert trainable or "not a kind this version can train on" in form_reason(detected)
+
+
+def test_columns_nobody_knows_say_nothing() -> None:
+    assert detect_columns({"chosen": "without the other"}) is None
+    assert detect_columns({}) is None
+
+
+def test_a_kind_in_the_wrong_container_is_told() -> None:
+    assert kind_reason("sft", "jsonl") == kind_reason("pretrain", "text") == kind_reason("docs", "text") == ""
+    assert "plain text" in kind_reason("sft", "text")
+    assert "document" in kind_reason("docs", "jsonl")
+    assert "preference" in kind_reason("preference", "jsonl")

@@ -1,0 +1,328 @@
+"""Deleting to the trash and restoring from trash, vault or folder: every step may be the last one, nothing is ever lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from homes import add_job_row, add_version, clone, keeper_of, places_of, run_as_ordinary_user, small_family
+
+from guard import failpoints
+from guard.errors import (
+    CheckFailed,
+    Damage,
+    EnvironmentFault,
+    HeirloomError,
+    NotConfirmed,
+    NotFound,
+    Protected,
+)
+from guard.failpoints import Crash
+from guard.store import views
+from guard.store.keeper import Keeper
+from guard.store.restore import finish_restores, restore
+from guard.store.sums import folder_problems, unsealed
+from guard.store.trash import delete, finish_deletes
+from guard.store.vault import run_backup
+from guard.store.verify import verify
+from guard.store.versions import find_version
+
+LEAF = "v005_leaf"
+DELETE_POINTS = [name for name in failpoints.POINTS if name.startswith("delete.")]
+RESTORE_POINTS = [name for name in failpoints.POINTS if name.startswith("restore.")]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The family of seed 002 with one more leaf that is not active."""
+    root = tmp_path_factory.mktemp("trash") / "home"
+    keeper = small_family(root)
+    add_version(keeper, "leaf", "v003_reasoning", tip=False)
+    views.refresh(keeper)
+    keeper.ledger.close()
+    return root
+
+
+@pytest.fixture
+def keeper(template: Path, tmp_path: Path) -> Iterator[Keeper]:
+    yield clone(template, tmp_path / "home")
+    failpoints.disarm()
+
+
+def reopened(keeper: Keeper) -> Keeper:
+    """What the next process sees after a sudden death."""
+    failpoints.disarm()
+    return keeper_of(keeper.home.root)
+
+
+def recovered(keeper: Keeper) -> Keeper:
+    """The next process after its recovery, run twice: the second finds nothing to do."""
+    after = reopened(keeper)
+    finish_deletes(after)
+    finish_restores(after)
+    views.refresh(after)
+    assert finish_deletes(after) == [] and finish_restores(after) == []
+    return after
+
+
+def proven(keeper: Keeper, name: str, folder: Path) -> bool:
+    return not folder_problems(folder, find_version(keeper.ledger, name).sums_sha256)
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    os.chmod(path, 0o644)
+    path.write_bytes(data)
+    os.chmod(path, 0o444)
+
+
+def test_a_deleted_leaf_lies_whole_and_sealed_in_the_trash(keeper: Keeper) -> None:
+    told = delete(keeper, "v005", force=True)
+    folder = keeper.home.trash / LEAF
+    assert told == {"version": LEAF, "trash": str(folder), "dependants": []}
+    assert proven(keeper, LEAF, folder) and unsealed(folder) == []
+    assert find_version(keeper.ledger, LEAF).state == "trashed"
+    assert verify(keeper, everything=True).ok
+
+
+@pytest.mark.parametrize(("name", "words", "error"), [
+    ("v001", {"force": True, "confirm_lineage": True, "confirm": "v001_baseline"}, Protected),
+    ("v004", {"force": True, "confirm_lineage": True, "confirm": "v004_full_stack"}, Protected),
+    ("v005", {}, Protected),
+    ("v003", {"force": True}, Protected),
+    ("v003", {"force": True, "confirm_lineage": True}, NotConfirmed),
+    ("v003", {"force": True, "confirm_lineage": True, "confirm": "v003"}, NotConfirmed),
+    ("v006", {"force": True}, NotFound),
+    ("v00", {"force": True}, NotFound),
+])  # fmt: skip
+def test_a_refusal_moves_nothing(keeper: Keeper, name: str, words: dict, error: type[HeirloomError]) -> None:
+    before = keeper.ledger.sequence()
+    with pytest.raises(error):
+        delete(keeper, name, **words)
+    assert keeper.ledger.sequence() == before
+    assert list(keeper.home.trash.iterdir()) == [] and verify(keeper).ok
+
+
+def test_a_parent_goes_when_its_full_name_was_typed_and_the_orphans_are_named(keeper: Keeper) -> None:
+    told = delete(keeper, "v003", force=True, confirm_lineage=True, confirm="v003_reasoning")
+    assert told["dependants"] == ["v004_full_stack", "v005_leaf"]
+    event = keeper.ledger.row("SELECT * FROM events WHERE verb = 'version.trashed'")
+    assert event is not None and "v004_full_stack" in event["payload"] and event["actor"] == "tester"
+
+
+def test_a_version_that_a_queued_job_waits_for_stays(keeper: Keeper) -> None:
+    add_job_row(keeper, "queued", base=LEAF)
+    with pytest.raises(Protected, match="job 1"):
+        delete(keeper, LEAF, force=True)
+
+
+def test_a_dry_run_only_tells(keeper: Keeper) -> None:
+    before = keeper.ledger.sequence()
+    assert delete(keeper, LEAF, force=True, dry_run=True)["trash"].endswith(LEAF)
+    assert keeper.ledger.sequence() == before and places_of(keeper, LEAF) == ["models"]
+
+
+def test_the_trash_replaces_nothing_of_the_same_name(keeper: Keeper) -> None:
+    squatter = keeper.home.trash / LEAF
+    squatter.mkdir()
+    (squatter / "precious").write_text("mine")
+    told = delete(keeper, LEAF, force=True)
+    assert told["trash"].endswith(f"{LEAF}~2")
+    assert (squatter / "precious").read_text() == "mine"
+    assert restore(keeper, LEAF)["source"] == "trash"
+    assert proven(keeper, LEAF, keeper.home.models / LEAF)
+
+
+@pytest.mark.parametrize("point", DELETE_POINTS)
+def test_a_deletion_that_dies_at_any_step_is_finished_by_recovery(keeper: Keeper, point: str) -> None:
+    failpoints.arm(point, "crash")
+    with pytest.raises(Crash):
+        delete(keeper, LEAF, force=True)
+    assert failpoints.hits(point) == 1
+    after = recovered(keeper)
+    assert places_of(after, LEAF) == [f"trash/{LEAF}"]
+    assert find_version(after.ledger, LEAF).state == "trashed"
+    assert verify(after, everything=True).ok
+
+
+@pytest.mark.parametrize("point", DELETE_POINTS)
+def test_a_deletion_that_the_disk_refuses_leaves_a_sound_home(keeper: Keeper, point: str) -> None:
+    failpoints.arm(point, "enospc")
+    with pytest.raises((EnvironmentFault, OSError)):
+        delete(keeper, LEAF, force=True)
+    after = recovered(keeper)
+    state = find_version(after.ledger, LEAF).state
+    assert places_of(after, LEAF) == ([f"trash/{LEAF}"] if state == "trashed" else ["models"])
+    assert verify(after, everything=True).ok
+
+
+def test_a_deletion_whose_folder_vanished_is_taken_back_and_told(keeper: Keeper) -> None:
+    failpoints.arm("delete.intended", "crash")
+    with pytest.raises(Crash):
+        delete(keeper, LEAF, force=True)
+    shutil.rmtree(keeper.home.models / LEAF)
+    after = reopened(keeper)
+    assert "taken back" in finish_deletes(after)[0]
+    assert [item.name for item in verify(after).damage] == [LEAF]
+
+
+def test_restore_from_the_trash_brings_back_the_same_bytes_and_state(keeper: Keeper) -> None:
+    poison = add_version(keeper, "poison", "v004_full_stack", state="quarantined")
+    delete(keeper, poison, force=True)
+    assert restore(keeper, poison) == {"version": poison, "source": "trash", "path": str(keeper.home.models / poison)}
+    assert find_version(keeper.ledger, poison).state == "quarantined"
+    assert places_of(keeper, poison) == ["models"] and verify(keeper, everything=True).ok
+
+
+@pytest.mark.parametrize("point", [name for name in RESTORE_POINTS if name != "restore.copied"])
+def test_a_restore_from_the_trash_that_dies_at_any_step_is_finished(keeper: Keeper, point: str) -> None:
+    delete(keeper, LEAF, force=True)
+    failpoints.arm(point, "crash")
+    with pytest.raises(Crash):
+        restore(keeper, LEAF)
+    after = recovered(keeper)
+    assert places_of(after, LEAF) == ["models"]
+    assert find_version(after.ledger, LEAF).state == "sealed" and verify(after, everything=True).ok
+
+
+@pytest.mark.parametrize("point", RESTORE_POINTS)
+def test_a_restore_over_a_damaged_version_that_dies_at_any_step_is_finished(keeper: Keeper, point: str) -> None:
+    run_backup(keeper)
+    damage(keeper.home.models / LEAF / "model.safetensors")
+    failpoints.arm(point, "crash")
+    with pytest.raises(Crash):
+        restore(keeper, LEAF, source="backup")
+    assert failpoints.hits(point) >= 1
+    after = recovered(keeper)
+    assert places_of(after, LEAF) == ["models", f"trash/{LEAF}~damaged"]
+    assert verify(after, everything=True, backup=True).ok
+
+
+@pytest.mark.parametrize("point", RESTORE_POINTS)
+def test_a_restore_that_the_disk_refuses_leaves_what_was_there(keeper: Keeper, point: str) -> None:
+    run_backup(keeper)
+    damage(keeper.home.models / LEAF / "model.safetensors")
+    failpoints.arm(point, "enospc")
+    with pytest.raises((EnvironmentFault, OSError)):
+        restore(keeper, LEAF, source="backup")
+    after = recovered(keeper)
+    assert os.path.isdir(after.home.models / LEAF) and list(after.home.staging.iterdir()) == []
+    if not verify(after, versions=[LEAF]).ok:
+        assert restore(after, LEAF, source="backup")["source"] == "backup"
+    assert verify(after, everything=True).ok
+
+
+@pytest.mark.parametrize("at_visit", [2, 3, 5])
+def test_a_copy_that_died_half_way_is_taken_up_again(keeper: Keeper, at_visit: int) -> None:
+    run_backup(keeper)
+    shutil.rmtree(keeper.home.models / LEAF)
+    failpoints.arm("restore.copied", "crash", at_visit)
+    with pytest.raises(Crash):
+        restore(keeper, LEAF)
+    assert places_of(keeper, LEAF) == ["staging"]
+    after = recovered(keeper)
+    assert places_of(after, LEAF) == ["models"] and verify(after, everything=True).ok
+
+
+def test_a_restore_whose_source_vanished_is_taken_back(keeper: Keeper) -> None:
+    run_backup(keeper)
+    damage(keeper.home.models / LEAF / "model.safetensors")
+    failpoints.arm("restore.intended", "crash")
+    with pytest.raises(Crash):
+        restore(keeper, LEAF, source="backup")
+    shutil.rmtree(keeper.home.root / "backups" / "versions" / LEAF)
+    after = reopened(keeper)
+    assert "taken back" in finish_restores(after)[0]
+    assert places_of(after, LEAF) == ["models"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "SHA256SUMS", "version.json"])
+def test_a_damaged_source_is_refused_and_what_is_there_stays(keeper: Keeper, name: str) -> None:
+    run_backup(keeper)
+    delete(keeper, LEAF, force=True)
+    damage(keeper.home.trash / LEAF / name)
+    damage(keeper.home.root / "backups" / "versions" / LEAF / name)
+    before = keeper.ledger.sequence()
+    for source in ("trash", "backup"):
+        with pytest.raises(Damage, match=name):
+            restore(keeper, LEAF, source=source)
+    assert keeper.ledger.sequence() == before and places_of(keeper, LEAF) == [f"trash/{LEAF}"]
+
+
+def test_restore_takes_a_folder_or_a_whole_vault_elsewhere(keeper: Keeper, tmp_path: Path) -> None:
+    run_backup(keeper)
+    shutil.copytree(keeper.home.root / "backups", tmp_path / "usb")
+    shutil.rmtree(keeper.home.models / LEAF)
+    assert restore(keeper, LEAF, source=str(tmp_path / "usb"))["path"].endswith(LEAF)
+    shutil.rmtree(keeper.home.models / LEAF)
+    restore(keeper, LEAF, source=str(tmp_path / "usb" / "versions" / LEAF))
+    assert verify(keeper, everything=True).ok and (tmp_path / "usb" / "versions" / LEAF).is_dir()
+    with pytest.raises(Damage):
+        restore(keeper, _broken(keeper, "v003_reasoning"), source=str(tmp_path / "usb" / "versions" / LEAF))
+
+
+def _broken(keeper: Keeper, name: str) -> str:
+    damage(keeper.home.models / name / "model.safetensors")
+    return name
+
+
+def test_what_is_intact_is_not_restored_and_what_is_nowhere_is_told(keeper: Keeper, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match="nothing to restore"):
+        restore(keeper, LEAF)
+    delete(keeper, LEAF, force=True)
+    for source in ("backup", str(tmp_path)):
+        with pytest.raises(NotFound):
+            restore(keeper, LEAF, source=source)
+    with pytest.raises(NotFound, match="trash"):
+        restore(keeper, _broken(keeper, "v003_reasoning"), source="trash")
+    with pytest.raises(NotFound, match="trashed"):
+        delete(keeper, LEAF, force=True)
+
+
+def test_a_restore_without_room_is_refused_before_anything_moves(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_backup(keeper)
+    shutil.rmtree(keeper.home.models / LEAF)
+    full: Callable[[object], object] = lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 100)  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    with pytest.raises(EnvironmentFault, match="free"):
+        restore(keeper, LEAF)
+    assert places_of(keeper, LEAF) == []
+
+
+def test_an_ordinary_user_can_delete_and_restore_what_is_sealed(template: Path) -> None:
+    import tempfile
+
+    # Not tmp_path: its parents are closed to other users, and as root the mode bits would bind nobody.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        root = Path(folder) / "home"
+        clone(template, root).ledger.close()
+        done = run_as_ordinary_user(root, """
+import os
+from guard.store.trash import delete
+from guard.store.restore import restore
+from guard.store.vault import run_backup
+from guard.store.verify import verify
+assert os.geteuid() != 0
+try:
+    os.rename(keeper.home.models / "v005_leaf", keeper.home.trash / "by_hand")
+    raise SystemExit("a sealed folder could be moved by hand")
+except PermissionError:
+    pass
+run_backup(keeper)
+delete(keeper, "v005", force=True)
+restore(keeper, "v005")
+delete(keeper, "v005", force=True)
+restore(keeper, "v005", source="backup")
+report = verify(keeper, everything=True, backup=True)
+assert report.ok, report
+print("done")
+""")  # fmt: skip
+        assert done.stdout == "done\n", done.stderr
+        if os.geteuid() != 0:
+            for place, _names, _files in os.walk(folder):
+                os.chmod(place, 0o755)

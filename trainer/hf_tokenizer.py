@@ -1,0 +1,146 @@
+"""Our tokenizers as Hugging Face files, so that `AutoTokenizer.from_pretrained(version_folder)` gives the same ids.
+
+Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja and tokenizer_state.json as
+plain JSON and text, the same bytes every time, without importing transformers and without a network.
+One difference is left, and it lies in the nature of those files: they read a tag inside a plain string as the control
+token, where our `encode` spells it out. The chat template therefore refuses messages that contain a tag.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from guard.durable import write_bytes, write_json, write_text
+from trainer.template import END_OF_TURN, SPECIAL_TOKENS
+from trainer.tokenizer import RUN_PATTERN, Tokenizer
+from trainer.vocabulary import byte_alphabet, gpt2_merges
+
+__all__ = ["CHAT_TEMPLATE", "HF_TOKENIZER_FILES", "write_hf_tokenizer"]
+
+HF_TOKENIZER_FILES = (
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer_state.json",
+)
+
+CHAT_TEMPLATE = """\
+{#- The conversation format of trainer/template.py; `system` and `context` may be passed as arguments. -#}
+{%- set ns = namespace(system=(system or '') if system is defined else '', first=true) -%}
+{%- set context = (context or '') if context is defined else '' -%}
+{%- macro guarded(text) -%}
+  {%- for tag in TAGS -%}
+    {%- if tag in text -%}{{- raise_exception('the text contains the control tag ' ~ tag) -}}{%- endif -%}
+  {%- endfor -%}
+  {{- text -}}
+{%- endmacro -%}
+{%- if messages and messages[0]['role'] == 'system' -%}
+  {%- if ns.system and ns.system != messages[0]['content'] -%}
+    {{- raise_exception('`system` and the system message differ') -}}
+  {%- endif -%}
+  {%- set ns.system = messages[0]['content'] -%}
+{%- endif -%}
+{%- if ns.system -%}
+  {{- '<myPT_system>' ~ guarded(ns.system) ~ '</myPT_system>\\n' -}}
+{%- endif -%}
+{%- if context -%}
+  {{- '<myPT_user_context>\\n' ~ guarded(context) ~ '\\n</myPT_user_context>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' or message['role'] == 'assistant' -%}
+    {{- '<myPT_' ~ message['role'] ~ '>' ~ guarded(message['content']) ~ '</myPT_' ~ message['role'] ~ '>\\n' -}}
+  {%- elif message['role'] != 'system' or not loop.first -%}
+    {{- raise_exception('unknown role ' ~ message['role']) -}}
+  {%- endif -%}
+{%- endfor -%}
+{{- '<myPT_assistant>' if add_generation_prompt else '<myPT_eot>' -}}
+""".replace("TAGS", "[" + ", ".join(f"'{name}'" for name in SPECIAL_TOKENS) + "]")
+
+
+def _spell(token: bytes) -> str:
+    letters = byte_alphabet()
+    return "".join(letters[value] for value in token)
+
+
+def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    names = dict(tokenizer.special_tokens)
+    if tokenizer.tokenization == "gpt2":
+        names = {"<|endoftext|>": tokenizer.separator_id, **names}
+    return [
+        {"id": value, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}
+        for name, value in names.items()
+    ]  # fmt: skip
+
+
+def _pre_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    if tokenizer.tokenization == "char":
+        return _byte_level(use_regex=False)
+    # Ours cuts endless runs before splitting; the same cut here keeps the ids equal even for those.
+    runs = {"type": "Split", "pattern": {"Regex": RUN_PATTERN}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [runs, _byte_level(use_regex=True)]}
+
+
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": use_regex}
+
+
+def _model(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Byte-pair encoding over the byte alphabet; `char` is the same thing without a single merge."""
+    tokens = tokenizer.token_bytes()
+    vocabulary = {_spell(token): value for value, token in enumerate(tokens)}
+    merges: list[list[str]] = []
+    if tokenizer.tokenization == "gpt2":
+        merges = [list(pair) for pair in gpt2_merges()]
+    return {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocabulary, "merges": merges,
+    }  # fmt: skip
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(tokenizer),
+        "normalizer": None,
+        "pre_tokenizer": _pre_tokenizer(tokenizer),
+        "post_processor": None,
+        "decoder": _byte_level(use_regex=True),
+        "model": _model(tokenizer),
+    }
+
+
+def _special_map(tokenizer: Tokenizer) -> dict[str, Any]:
+    padding = "<|endoftext|>" if tokenizer.tokenization == "gpt2" else END_OF_TURN
+    return {"eos_token": END_OF_TURN, "pad_token": padding}
+
+
+def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_length: int | None = None) -> None:
+    """Write the five tokenizer files into an existing folder, durably.
+
+    `model_max_length`: the model's block size in tokens; left out of the files when None.
+    """
+    folder = Path(folder)
+    special = _special_map(tokenizer)
+    config: dict[str, Any] = {
+        # Not the class that transformers maps to Qwen3 or Llama: those would replace our pre-tokenizer by their own.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "additional_special_tokens": [name for name in SPECIAL_TOKENS if name not in special.values()],
+        **special,
+    }
+    if model_max_length is not None:
+        config["model_max_length"] = model_max_length
+    # Compact and in the order of the ids: every version carries a copy, and indented it would be twice the size.
+    write_bytes(folder / "tokenizer.json", orjson.dumps(_tokenizer_json(tokenizer), option=orjson.OPT_APPEND_NEWLINE))
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", special)
+    write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
+    write_json(folder / "tokenizer_state.json", tokenizer.state())

@@ -1,0 +1,219 @@
+"""The training loop: forward, backward, clip, step, log, snapshot, stop. One narrative, exact to the bit.
+
+Every step is a pure function of (weights, optimizer state, step number): the batch comes from the frozen list, the
+rate from the schedule. Nothing else is carried over, so a run killed anywhere and resumed from its newest snapshot
+ends with the same weights as one that was left alone (law 7). The loop knows no objective by name, no daemon, no
+ledger. It never trains on after a loss or gradient that is not finite.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import orjson
+import torch
+
+from guard.durable import publish
+from guard.errors import Damage, DataFault
+from trainer.batches import Feed, StepBatch
+from trainer.model import Decoder
+from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors
+from trainer.run_logs import RunLogs
+from trainer.schedule import learning_rate
+from trainer.snapshot import newest_snapshot, save_snapshot
+
+__all__ = ["LoopPlan", "Outcome", "StopRequested", "train"]
+
+PROGRESS_SECONDS = 0.5
+# A run that took less since its last snapshot is cheaper to repeat than to save at its end.
+WORTH_SAVING_SECONDS = 10.0
+
+
+class StopRequested(Exception):
+    """Somebody asked the run to stop; it did so at a step boundary after a snapshot. The child exits with 75."""
+
+
+@dataclass(frozen=True)
+class LoopPlan:
+    """The numbers of one run, frozen when it was planned."""
+
+    steps: int
+    training: dict[str, Any]
+    """The recipe's `training` section."""
+    dtype: str
+    """`float32`, or `bfloat16` for autocast."""
+    staging: Path
+    """Where metrics.jsonl, progress.json and snapshots/ are written."""
+    identity: str
+    """Hash over all that the bits depend on: a snapshot of another run is never resumed."""
+    snapshot_steps: int = 0
+    """Snapshot every so many steps; 0: not by steps."""
+    snapshot_seconds: float = 300.0
+    """Snapshot when so many seconds of work would be lost; 0: not by time."""
+    surroundings: dict[str, Any] = field(default_factory=dict)
+    """Library versions and hardware: when they change across a resume, exactness is only declared."""
+
+
+@dataclass
+class Outcome:
+    """Where a run stands, and in the end what it did. Saved whole in every snapshot."""
+
+    step: int = 0
+    consumed: str = ""
+    """SHA-256 over the sequences really fed; known when the run is complete."""
+    loss: float = math.nan
+    tokens: int = 0
+    loss_tokens: int = 0
+    replay_tokens: int = 0
+    wall_seconds: float = 0.0
+    resumes: int = 0
+    changed_surroundings: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    model: Decoder, feed: Feed, objective: ModuleType, plan: LoopPlan, *,
+    stop: Callable[[], bool], clock: Callable[[], float],
+) -> Outcome:  # fmt: skip
+    """Run `plan.steps` steps, from the newest snapshot in staging if there is one. Changes `model` in place.
+
+    Raises StopRequested after the snapshot that a stop asked for, DataFault when a loss or gradient is not finite,
+    Damage when snapshots or metrics are damaged, OSError when the disk says no.
+    """
+    assert plan.steps >= 1, "a plan without steps trains nothing and must not be accepted"
+    optimizer = new_optimizer(model, plan.training)
+    run, kept = _resume(model, optimizer, plan)
+    with RunLogs(plan.staging, kept) as logs:
+        saved_at, told_at, started, before = clock(), -math.inf, clock(), run.wall_seconds
+        while run.step < plan.steps:
+            began = clock()
+            rate = learning_rate(run.step, plan.steps, plan.training)
+            batch = feed.step(run.step)
+            loss, gradient_norm = _optimise(model, optimizer, objective, batch, rate, plan, run.step)
+            now = clock()
+            _advance(run, batch, loss, before + now - started)
+            logs.append(_row(run, batch, rate, gradient_norm, now - began), batch.sequences)
+            if now - told_at >= PROGRESS_SECONDS or run.step == plan.steps:
+                _tell(plan, run, batch, now - began)
+                told_at = now
+            stopping = stop()
+            if _snapshot_due(plan, run.step, now - saved_at, stopping):
+                _save(model, optimizer, plan, run, logs)
+                saved_at = now
+            if stopping and run.step < plan.steps:
+                raise StopRequested(f"stopped after step {run.step} of {plan.steps}")
+        run.consumed = logs.consumed_sha256
+    return run
+
+
+def _optimise(
+    model: Decoder, optimizer: torch.optim.Optimizer, objective: ModuleType, batch: StepBatch, rate: float,
+    plan: LoopPlan, step: int,
+) -> tuple[float, float]:  # fmt: skip
+    """One optimizer step; returns loss per trained token and the gradient's norm before clipping."""
+    if batch.weight <= 0:
+        raise DataFault(f"step {step + 1} has no token that bears loss", hint="check the loss mask of the data")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    dtype = torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32
+    total = 0.0
+    for micro in batch.micro_batches:
+        summed = objective.loss(model, micro, dtype)
+        (summed / batch.weight).backward()
+        total += float(summed.detach())
+    loss = total / batch.weight
+    _require_finite("loss", loss, step)
+    norm = _clip(model, float(plan.training["grad_clip"]))
+    _require_finite("gradient", norm, step)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
+
+
+def _clip(model: Decoder, most: float) -> float:
+    """Scale gradients so that their common norm is at most `most` (0: leave them); returns the norm before."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if most > 0 and norm > most:
+        torch._foreach_mul_(gradients, most / norm)
+    return norm
+
+
+def _require_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise DataFault(f"the {what} of step {step + 1} is not finite ({value}); training stopped before using it",
+                        hint="lower training.learning_rate or look at the data; nothing was published")  # fmt: skip
+
+
+def _advance(run: Outcome, batch: StepBatch, loss: float, wall_seconds: float) -> None:
+    run.step += 1
+    run.loss, run.wall_seconds = loss, wall_seconds
+    run.tokens += batch.tokens
+    run.loss_tokens += batch.loss_tokens
+    run.replay_tokens += batch.replay_tokens
+
+
+def _row(run: Outcome, batch: StepBatch, rate: float, gradient_norm: float, seconds: float) -> dict[str, Any]:
+    """One line of metrics.jsonl; `tokens` and `loss_tokens` are this step's, `seconds` the run's so far."""
+    return {
+        "step": run.step, "loss": run.loss, "learning_rate": rate, "grad_norm": gradient_norm,
+        "tokens": batch.tokens, "loss_tokens": batch.loss_tokens,
+        "tokens_per_second": batch.tokens / seconds if seconds > 0 else 0.0, "seconds": run.wall_seconds,
+    }  # fmt: skip
+
+
+def _tell(plan: LoopPlan, run: Outcome, batch: StepBatch, seconds: float) -> None:
+    """progress.json: a hint for people, replaced in one step and not synced."""
+    average = run.wall_seconds / run.step
+    progress = {
+        "phase": "training", "step": run.step, "steps": plan.steps, "loss": run.loss, "tokens": run.tokens,
+        "tokens_per_second": batch.tokens / seconds if seconds > 0 else 0.0,
+        "eta_seconds": average * (plan.steps - run.step), "pid": os.getpid(),
+    }  # fmt: skip
+    publish(plan.staging / "progress.json", orjson.dumps(progress))
+
+
+def _snapshot_due(plan: LoopPlan, step: int, unsaved_seconds: float, stopping: bool) -> bool:
+    if step == plan.steps:
+        return stopping or unsaved_seconds >= WORTH_SAVING_SECONDS
+    by_steps = plan.snapshot_steps > 0 and step % plan.snapshot_steps == 0
+    by_time = plan.snapshot_seconds > 0 and unsaved_seconds >= plan.snapshot_seconds
+    return stopping or by_steps or by_time
+
+
+def _save(model: Decoder, optimizer: torch.optim.Optimizer, plan: LoopPlan, run: Outcome, logs: RunLogs) -> None:
+    state = {
+        "identity": plan.identity,
+        "run": vars(run),
+        "surroundings": plan.surroundings,
+        # Synced first: a snapshot must never speak of rows that the disk does not have.
+        "logs": logs.sync(),
+    }
+    weights = dict(model.named_parameters())
+    save_snapshot(plan.staging / "snapshots", run.step, state, weights, optimizer_tensors(model, optimizer))
+
+
+def _resume(model: Decoder, optimizer: torch.optim.Optimizer, plan: LoopPlan) -> tuple[Outcome, dict[str, Any]]:
+    """Put model and optimizer where the newest snapshot left them; returns the run so far and what its logs held."""
+    snapshot = newest_snapshot(plan.staging / "snapshots")
+    if snapshot is None:
+        return Outcome(), {}
+    state = snapshot.state
+    if state["identity"] != plan.identity:
+        raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan",
+                     hint="a job's plan never changes; move the snapshots folder away and retry")  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(snapshot.model[name])
+    load_optimizer(model, optimizer, snapshot.optimizer)
+    run = Outcome(**state["run"])
+    run.resumes += 1
+    run.changed_surroundings |= state["surroundings"] != plan.surroundings
+    run.notes += [f"snapshot passed over: {text}" for text in snapshot.damaged]
+    return run, state["logs"]

@@ -1,0 +1,210 @@
+"""Our lean decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU, optional QK-norm, tied embeddings.
+
+The parameter names and `config.json` equal those of `Qwen3ForCausalLM` and `LlamaForCausalLM` in `transformers`
+(5.x), so weights go both ways unchanged; `tests/test_trainer_model.py` holds the two to the same logits.
+It computes hidden states; the loss over the vocabulary is `trainer/loss.py`, sampling is `trainer/generate.py`.
+It knows nothing of recipes, data or files.
+
+Sources: Qwen3 (arXiv 2505.09388), Llama 2 (arXiv 2307.09288), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13245),
+RMSNorm (arXiv 1910.07467), SwiGLU (arXiv 2002.05202).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.model_config import ModelConfig
+
+__all__ = ["Decoder", "KeyValueCache", "new_model"]
+
+INITIAL_DEVIATION = 0.02
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, one pair per layer: each [batch, kv_heads, seen, head_dim]."""
+
+    def __init__(self, layers: int) -> None:
+        self._pairs: list[tuple[Tensor, Tensor] | None] = [None] * layers
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far."""
+        first = self._pairs[0]
+        return 0 if first is None else first[0].shape[2]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new tokens' keys and values and return all of them."""
+        seen = self._pairs[layer]
+        if seen is not None:
+            keys, values = torch.cat((seen[0], keys), dim=2), torch.cat((seen[1], values), dim=2)
+        self._pairs[layer] = (keys, values)
+        return keys, values
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, computed in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps).to(x.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + head_dim/2) of x [batch, heads, tokens, head_dim], as Hugging Face lays them out."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention in which several query heads share one key/value head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+        batch, tokens, _ = x.shape
+        queries = self.q_proj(x).view(batch, tokens, self.heads, self.head_dim)
+        keys = self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim)
+        values = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        if self.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        queries, keys = _rotate(queries.transpose(1, 2), cos, sin), _rotate(keys.transpose(1, 2), cos, sin)
+        queries, keys = queries.to(values.dtype), keys.to(values.dtype)
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
+        keys, values = self._share(keys), self._share(values)
+        seen = keys.shape[2]
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=_look_back(tokens, seen), is_causal=tokens == seen
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def _share(self, x: Tensor) -> Tensor:
+        """Repeat each key/value head for the query heads it serves."""
+        group = self.heads // self.kv_heads
+        if group == 1:
+            return x
+        batch, kv_heads, tokens, head_dim = x.shape
+        return x[:, :, None].expand(batch, kv_heads, group, tokens, head_dim).reshape(batch, -1, tokens, head_dim)
+
+
+def _look_back(tokens: int, seen: int) -> Tensor | None:
+    """The mask of `tokens` new positions at the end of `seen`; None where "causal" or "everything" says it all."""
+    if tokens in (1, seen):
+        return None
+    return torch.ones(tokens, seen, dtype=torch.bool).tril(seen - tokens)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One decoder layer: attention, then feed-forward, each on a normed copy added back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class _Body(nn.Module):
+    """What Hugging Face calls `model`: embeddings, layers, final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+
+class Decoder(nn.Module):
+    """The whole model. `forward` gives hidden states; `logits` turns chosen ones into scores over the vocabulary."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _Body(config)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self._cos, self._sin = _rotary_tables(config)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The [vocab_size, width] matrix of the output layer: the embedding itself when tied."""
+        return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Final normed hidden states [batch, tokens, width] for int64 ids [batch, tokens].
+
+        With a cache, `tokens` continue what the cache has seen. At most `block_size` positions in all.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + tokens.shape[1]
+        assert end <= self.config.block_size, f"{end} positions exceed the block of {self.config.block_size}"
+        cos, sin = self._cos[start:end], self._sin[start:end]
+        x = self.model.embed_tokens(tokens)
+        for number, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, cache, number)
+        return self.model.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores [..., vocab_size] in fp32 for hidden states [..., width]."""
+        return F.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+
+
+def _rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [block_size, head_dim / 2] in fp32; plain attributes, as they are neither weights nor saved."""
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    angles = torch.outer(torch.arange(config.block_size, dtype=torch.float32), 1.0 / config.rope_theta**steps)
+    return angles.cos(), angles.sin()
+
+
+def new_model(config: ModelConfig, seed: int) -> Decoder:
+    """A freshly initialised model: a function of (config, seed) only.
+
+    Normal with deviation 0.02; the two projections that write into the residual stream are scaled down by
+    sqrt(2 * layers) as in GPT-2; norms are ones. Parameters are drawn in the order of their sorted names, so that
+    moving code about does not change the bits.
+    """
+    model = Decoder(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if parameter.dim() < 2:
+                parameter.fill_(1.0)
+                continue
+            writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            deviation = INITIAL_DEVIATION / ((2 * config.layers) ** 0.5 if writes_residual else 1.0)
+            parameter.normal_(0.0, deviation, generator=generator)
+    return model

@@ -1,0 +1,285 @@
+"""Stored originals become a prepared dataset: streamed example by example, split, encoded, written, in bounded memory.
+
+Files are read through `guard/checks/rows.py`, so an example's ordinal and fingerprint are the same here as at intake;
+where the sidecar of fingerprints exists it is compared, and a difference is damage. Files are taken in the order of
+their hashes, never of their arrival. `prepare_folder` does the same by hand for any folder.
+Not here: which examples are new to a model (`trainer/selection.py`), and jobs (`trainer/prepare_job.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from guard.checks.rows import Example, iter_examples
+from guard.durable import fsync_dir, make_dir, open_new, sha256_file, write_json
+from guard.errors import Damage, UsageError
+from guard.fingerprint import FINGERPRINT_BYTES
+from guard.heldout import held_out_mask
+from trainer.dataset import (
+    COLUMNS,
+    FORMAT_VERSION,
+    METADATA,
+    STATE,
+    Dataset,
+    dataset_id,
+    maker_versions,
+    open_dataset,
+)
+from trainer.shards import ShardWriter
+from trainer.template import TEMPLATE_HASH, Encoded, encode_many
+from trainer.tokenizer import Tokenizer
+
+__all__ = ["DEFAULT_SHARD_TOKENS", "LOW_MASK_RATIO", "Progress", "SourceFile", "planned_id", "prepare_dataset"]
+
+DEFAULT_SHARD_TOKENS = 10_000_000
+LOW_MASK_RATIO = 0.10
+_BATCH_EXAMPLES = 1024
+_BATCH_CHARACTERS = 1 << 20
+STAGES = ("pretrain", "sft")
+
+Progress = Callable[[int, int], None]
+"""Called now and then with (examples, tokens) so far."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to prepare: where it is, what it is, and the folder of its sidecar when it is a stored original."""
+
+    sha256: str
+    name: str
+    path: Path
+    sidecar: Path | None = None
+
+    @property
+    def container(self) -> str:
+        """`jsonl`: a row is a document; `text`: the file is one, and its segments are the examples."""
+        return "jsonl" if self.path.name.lower().endswith(".jsonl") else "text"
+
+
+def _options(shard_size_tokens: int, salt: str, validation_fraction: float) -> dict[str, Any]:
+    # The salt decides the split and so belongs to the identity; it is hashed to stay the home's own.
+    return {
+        "shard_size_tokens": shard_size_tokens,
+        "validation_fraction": validation_fraction,
+        "salt_sha256": hashlib.sha256(salt.encode()).hexdigest(),
+    }
+
+
+def _in_order(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Each content once, in the order of the hashes, so that equal ids mean equal tokens."""
+    return [file for _key, file in sorted({(item.sha256, item.container): item for item in reversed(files)}.items())]
+
+
+def planned_id(files: Sequence[SourceFile], tokenizer: Tokenizer, *, stage: str, shard_size_tokens: int, salt: str,
+               validation_fraction: float) -> str:  # fmt: skip
+    """The id the dataset of these files would have, without making it."""
+    pairs = [(item.sha256, item.container) for item in files]
+    return dataset_id(pairs, tokenizer, stage, _options(shard_size_tokens, salt, validation_fraction))
+
+
+class _SplitWriter:
+    """Shards, example table and fingerprints of one split."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_size_tokens: int, with_mask: bool,
+                 stack: contextlib.ExitStack) -> None:  # fmt: skip
+        make_dir(folder)
+        self.folder = folder
+        self.with_mask = with_mask
+        self.count = self.loss_tokens = 0
+        self.table = stack.enter_context(open_new(folder / "examples.npy"))
+        self._write_header()
+        self.fingerprints = stack.enter_context(open_new(folder / "examples.fp"))
+        self.writer = stack.enter_context(ShardWriter(folder, vocab_size=tokenizer.vocab_size, with_mask=with_mask,
+                                                      shard_size_tokens=shard_size_tokens))  # fmt: skip
+
+    def _write_header(self) -> None:
+        """numpy pads the header so that the first dimension can be rewritten in place when it is known."""
+        self.table.seek(0)
+        shape = (self.count, len(COLUMNS))
+        np.lib.format.write_array_header_1_0(self.table, {"descr": "<i8", "fortran_order": False, "shape": shape})
+
+    def add(self, file_index: int, example: Example, encoded: Encoded) -> None:
+        start = self.writer.add(encoded.ids, encoded.mask if self.with_mask else None)
+        loss_tokens = int(encoded.mask.sum())
+        row = (file_index, example.ordinal, start, len(encoded.ids), loss_tokens, encoded.cut_start, encoded.cut_length)
+        self.table.write(np.array(row, dtype="<i8").tobytes())
+        self.fingerprints.write(example.fingerprint)
+        self.count += 1
+        self.loss_tokens += loss_tokens
+
+    def finish(self) -> None:
+        """Put the number of examples into the header; before the files are closed."""
+        self._write_header()
+
+    def record(self) -> dict[str, Any]:
+        """What `dataset_metadata.json` says of this split; after everything is closed."""
+        return {
+            "examples": self.count,
+            "tokens": self.writer.total_tokens,
+            "loss_tokens": self.loss_tokens,
+            "shards": [shard.as_dict() for shard in self.writer.shards],
+            "examples_sha256": sha256_file(self.folder / "examples.npy"),
+            "fingerprints_sha256": sha256_file(self.folder / "examples.fp"),
+        }
+
+
+class _Sidecar:
+    """Compares fingerprints with `examples.fp` in passing. Raises Damage at the first difference."""
+
+    def __init__(self, file: SourceFile, stack: contextlib.ExitStack) -> None:
+        self.file = file
+        path = file.sidecar / "examples.fp" if file.sidecar else None
+        self.stream: BinaryIO | None = stack.enter_context(path.open("rb")) if path and path.is_file() else None
+
+    def compare(self, fingerprints: bytes) -> None:
+        if self.stream and self.stream.read(len(fingerprints)) != fingerprints:
+            self._differs()
+
+    def end(self) -> None:
+        if self.stream and self.stream.read(1):
+            self._differs()
+
+    def _differs(self) -> None:
+        raise Damage(f"{self.file.name} does not hold the examples recorded when it was admitted",
+                     subject=self.file.sha256,
+                     hint=f"heirloom show {self.file.sha256[:12]}; heirloom verify --all")  # fmt: skip
+
+
+def _batches(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bool]]:
+    """Examples in batches of bounded size, each with whether the file ends there."""
+    batch: list[Example] = []
+    characters = 0
+    try:
+        for example in iter_examples(file.path, stage):
+            # One example is always held back, so that the last batch is known to be the last.
+            if len(batch) >= _BATCH_EXAMPLES or characters >= _BATCH_CHARACTERS:
+                yield batch, False
+                batch, characters = [], 0
+            batch.append(example)
+            characters += len(example.fields.get("text", "")) or sum(
+                len(turn["content"]) for turn in example.fields["messages"]
+            )
+    except FileNotFoundError as error:
+        raise Damage(f"{file.path} is gone", subject=file.sha256, hint="heirloom verify --all") from error
+    if batch:
+        yield batch, True
+
+
+def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer,
+                 threads: int) -> list[Encoded]:  # fmt: skip
+    """Ids of pretraining text; a separator ends every document: a row, or a plain text's last segment."""
+    separator = np.array([tokenizer.separator_id], dtype=np.uint16)
+    rows = []
+    arrays = tokenizer.encode_batch([example.fields["text"] for example in batch], threads)
+    for position, ids in enumerate(arrays):
+        if file.container == "jsonl" or (last and position == len(arrays) - 1):
+            ids = np.concatenate([ids, separator])
+        rows.append(Encoded(ids, np.ones(len(ids), dtype=np.uint8), 0, 0))
+    return rows
+
+
+def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folder: Path | str, *, stage: str,
+                    shard_size_tokens: int, salt: str, validation_fraction: float, threads: int = 1,
+                    progress: Progress | None = None) -> Dataset:  # fmt: skip
+    """Make a dataset in `out_folder` (missing or empty), durably, its metadata last; returns it opened.
+
+    `shard_size_tokens`: most tokens in a shard. `threads` change the speed and never a byte.
+    Raises UsageError for an unknown stage or a folder in use, DataFault for files that cannot be prepared,
+    Damage when a stored original is not what was admitted.
+    """
+    if stage not in STAGES:
+        raise UsageError(f"unknown stage {stage!r}", hint=f"one of {', '.join(STAGES)}")
+    out_folder, files = Path(out_folder), _in_order(files)
+    if out_folder.exists() and any(out_folder.iterdir()):
+        raise UsageError(f"{out_folder} is not empty", subject=str(out_folder), hint="name a new or empty folder")
+    tokenizer.check_specials()
+    make_dir(out_folder)
+    with contextlib.ExitStack() as stack:
+        writers = {held_out: _SplitWriter(out_folder / name, tokenizer, shard_size_tokens, stage == "sft", stack)
+                   for name, held_out in (("train", False), ("val", True))}  # fmt: skip
+        counts = []
+        for index, file in enumerate(files):
+            run = _FileRun(index, file, stage, salt, validation_fraction, threads)
+            counts.append(run.write(tokenizer, writers, progress))
+        for writer in writers.values():
+            writer.finish()
+    identity = planned_id(files, tokenizer, stage=stage, shard_size_tokens=shard_size_tokens, salt=salt,
+                          validation_fraction=validation_fraction)  # fmt: skip
+    options = _options(shard_size_tokens, salt, validation_fraction)
+    metadata = _metadata(identity, stage, tokenizer, options, files, counts, writers)
+    write_json(out_folder / STATE, tokenizer.state())
+    write_json(out_folder / METADATA, metadata)
+    fsync_dir(out_folder)
+    return open_dataset(out_folder)
+
+
+@dataclass(frozen=True)
+class _FileRun:
+    """One file on its way into the writers."""
+
+    index: int
+    file: SourceFile
+    stage: str
+    salt: str
+    validation_fraction: float
+    threads: int
+
+    def write(self, tokenizer: Tokenizer, writers: dict[bool, _SplitWriter], progress: Progress | None) -> int:
+        """Encode and write all examples of the file; returns how many there were."""
+        count = 0
+        with contextlib.ExitStack() as stack:
+            sidecar = _Sidecar(self.file, stack)
+            for batch, last in _batches(self.file, self.stage):
+                fingerprints = b"".join(example.fingerprint for example in batch)
+                assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
+                sidecar.compare(fingerprints)
+                held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction)
+                encoded = self._encode(batch, last, tokenizer)
+                for example, is_held_out, row in zip(batch, held_out, encoded, strict=True):
+                    writers[is_held_out].add(self.index, example, row)
+                count += len(batch)
+                if progress:
+                    done = writers.values()
+                    progress(sum(item.count for item in done), sum(item.writer.total_tokens for item in done))
+            sidecar.end()
+        return count
+
+    def _encode(self, batch: Sequence[Example], last: bool, tokenizer: Tokenizer) -> list[Encoded]:
+        if self.stage == "pretrain":
+            return _encode_text(batch, last, self.file, tokenizer, self.threads)
+        return encode_many([example.fields for example in batch], tokenizer, self.threads)
+
+
+def _metadata(identity: str, stage: str, tokenizer: Tokenizer, options: dict[str, Any], files: Sequence[SourceFile],
+              counts: Sequence[int], writers: dict[bool, _SplitWriter]) -> dict[str, Any]:  # fmt: skip
+    splits = {"train": writers[False].record(), "val": writers[True].record()}
+    tokens = sum(split["tokens"] for split in splits.values())
+    loss_tokens = sum(split["loss_tokens"] for split in splits.values())
+    ratio = loss_tokens / tokens if tokens else 0.0
+    low = stage == "sft" and tokens > 0 and ratio < LOW_MASK_RATIO
+    return {
+        "format_version": FORMAT_VERSION,
+        "id": identity,
+        "kind": stage,
+        "dtype": "uint16",
+        "byte_order": "little",
+        "tokenization": tokenizer.tokenization,
+        "tokenizer_hash": tokenizer.content_hash,
+        "vocab_size": tokenizer.vocab_size,
+        "template_hash": TEMPLATE_HASH,
+        "versions": maker_versions(),
+        "options": options,
+        "files": [{"sha256": file.sha256, "name": file.name, "container": file.container, "examples": count}
+                  for file, count in zip(files, counts, strict=True)],
+        "splits": splits,
+        "mask_ratio": ratio,
+        "warnings": [f"Mask ratio too low: {ratio:.1%} of the tokens are trained (short answers or long contexts);"
+                     " training works but is slower"] if low else [],
+    }  # fmt: skip

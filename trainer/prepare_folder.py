@@ -1,0 +1,124 @@
+"""Preparing by hand: any files into any empty folder, in or out of a home (`heirloom prepare text|chat`).
+
+The same reader and writer as for jobs; only the files are named by a person, and the split is by `--val-split`. The
+folder appears whole or not at all: it is made beside its place and moved there when it is durable.
+Nothing is registered, and nothing is known of what any model has learnt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from guard.checks.rows import iter_rows, validate
+from guard.durable import make_dir, remove_tree, rename_new, sha256_file
+from guard.errors import CheckFailed, DataFault, NotFound, UsageError
+from trainer.prepare import DEFAULT_SHARD_TOKENS, Progress, SourceFile, prepare_dataset
+from trainer.tokenizer import load_tokenizer
+
+__all__ = ["KINDS", "prepare_folder"]
+
+KINDS = {"text": "pretrain", "chat": "sft"}
+_SUFFIXES = {"pretrain": (".jsonl", ".txt", ".md"), "sft": (".jsonl",)}
+_LISTED_ROWS = 20
+_Skipped = tuple[int, list[dict[str, Any]]]
+
+
+def _source(path: Path, stage: str) -> SourceFile:
+    if not path.exists():
+        raise NotFound(f"no file {path}", subject=str(path), hint="check the path after --input")
+    if not path.is_file() or path.suffix.lower() not in _SUFFIXES[stage]:
+        allowed = ", ".join(_SUFFIXES[stage])
+        raise UsageError(f"{path} is no input for {stage}: expected a file ending in {allowed}", subject=str(path),
+                         hint="convert it to JSONL, one object per line")  # fmt: skip
+    # A person may name a link; readers below follow none.
+    real = path.resolve()
+    return SourceFile(sha256_file(real), path.name, real)
+
+
+def _skipped_rows(file: SourceFile, stage: str) -> _Skipped:
+    """How many rows cannot be used, and the first ones with line, field and reason."""
+    count = 0
+    listed: list[dict[str, Any]] = []
+    for row in iter_rows(file.path) if file.container == "jsonl" else ():
+        found = [row.fault] if row.fault else validate(stage, row.value or {})
+        if isinstance(found, dict):
+            continue
+        count += 1
+        if len(listed) < _LISTED_ROWS:
+            fault = found[0]
+            listed.append({"file": file.name, "line": row.line_number, "field": fault.field, "reason": fault.reason})
+    return count, listed
+
+
+def _check_output(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder} is not a folder", subject=str(folder), hint="name a new folder after --output-dir")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", subject=str(folder),
+                         hint="name a new or empty folder after --output-dir")  # fmt: skip
+
+
+def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | str, tokenization: str = "gpt2",
+                   val_split: float = 0.1, shard_size_tokens: int = DEFAULT_SHARD_TOKENS, salt: str = "", *,
+                   threads: int = 1, progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
+    """Prepare `text` or `chat` files into `output_dir` (missing or empty) and tell what became of them.
+
+    `val_split` is a fraction of the examples, decided by fingerprint and `salt`. Raises UsageError for wrong words or
+    a folder in use, NotFound for a missing input, DataFault when nothing can be used.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind {kind!r}", hint=f"one of {', '.join(KINDS)}")
+    if not 0 <= val_split < 1:
+        raise UsageError(f"--val-split {val_split} must be at least 0 and below 1", hint="for example 0.1")
+    if not inputs:
+        raise UsageError("no input file", hint="--input FILE, once or more often")
+    stage, output_dir = KINDS[kind], Path(output_dir)
+    _check_output(output_dir)
+    tokenizer = load_tokenizer(tokenization)
+    files = [_source(Path(item), stage) for item in inputs]
+    skipped = [_skipped_rows(file, stage) for file in {file.sha256: file for file in files}.values()]
+    output_dir = output_dir.absolute()
+    making = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.making")
+    make_dir(output_dir.parent)
+    try:
+        dataset = prepare_dataset(files, tokenizer, making, stage=stage, shard_size_tokens=shard_size_tokens, salt=salt,
+                                  validation_fraction=val_split, threads=threads, progress=progress)  # fmt: skip
+        if not dataset.train.count + dataset.val.count:
+            raise DataFault("no row can be used", subject=files[0].name, hint=_first_reason(skipped))
+        if not dataset.train.count:
+            raise CheckFailed("all examples fell to the validation split", hint="lower --val-split, or give more data")
+        with contextlib.suppress(FileNotFoundError):
+            output_dir.rmdir()
+        rename_new(making, output_dir)
+    except BaseException:
+        remove_tree(making)
+        raise
+    return _summary(dataset.metadata, output_dir, skipped)
+
+
+def _first_reason(skipped: Sequence[_Skipped]) -> str:
+    first = next((rows[0] for _count, rows in skipped if rows), None)
+    return f"line {first['line']}: {first['reason']}" if first else "the files are empty"
+
+
+def _summary(metadata: dict[str, Any], folder: Path, skipped: Sequence[_Skipped]) -> dict[str, Any]:
+    splits = {
+        name: {key: split[key] for key in ("examples", "tokens", "loss_tokens")} | {"shards": len(split["shards"])}
+        for name, split in metadata["splits"].items()
+    }
+    return {
+        "dataset_id": metadata["id"],
+        "output_dir": str(folder),
+        "kind": metadata["kind"],
+        "tokenization": metadata["tokenization"],
+        "files": metadata["files"],
+        **splits,
+        "mask_ratio": metadata["mask_ratio"],
+        "warnings": metadata["warnings"],
+        "skipped_rows": sum(count for count, _rows in skipped),
+        "skipped": [row for _count, rows in skipped for row in rows][:_LISTED_ROWS],
+    }

@@ -1,0 +1,193 @@
+"""The body of the child task "prepare": from job.json to a prepared dataset, a frozen selection and prepared.json.
+
+Reads stored originals and earlier datasets, writes only its staging folder, decides nothing about the plan: "nothing
+new" is an answer with zero steps, and whether that is acceptable is judged by preflight. Run again after a death it
+starts over and gives the same bytes. Not here: starting children, moving the dataset into place, training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.bitmap import pack_bitmap
+from guard.durable import json_bytes, make_dir, publish, remove_tree, write_json
+from guard.errors import HeirloomError, UsageError
+from trainer.choose import Chosen, ReplaySource, add_replay, select_new
+from trainer.dataset import Dataset, open_dataset, verify_dataset
+from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
+from trainer.recipe import parse_recipe
+from trainer.selection import training_steps
+from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
+
+__all__ = ["run_prepare"]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Dataset 0 of the job."""
+
+    dataset: Dataset
+    made: bool
+    final_path: str
+    """Where it lies, or will lie once it was moved out of staging."""
+    warnings: tuple[str, ...] = ()
+    damaged: bool = False
+    """What lay at `final_path` was damaged: it has to make way for the one made now."""
+    prepared_sha256: str = ""
+    """Set when the job's data is a folder that was prepared elsewhere: the hash it is registered under."""
+
+
+def _sources(files: Sequence[Mapping[str, Any]]) -> list[SourceFile]:
+    return [SourceFile(str(item["sha256"]), str(item["name"]), Path(item["path"]),
+                       Path(item["sidecar"]) if item.get("sidecar") else None) for item in files]  # fmt: skip
+
+
+def _progress(staging: Path) -> Progress:
+    def tell(examples: int, tokens: int) -> None:
+        publish(staging / "progress.json", json_bytes({"phase": "preparing", "examples": examples, "tokens": tokens}))
+
+    return tell
+
+
+def _given_folder(job: Mapping[str, Any], tokenizer: Tokenizer) -> _Ready | None:
+    """The dataset of a job whose data was prepared before it was dropped."""
+    prepared = [item for item in job["files"] if item.get("prepared")]
+    if not prepared:
+        return None
+    if len(job["files"]) > 1:
+        raise UsageError("a prepared dataset is trained by itself, not together with other files",
+                         subject=str(prepared[0]["name"]), hint="queue one job for each")  # fmt: skip
+    dataset = verify_dataset(prepared[0]["path"])
+    require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the base", f"the dataset {prepared[0]['name']}")
+    return _Ready(dataset, False, str(dataset.folder), prepared_sha256=str(prepared[0]["sha256"]))
+
+
+def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer) -> _Ready:
+    """The job's dataset: given, already there and intact, or made now in `<staging>/prepare`."""
+    given = _given_folder(job, tokenizer)
+    if given:
+        return given
+    staging, files = Path(job["staging"]), _sources(job["files"])
+    how: dict[str, Any] = {"stage": job["stage"], "shard_size_tokens": int(job["shard_size_tokens"]),
+                           "salt": str(job["salt"]),
+                           "validation_fraction": float(job["validation_fraction"])}  # fmt: skip
+    existing = Path(job["datasets_root"]) / planned_id(files, tokenizer, **how)
+    warnings: tuple[str, ...] = ()
+    if existing.exists():
+        try:
+            return _Ready(verify_dataset(existing), False, str(existing))
+        except HeirloomError as error:
+            # Shards are derived: they can be made again from the originals, which is better than to stop here.
+            warnings = (f"the dataset {existing.name} is damaged and was made again: {error.message}",)
+    remove_tree(staging / "prepare")
+    made = prepare_dataset(files, tokenizer, staging / "prepare", progress=_progress(staging),
+                           threads=int(job.get("threads") or 1), **how)  # fmt: skip
+    return _Ready(made, True, str(existing), warnings, damaged=bool(warnings))
+
+
+def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list[ReplaySource], list[str]]:
+    """Earlier datasets to replay from, each once, and a warning for each that cannot be used."""
+    bitmaps: dict[str, list[tuple[int, str]]] = {}
+    for item in (job.get("replay") or {}).get("datasets") or ():
+        bitmaps.setdefault(str(item["path"]), []).extend((int(index), str(bits)) for index, bits in item["known"])
+    sources: dict[str, ReplaySource] = {}
+    warnings = []
+    for path, known in bitmaps.items():
+        try:
+            dataset = open_dataset(path)
+            require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the base", f"the dataset {path}")
+            if dataset.id not in sources:
+                sources[dataset.id] = ReplaySource(dataset, tuple(known))
+        except HeirloomError as error:
+            warnings.append(f"no replay from {path}: {error.message}")
+    return [sources[key] for key in sorted(sources)], warnings
+
+
+def _learnt(ready: _Ready, chosen: Chosen, fed: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """For each file what the child will have learnt of it: bitmap over ordinals, count, input tokens.
+
+    A folder prepared elsewhere counts as one file whose ordinals are the rows of its train split.
+    """
+    examples = chosen.selection.examples
+    if ready.prepared_sha256:
+        return [_learnt_entry(ready.prepared_sha256, chosen.example_rows[fed], ready.dataset.train.count,
+                              examples[fed, 2])]  # fmt: skip
+    entries = []
+    for index, file in enumerate(ready.dataset.files):
+        mine = fed & (examples[:, 0] == index)
+        entries.append(_learnt_entry(file["sha256"], examples[mine, 1], int(file["examples"]), examples[mine, 2]))
+    return entries
+
+
+def _learnt_entry(sha256: str, ordinals: NDArray[np.int64], count: int, tokens: NDArray[np.int64]) -> dict[str, Any]:
+    return {"sha256": sha256, "bitmap": pack_bitmap(ordinals.tolist(), count), "count": len(ordinals),
+            "tokens": int(tokens.sum())}  # fmt: skip
+
+
+def run_prepare(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Do the task of a job.json and return what prepared.json says; both are durable when this returns.
+
+    Raises HeirloomErrors whose class says whose fault it is: DataFault and Damage the data's, EnvironmentFault the
+    machine's. Data without anything new is no error: `steps` is 0 and `counts` says why.
+    """
+    staging = Path(job["staging"])
+    make_dir(staging)
+    recipe = parse_recipe(job["recipe"], "the job's recipe")
+    tokenizer = load_tokenizer(str(job["tokenization"]))
+    ready = _ready_dataset(job, tokenizer)
+    block_size, batch, seed = int(job["block_size"]), recipe.training.batch_sequences, int(job["seed"])
+    chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
+                        allow_repeat=bool(job.get("allow_repeat")))  # fmt: skip
+    sources, warnings = _replay_sources(job, tokenizer)
+    fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
+    chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=seed)
+    selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))
+    steps = training_steps(selection, batch, epochs=recipe.training.epochs, max_steps=job.get("max_steps"),
+                           iterations=job.get("iterations") or recipe.training.iterations)  # fmt: skip
+    fed = selection.learnt_examples(seed, steps, batch)
+    dataset = ready.dataset
+    prepared = {
+        "schema": 1,
+        "dataset_id": dataset.id,
+        "dataset_path": str(dataset.folder),
+        "dataset_made": ready.made,
+        "dataset_damaged": ready.damaged,
+        "tokenizer_hash": tokenizer.content_hash,
+        "template_hash": dataset.metadata.get("template_hash"),
+        "counts": chosen.counts,
+        "steps": steps,
+        "steps_per_epoch": selection.steps_per_epoch(batch),
+        "sequences": len(selection.sequences),
+        "selection_sha256": selection.save(staging),
+        "consumed_sha256": selection.consumed_hash(seed, steps, batch),
+        "learnt": _learnt(ready, chosen, fed),
+        "tokens": int(selection.examples[fed, 2].sum()),
+        "loss_tokens": int(chosen.example_loss_tokens[fed].sum()),
+        "mask_ratio": dataset.mask_ratio,
+        "replay_datasets": list(selection.dataset_ids[1:]),
+        "warnings": [*dataset.metadata["warnings"], *ready.warnings, *warnings, *_count_warnings(chosen, fed, steps)],
+    }
+    write_json(staging / "prepared.json", prepared)
+    return prepared
+
+
+def _count_warnings(chosen: Chosen, fed: NDArray[np.bool_], steps: int) -> list[str]:
+    """What a person should know about the choice, in sentences."""
+    counts, left = chosen.counts, int(len(fed) - fed.sum())
+    sentences = {
+        "too_long": "{} conversations are too long for this base and were left out",
+        "too_short": "{} examples are a single token and cannot be trained",
+        "known_again": "{} examples already learnt are trained again, as was asked",
+    }
+    warnings = [text.format(counts[key]) for key, text in sentences.items() if counts[key]]
+    if steps and left:
+        warnings.append(f"{left} new examples are not reached in {steps} steps and stay trainable")
+    return warnings
+

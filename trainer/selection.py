@@ -1,0 +1,155 @@
+"""The frozen list of what a job reads: token ranges, joined into sequences, and the order they are fed in.
+
+Everything is a pure function of the record and a few integers, so that a job killed anywhere goes on at its step and
+feeds the same bytes (law 7). The order comes from Philox's raw numbers and a stable sort, not from a library's shuffle,
+which may change between releases. Not here: how a selection is made (`trainer/choose.py`) and reading its tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from guard.durable import open_new, write_json
+from guard.errors import Damage
+
+__all__ = ["Selection", "load_selection", "philox_keys", "training_steps"]
+
+_ARRAYS = {"ranges": (np.int64, 3), "sequences": (np.int64, 2), "replay": (np.bool_, 0), "examples": (np.int64, 3),
+           "touches": (np.int64, 2)}  # fmt: skip
+_SCHEMA = 1
+
+
+def philox_keys(seed: int, lane: int, count: int) -> NDArray[np.uint64]:
+    """`count` 64-bit numbers that depend on (seed, lane) alone: Philox4x64-10 (Salmon et al. 2011), raw output."""
+    key = np.array([seed % 2**64, lane % 2**64], dtype=np.uint64)
+    return np.asarray(np.random.Philox(key=key).random_raw(count), dtype=np.uint64).reshape(count)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    order = np.argsort(philox_keys(seed, epoch, count), kind="stable").astype(np.int64)
+    order.flags.writeable = False
+    return order
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a job feeds. A sequence's tokens are its ranges joined; `datasets[0]` holds the new data."""
+
+    datasets: tuple[str, ...]
+    """Folders of the prepared datasets; the others are sources of replay."""
+    ranges: NDArray[np.int64]
+    """[R, 3]: dataset index, start token in that dataset's train split, length."""
+    sequences: NDArray[np.int64]
+    """[S, 2]: first range and end range (exclusive)."""
+    replay: NDArray[np.bool_]
+    """[S]: the sequence is replay."""
+    examples: NDArray[np.int64]
+    """[E, 3]: file index in dataset 0, ordinal, input tokens of the newly learnt examples."""
+    touches: NDArray[np.int64]
+    """[P, 2]: the sequence carries loss-bearing tokens of the example."""
+    dataset_ids: tuple[str, ...] = ()
+    """Ids of the datasets: part of the hash, where the folders are not (a prepared folder is moved into place)."""
+
+    def content_hash(self) -> str:
+        """SHA-256 over the dataset ids and all arrays."""
+        digest = hashlib.sha256("\n".join(("heirloom-selection-1", *self.dataset_ids)).encode())
+        for name, (dtype, _width) in _ARRAYS.items():
+            array: NDArray[Any] = np.ascontiguousarray(getattr(self, name), dtype=dtype)
+            digest.update(f"\n{name} {array.shape}\n".encode())
+            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        return digest.hexdigest()
+
+    def sequence_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence [S]."""
+        ends = np.concatenate([[0], np.cumsum(self.ranges[:, 2])])
+        return ends[self.sequences[:, 1]] - ends[self.sequences[:, 0]]
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The permutation of the sequences [S] in an epoch (read-only)."""
+        return _order(len(self.sequences), seed, epoch)
+
+    def steps_per_epoch(self, batch_sequences: int) -> int:
+        """Steps until every sequence was fed once; the last step of an epoch may be smaller."""
+        return -(-len(self.sequences) // batch_sequences)
+
+    def batch(self, seed: int, step: int, batch_sequences: int) -> NDArray[np.int64]:
+        """Sequence ids of a step (counted from 0 over all epochs): at most `batch_sequences` of them."""
+        epoch, position = divmod(step, self.steps_per_epoch(batch_sequences))
+        return self.order(seed, epoch)[position * batch_sequences : (position + 1) * batch_sequences]
+
+    def _fed(self, seed: int, steps: int, batch_sequences: int) -> Iterator[NDArray[np.int64]]:
+        """All ids fed in `steps` steps, an epoch at a time."""
+        per_epoch = self.steps_per_epoch(batch_sequences)
+        for epoch in range(-(-steps // per_epoch) if per_epoch else 0):
+            yield self.order(seed, epoch)[: (steps - epoch * per_epoch) * batch_sequences]
+
+    def consumed_hash(self, seed: int, steps: int, batch_sequences: int) -> str:
+        """SHA-256 over the sequence ids fed in `steps` steps, in order, each as 8 bytes little-endian."""
+        digest = hashlib.sha256()
+        for ids in self._fed(seed, steps, batch_sequences):
+            digest.update(ids.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def learnt_examples(self, seed: int, steps: int, batch_sequences: int) -> NDArray[np.bool_]:
+        """[E]: all sequences that carry the example's loss-bearing tokens are fed within `steps` steps (law 4)."""
+        fed = np.zeros(len(self.sequences), dtype=bool)
+        for ids in self._fed(seed, min(steps, self.steps_per_epoch(batch_sequences)), batch_sequences):
+            fed[ids] = True
+        touched = np.bincount(self.touches[:, 1], minlength=len(self.examples))
+        missing = np.bincount(self.touches[~fed[self.touches[:, 0]], 1], minlength=len(self.examples))
+        return (touched > 0) & (missing == 0)
+
+    def save(self, folder: Path | str) -> str:
+        """Write selection.npz and then selection.json into a folder, durably; returns the content hash."""
+        folder, content_hash = Path(folder), self.content_hash()
+        arrays: dict[str, Any] = {name: np.asarray(getattr(self, name), dtype=_ARRAYS[name][0]) for name in _ARRAYS}
+        with open_new(folder / "selection.npz") as handle:
+            np.savez(handle, **arrays)
+        record = {"schema": _SCHEMA, "sha256": content_hash, "datasets": list(self.datasets),
+                  "dataset_ids": list(self.dataset_ids), "sequences": len(self.sequences),
+                  "examples": len(self.examples)}  # fmt: skip
+        write_json(folder / "selection.json", record)
+        return content_hash
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Selection:
+        """Read back what `save` wrote. Raises Damage when a file is missing or is not what was written."""
+        return load_selection(folder)
+
+
+def load_selection(folder: Path | str) -> Selection:
+    """A saved selection, checked against its hash. Raises Damage."""
+    folder = Path(folder)
+    try:
+        record = orjson.loads((folder / "selection.json").read_bytes())
+        with np.load(folder / "selection.npz", allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in _ARRAYS}
+        found = Selection(datasets=tuple(record["datasets"]), dataset_ids=tuple(record["dataset_ids"]), **values)
+        intact = found.content_hash() == record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise Damage(f"the selection in {folder} cannot be read: {error}", subject=str(folder),
+                     hint="heirloom queue retry JOB prepares it again") from error  # fmt: skip
+    if not intact:
+        raise Damage(f"the selection in {folder} is not what was written (its hash differs)", subject=str(folder),
+                     hint="heirloom queue retry JOB prepares it again")  # fmt: skip
+    return found
+
+
+def training_steps(selection: Selection, batch_sequences: int, *, epochs: int, iterations: int | None = None,
+                   max_steps: int | None = None) -> int:  # fmt: skip
+    """Optimiser steps of a job: `iterations` exactly when given, else whole epochs; never above `max_steps`."""
+    steps = iterations or epochs * selection.steps_per_epoch(batch_sequences)
+    if not len(selection.sequences):
+        return 0
+    return min(steps, max_steps) if max_steps else steps

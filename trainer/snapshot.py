@@ -1,0 +1,128 @@
+"""Snapshots of a training run: whole, checked and atomic, taken at step boundaries only.
+
+    snapshots/step-00000120/   model.safetensors  optimizer.safetensors  state.json  checksums.json
+
+A snapshot is written into a hidden folder, synced, and renamed. The newest INTACT one wins, by number and not by
+spelling; a damaged newer one is reported beside it. When there are snapshots and none is intact the answer is Damage,
+never a fresh start. Weights and moments are safetensors, the rest is JSON: nothing here can run code when loaded.
+What the state means is known to `trainer/loop.py` alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, sha256_file, write_json
+from guard.errors import Damage
+from trainer.weights import save_weights
+
+__all__ = ["KEPT", "Snapshot", "newest_snapshot", "save_snapshot"]
+
+KEPT = 2
+_NAME = re.compile(r"step-(\d+)\Z")
+_PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")
+_CHECKSUMS = "checksums.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run needs to go on as if nothing had happened."""
+
+    step: int
+    """Steps done; the next one has this number (0-based)."""
+    state: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    damaged: tuple[str, ...] = ()
+    """Newer snapshots that were passed over, each as `name: why`."""
+
+
+def save_snapshot(
+    folder: Path, step: int, state: Mapping[str, Any], model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+) -> Path:
+    """Write the snapshot of `step` durably, then drop all but the newest KEPT. Raises OSError (disk full, ...).
+
+    When it raises, the earlier snapshots are untouched.
+    """
+    make_dir(folder)
+    _remove_unfinished(folder)
+    temporary, target = folder / f".step-{step:08d}.tmp", folder / f"step-{step:08d}"
+    temporary.mkdir()
+    try:
+        save_weights(model, temporary / "model.safetensors")
+        save_weights(optimizer, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", {**state, "step": step})
+        write_json(temporary / _CHECKSUMS, {name: sha256_file(temporary / name) for name in _PARTS})
+        fsync_tree(temporary)
+        if target.exists():  # a damaged one of the same step that the run went past
+            remove_tree(target)
+        rename_new(temporary, target)
+    except OSError:
+        remove_tree(temporary)
+        raise
+    _forget_old(folder)
+    return target
+
+
+def newest_snapshot(folder: Path) -> Snapshot | None:
+    """The newest intact snapshot; None when none was ever taken.
+
+    Raises Damage when snapshots exist and every one of them is torn, altered or incomplete.
+    """
+    damaged: list[str] = []
+    for step, path in reversed(_all(folder)):
+        try:
+            return _read(step, path, tuple(damaged))
+        except (Damage, OSError, SafetensorError, ValueError) as error:
+            damaged.append(f"{path.name}: {error}")
+    if damaged:
+        raise Damage(
+            f"no snapshot in {folder} is intact ({'; '.join(damaged)})",
+            subject=str(folder),
+            hint="check the disk; to train from the beginning move this folder away, then `heirloom queue retry ID`",
+        )
+    return None
+
+
+def _all(folder: Path) -> list[tuple[int, Path]]:
+    """Finished snapshots by step, as numbers: step 999 comes before step 1000 whatever the padding."""
+    if not folder.is_dir():
+        return []
+    found = ((_NAME.match(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _read(step: int, path: Path, damaged: tuple[str, ...]) -> Snapshot:
+    if path.is_symlink() or not path.is_dir():
+        raise Damage("not a folder of its own")
+    promised = orjson.loads((path / _CHECKSUMS).read_bytes())
+    if not isinstance(promised, dict) or sorted(promised) != sorted(_PARTS):
+        raise Damage(f"{_CHECKSUMS} does not list {', '.join(_PARTS)}")
+    for name in _PARTS:
+        if sha256_file(path / name) != promised[name]:
+            raise Damage(f"{name} is not what was written")
+    state = orjson.loads((path / "state.json").read_bytes())
+    if state["step"] != step:
+        raise Damage(f"it says step {state['step']}, its name says {step}")
+    return Snapshot(
+        step, state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), damaged
+    )
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in folder.glob(".step-*.tmp"):
+        remove_tree(path)
+
+
+def _forget_old(folder: Path) -> None:
+    for _step, path in _all(folder)[:-KEPT]:
+        remove_tree(path)

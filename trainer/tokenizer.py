@@ -1,0 +1,285 @@
+"""Tokenizers: text to ids and back, and the identity that keeps ids of different tokenizers apart (law 11).
+
+Two kinds: `gpt2` (ids 0..50256 and our special tokens from 50257) and `char` (UTF-8 bytes 0..255 and special tokens
+from 256). Whatever text is given, `encode` returns ordinary ids only: a tag written inside a record is spelt out, never
+turned into a control token. Control tokens are placed by `trainer/template.py` through `special`.
+Not here: the conversation format, shards, and the Hugging Face files (`trainer/hf_tokenizer.py`).
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tiktoken
+from numpy.typing import NDArray
+
+from guard.errors import CheckFailed, UsageError
+from trainer.template import END_OF_TURN, SPECIAL_TOKENS
+from trainer.vocabulary import gpt2_ranks
+
+__all__ = [
+    "GPT2_PATTERN",
+    "RUN_LIMIT_CHARACTERS",
+    "TOKENIZATIONS",
+    "CharTokenizer",
+    "Gpt2Tokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "require_same_tokenizer",
+]
+
+# GPT-2's split pattern in the form tiktoken 0.14 uses (possessive where it can be). Kept here, because tiktoken
+# rewrites it from time to time and our tokenizer's hash must not move with an upgrade.
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+RUN_LIMIT_CHARACTERS = 16_384
+"""A run of white space, or of anything else, is cut after so many characters before GPT-2 encoding. Without it a
+million spaces before a letter overflow tiktoken's regex stack (a panic), and older tiktoken needs quadratic time for
+one long word. Texts without such a run, which is to say all prose and code, encode exactly as tiktoken does."""
+# Spelt out, because what \s matches differs between regex engines and the Hugging Face files use this pattern too.
+RUN_PATTERN = rf"[ \t\n\r]{{{RUN_LIMIT_CHARACTERS}}}|[^ \t\n\r]{{{RUN_LIMIT_CHARACTERS}}}"
+_RUN = re.compile(RUN_PATTERN)
+_SPACE, _NOT_SPACE = re.compile(r"[ \t\n\r]"), re.compile(r"[^ \t\n\r]")
+_STATE_SCHEMA = 1
+
+
+def _valid_unicode(text: str) -> str:
+    """Text without lone surrogates (JSON can smuggle them in): they become U+FFFD, as in tiktoken."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _has_long_run(text: str) -> bool:
+    """Could there be a run over the limit? Looks at aligned half-length blocks: a long run fills at least one."""
+    if len(text) < RUN_LIMIT_CHARACTERS:
+        return False
+    half = RUN_LIMIT_CHARACTERS // 2
+    for start in range(0, len(text) - half + 1, half):
+        end = start + half
+        if not _SPACE.search(text, start, end) or not _NOT_SPACE.search(text, start, end):
+            return True
+    return False
+
+
+def _split_runs(text: str) -> list[str]:
+    """The text in pieces that are safe to encode; one piece nearly always."""
+    if not _has_long_run(text):
+        return [text]
+    pieces: list[str] = []
+    position = 0
+    for match in _RUN.finditer(text):
+        pieces += [text[position : match.start()], match.group()]
+        position = match.end()
+    return [piece for piece in (*pieces, text[position:]) if piece]
+
+
+class Tokenizer(ABC):
+    """Text <-> ids for one tokenization. Build with `load_tokenizer`."""
+
+    tokenization: str
+    separator_id: int
+    """Stands after every document of a pretraining text."""
+    vocab_size: int
+    """Ids in use: 0 .. vocab_size - 1."""
+    padded_vocab_size: int
+    """Rows of the embedding table; ids from vocab_size on never occur."""
+    dtype: np.dtype[np.uint16] = np.dtype("<u2")
+
+    def __init__(self, first_special: int, padded_vocab_size: int) -> None:
+        self._specials = {name: first_special + offset for offset, name in enumerate(SPECIAL_TOKENS)}
+        self._first_special = first_special
+        self.vocab_size = first_special + len(SPECIAL_TOKENS)
+        self.padded_vocab_size = padded_vocab_size
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint16]]:
+        """Ordinary ids (uint16) of each text; `threads` change the speed and never the result."""
+
+    @abstractmethod
+    def _identity(self) -> Iterable[bytes]:
+        """Everything the ordinary ids depend on, in a fixed order, for the content hash."""
+
+    @abstractmethod
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every ordinary token, by id (without the special tokens)."""
+
+    def encode_array(self, text: str) -> NDArray[np.uint16]:
+        """Ordinary ids of one text as uint16 [n]."""
+        return self.encode_batch([text])[0]
+
+    def encode(self, text: str) -> list[int]:
+        """Ordinary ids of one text: never a control id, whatever the text says."""
+        return self.encode_array(text).tolist()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; control ids give their tags, broken UTF-8 gives U+FFFD.
+
+        Raises CheckFailed for an id outside the vocabulary (a model must never be let sample one).
+        """
+        table = self._table
+        pieces = []
+        for value in ids:
+            if not 0 <= value < len(table):
+                raise CheckFailed(f"id {value} is not in the {self.tokenization} vocabulary (0..{len(table) - 1})",
+                                  hint="sample only the ids in use")  # fmt: skip
+            pieces.append(table[value])
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    @functools.cached_property
+    def _table(self) -> list[bytes]:
+        return [*self.token_bytes(), *(name.encode() for name in SPECIAL_TOKENS)]
+
+    def special(self, name: str) -> int:
+        """The id of a control token. Raises UsageError for an unknown name."""
+        if name not in self._specials:
+            raise UsageError(f"{name!r} is no special token", hint=f"known: {' '.join(self._specials)}")
+        return self._specials[name]
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """All control tokens by name, in the order of their ids."""
+        return dict(self._specials)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids after which an answer is over."""
+        return tuple(sorted({self.special("</myPT_assistant>"), self.special(END_OF_TURN), self.separator_id}))
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over kind, ranks, split rules and special tokens: equal hash, equal ids for every text."""
+        digest = hashlib.sha256(f"heirloom-tokenizer-1\n{self.tokenization}\n".encode())
+        for line in self._identity():
+            digest.update(line + b"\n")
+        for name, value in self._specials.items():
+            digest.update(f"{name} {value}\n".encode())
+        digest.update(f"separator {self.separator_id}\n".encode())
+        return digest.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """The content of `tokenizer_state.json`."""
+        return {
+            "schema": _STATE_SCHEMA,
+            "tokenization": self.tokenization,
+            "content_hash": self.content_hash,
+            "vocab_size": self.vocab_size,
+            "padded_vocab_size": self.padded_vocab_size,
+            "separator_id": self.separator_id,
+            "dtype": self.dtype.name,
+            "special_tokens": self.special_tokens,
+        }
+
+    def check_specials(self) -> None:
+        """Prove that the special tokens are registered, distinct, and out of reach of text. Raises CheckFailed."""
+        for offset, name in enumerate(SPECIAL_TOKENS):
+            value = self._specials.get(name)
+            if value != self._first_special + offset or value >= self.padded_vocab_size:
+                raise CheckFailed(f"special token {name} has id {value}, expected {self._first_special + offset}",
+                                  subject=self.tokenization)  # fmt: skip
+            if self.decode([value]) != name:
+                raise CheckFailed(f"special token {name} decodes as {self.decode([value])!r}", subject=name)
+            spelt = self.encode(name)
+            if self.decode(spelt) != name or any(part >= self._first_special for part in spelt):
+                raise CheckFailed(f"the text {name!r} does not encode as ordinary text", subject=self.tokenization)
+
+
+class Gpt2Tokenizer(Tokenizer):
+    """GPT-2's byte-pair encoding through tiktoken, documents separated by <|endoftext|>."""
+
+    tokenization = "gpt2"
+    separator_id = 50256
+
+    def __init__(self) -> None:
+        super().__init__(first_special=50257, padded_vocab_size=50304)
+        self.ranks = gpt2_ranks()
+        # No special token is registered with tiktoken at all: what it does not know it cannot produce from text.
+        self._encoding = tiktoken.Encoding("heirloom-gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=self.ranks,
+                                           special_tokens={})  # fmt: skip
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint16]]:
+        pieces = [_split_runs(_valid_unicode(text)) for text in texts]
+        flat = [piece for parts in pieces for piece in parts]
+        if threads > 1 and len(flat) > 1:
+            encoded = self._encoding.encode_ordinary_batch(flat, num_threads=threads)
+        else:
+            encoded = [self._encoding.encode_ordinary(piece) for piece in flat]
+        arrays = iter(np.array(ids, dtype=np.uint16) for ids in encoded)
+        results = []
+        for parts in pieces:
+            mine = [next(arrays) for _part in parts]
+            results.append(mine[0] if len(mine) == 1 else np.concatenate(mine))
+        return results
+
+    def token_bytes(self) -> list[bytes]:
+        ordered = sorted(self.ranks, key=self.ranks.__getitem__)
+        return [*ordered, b"<|endoftext|>"]
+
+    def _identity(self) -> Iterable[bytes]:
+        yield GPT2_PATTERN.encode()
+        yield RUN_PATTERN.encode()
+        for token in sorted(self.ranks, key=self.ranks.__getitem__):
+            yield base64.b64encode(token) + b" %d" % self.ranks[token]
+
+
+class CharTokenizer(Tokenizer):
+    """One id per UTF-8 byte. Documents are separated by <myPT_eot>."""
+
+    tokenization = "char"
+
+    def __init__(self) -> None:
+        super().__init__(first_special=256, padded_vocab_size=320)
+        self.separator_id = self.special(END_OF_TURN)
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint16]]:
+        return [np.frombuffer(_valid_unicode(text).encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
+
+    def token_bytes(self) -> list[bytes]:
+        return [bytes([value]) for value in range(256)]
+
+    def _identity(self) -> Iterable[bytes]:
+        return [b"utf-8 bytes 0..255"]
+
+
+_KINDS: dict[str, Callable[[], Tokenizer]] = {"gpt2": Gpt2Tokenizer, "char": CharTokenizer}
+TOKENIZATIONS = tuple(_KINDS)
+
+
+@functools.cache
+def load_tokenizer(tokenization: str) -> Tokenizer:
+    """The tokenizer of that name, made once per process.
+
+    Raises UsageError for an unknown name and EnvironmentFault when GPT-2's vocabulary is not to be had.
+    """
+    if tokenization not in _KINDS:
+        raise UsageError(f"unknown tokenization {tokenization!r}", subject="tokenization",
+                         hint=f"use one of: {', '.join(TOKENIZATIONS)}")  # fmt: skip
+    return _KINDS[tokenization]()
+
+
+def require_same_tokenizer(expected: Mapping[str, Any], found: Mapping[str, Any], what_a: str, what_b: str) -> None:
+    """Compare two tokenizer states; token ids of one tokenizer mean nothing to another (law 11).
+
+    Raises CheckFailed naming both sides with their hashes, also when one side has no hash.
+    """
+    ours, theirs = expected.get("content_hash"), found.get("content_hash")
+    if ours and ours == theirs:
+        return
+    raise CheckFailed(
+        f"{what_a} uses the tokenizer {expected.get('tokenization')} ({_short(ours)}), "
+        f"{what_b} uses {found.get('tokenization')} ({_short(theirs)})",
+        subject=what_b,
+        hint=f"prepare the data again with the tokenization of {what_a}: {expected.get('tokenization')}",
+    )
+
+
+def _short(content_hash: object) -> str:
+    return f"sha256 {str(content_hash)[:16]}" if content_hash else "no hash"

@@ -1,0 +1,257 @@
+"""The bodies of the child tasks `train` and `base`: from job.json to out/ and result.json in the staging folder.
+
+    load and check the base -> judge it on the held-out sets (kept, so that a resumed job need not do it twice)
+    -> train -> judge the child -> let it speak -> write out/ -> result.json, the proof of training (law 6)
+
+Everything in the proof is taken from what was really done here, never copied from the plan; whether it equals the
+plan is judged by the daemon. Not here: processes and signals (`trainer/child.py`), lineage, the gate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+
+from guard.durable import publish, remove_tree, sha256_file, write_json
+from guard.errors import Damage
+from trainer.batches import Feed
+from trainer.dataset import open_dataset
+from trainer.evaluate import evaluate
+from trainer.generate import distinct_ratio, generate
+from trainer.hardware import apply_numbers, hardware_facts, library_versions
+from trainer.loop import LoopPlan, Outcome, StopRequested, train
+from trainer.model import Decoder, new_model
+from trainer.model_config import ModelConfig
+from trainer.objectives import find_objective
+from trainer.selection import Selection
+from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
+from trainer.version_files import WEIGHTS, load_version, weights_are_finite, write_version_files
+
+__all__ = ["run_base", "run_train"]
+
+Job = Mapping[str, Any]
+SAMPLES = 2
+SAMPLE_TOKENS = 64
+PROMPT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class _Child:
+    """What the phases of one job share."""
+
+    job: Job
+    staging: Path
+    stop: Callable[[], bool]
+
+    def tell(self, phase: str) -> None:
+        """Publish the phase; stop here when asked to."""
+        steps = self.job.get("steps")
+        hint = {"phase": phase, "step": 0, "steps": steps, "loss": None, "tokens": 0, "tokens_per_second": 0.0,
+                "eta_seconds": None, "pid": os.getpid()}  # fmt: skip
+        publish(self.staging / "progress.json", orjson.dumps(hint))
+        if self.stop():
+            raise StopRequested(f"stopped before {phase}")
+
+
+def run_base(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Make a base from nothing but its recipe and seed; returns what result.json says."""
+    child = _Child(job, Path(job["staging"]), stop)
+    child.tell("making a base")
+    apply_numbers(int(job["threads"]))
+    tokenizer = load_tokenizer(job["tokenization"])
+    shape = dict(job["recipe"]["model"])
+    shape["vocab_size"] = shape.get("vocab_size") or tokenizer.padded_vocab_size
+    model = new_model(ModelConfig.from_recipe(shape), int(job["seed"]))
+    files = _write_out(child, model, tokenizer, metrics=None)
+    result = {
+        "files": files,
+        "weights_sha256": files[WEIGHTS],
+        "finite": weights_are_finite(model),
+        "parameters": model.config.parameter_count(),
+        "exactness": "EXACT",
+        "exactness_reason": "a function of recipe and seed",
+        "library_versions": library_versions(),
+        "hardware": hardware_facts(),
+    }
+    write_json(child.staging / "result.json", result)
+    return result
+
+
+def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Train one child of `job["base"]`; returns what result.json says.
+
+    Raises StopRequested, DataFault, Damage, CheckFailed (tokenizers differ), OSError.
+    """
+    child = _Child(job, Path(job["staging"]), stop)
+    child.tell("loading")
+    apply_numbers(int(job["threads"]))
+    base = Path(job["base"]["path"])
+    model, tokenizer = load_version(base)
+    parent_weights = sha256_file(base / WEIGHTS)
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    feed = _open_feed(child, tokenizer)
+    child.tell("judging the parent")
+    parent_losses = _parent_losses(child, model, parent_weights)
+    model.train()
+    run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights),
+                stop=stop, clock=time.monotonic)  # fmt: skip
+    model.eval()
+    child.tell("judging the child")
+    evaluation = _compare(job, parent_losses, _losses(child, model))
+    generation = _speak(model, tokenizer, feed, job)
+    changed = any(not torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
+    child.tell("writing the version")
+    files = _write_out(child, model, tokenizer, child.staging / "metrics.jsonl")
+    result = {
+        **_proof(run, feed.selection, job),
+        "parent_weights_sha256": parent_weights,
+        "weights_sha256": files[WEIGHTS],
+        "finite": weights_are_finite(model),
+        "weights_changed": changed,
+        "evaluation": evaluation,
+        "generation": generation,
+        "library_versions": library_versions(),
+        "hardware": hardware_facts(),
+        "files": files,
+    }
+    write_json(child.staging / "result.json", result)
+    return result
+
+
+def _open_feed(child: _Child, tokenizer: Tokenizer) -> Feed:
+    """The frozen list, proven to be the planned one, over datasets of the base's own tokenizer."""
+    job = child.job
+    selection = Selection.load(child.staging)
+    if job.get("dataset"):  # the prepared folder was moved out of staging after the list was frozen
+        selection = replace(selection, datasets=(job["dataset"]["path"], *selection.datasets[1:]))
+    if selection.content_hash() != job["selection_sha256"]:
+        raise Damage("the frozen list in staging is not the one that was planned", subject=str(child.staging),
+                     hint="check the disk; the job can be retried from its start")  # fmt: skip
+    feed = Feed(
+        selection, find_objective(job["objective"]), seed=int(job["seed"]),
+        batch_sequences=int(job["recipe"]["training"]["batch_sequences"]),
+        micro_sequences=int(job["micro_sequences"]), use_mask=bool(job["recipe"].get("use_loss_mask")),
+    )  # fmt: skip
+    for dataset in feed.datasets:
+        require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, job["base"]["name"], str(dataset.folder))
+    return feed
+
+
+def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
+    job = child.job
+    depends_on = {
+        "parent": parent_weights,
+        "selection": job["selection_sha256"],
+        "training": job["recipe"]["training"],
+        "use_loss_mask": job["recipe"].get("use_loss_mask"),
+        **{key: job[key] for key in ("objective", "steps", "seed", "threads", "dtype", "micro_sequences")},
+    }
+    identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    often = job.get("snapshot") or {}
+    return LoopPlan(
+        steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
+        identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
+        snapshot_seconds=float(often.get("every_seconds") or 0.0),
+        surroundings={"libraries": library_versions(), "hardware": hardware_facts()},
+    )  # fmt: skip
+
+
+def _losses(child: _Child, model: Decoder) -> list[dict[str, Any]]:
+    """The loss of `model` on every set the job names, in the job's order."""
+    rows = []
+    for wanted in child.job.get("evaluation") or ():
+        split = open_dataset(wanted["dataset"]).split(wanted["split"])
+        found = evaluate(model, split, find_objective(wanted["stage"]), max_tokens=int(wanted["max_tokens"]),
+                         use_mask=wanted["stage"] == "sft", stop=child.stop)  # fmt: skip
+        rows.append(found.as_dict())
+    return rows
+
+
+def _parent_losses(child: _Child, model: Decoder, parent_weights: str) -> list[dict[str, Any]]:
+    """The parent's losses, from the note an interrupted run of this very job left, or measured now."""
+    note = child.staging / "parent_losses.json"
+    asked = {"parent": parent_weights, "sets": child.job.get("evaluation") or []}
+    if note.exists():
+        kept = orjson.loads(note.read_bytes())
+        if kept["asked"] == json.loads(json.dumps(asked)):
+            losses: list[dict[str, Any]] = kept["losses"]
+            return losses
+    losses = _losses(child, model)
+    write_json(note, {"asked": asked, "losses": losses})
+    return losses
+
+
+def _compare(job: Job, parent: list[dict[str, Any]], child: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per set: what the job said of it (name, role, ...), both losses, and how much was read."""
+    rows = []
+    for wanted, old, new in zip(job.get("evaluation") or (), parent, child, strict=True):
+        told = {key: value for key, value in wanted.items() if key != "max_tokens"}
+        rows.append({**told, "parent_loss": old["loss"], "child_loss": new["loss"], "tokens": new["tokens"],
+                     "loss_tokens": new["loss_tokens"], "examples": new["examples"]})  # fmt: skip
+    return rows
+
+
+def _speak(model: Decoder, tokenizer: Tokenizer, feed: Feed, job: Job) -> list[dict[str, Any]]:
+    """A few seeded continuations of the new data's own beginnings, for people and for the gate."""
+    fresh = np.flatnonzero(~feed.selection.replay)
+    chosen = fresh[np.linspace(0, len(fresh) - 1, num=min(SAMPLES, len(fresh)), dtype=np.int64)]
+    spoken = []
+    for number, sequence in enumerate(chosen):
+        tokens, mask = feed.tokens_and_mask(int(sequence))
+        # A conversation up to where the first answer begins; of a text, the first words.
+        answer = 0 if mask is None else int(mask.argmax())
+        prompt = tokens[: answer or PROMPT_TOKENS].tolist()
+        new = generate(
+            model, prompt, max_tokens=SAMPLE_TOKENS, ids_in_use=tokenizer.vocab_size,
+            stop_ids=() if mask is None else tokenizer.stop_ids, seed=int(job["seed"]) + number,
+        )  # fmt: skip
+        spoken.append({"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(new), "tokens": len(new),
+                       "distinct_ratio": distinct_ratio(new)})  # fmt: skip
+    return spoken
+
+
+def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, metrics: Path | None) -> dict[str, str]:
+    """The future version folder, made anew: an interrupted attempt may have left half of one."""
+    out = child.staging / "out"
+    if out.exists():
+        remove_tree(out)
+    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics)
+
+
+def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:
+    """What was done, counted where it was done."""
+    label, reason = _exactness(run)
+    learnt = selection.learnt_examples(int(job["seed"]), run.step, int(job["recipe"]["training"]["batch_sequences"]))
+    return {
+        "steps_executed": run.step,
+        "consumed_sha256": run.consumed,
+        "final_loss": run.loss,
+        # first-pass input tokens of newly learnt examples: what counts towards the goal
+        "tokens": int(selection.examples[learnt, 2].sum()),
+        "fed_tokens": run.tokens,
+        "loss_tokens": run.loss_tokens,
+        "replay_tokens": run.replay_tokens,
+        "wall_seconds": run.wall_seconds,
+        "resumes": run.resumes,
+        "exactness": label,
+        "exactness_reason": reason,
+        "notes": run.notes,
+    }
+
+
+def _exactness(run: Outcome) -> tuple[str, str]:
+    if run.changed_surroundings:
+        return "DECLARED", "libraries or processor changed between two parts of the run"
+    if run.resumes:
+        return "RESUMED-EXACT", f"resumed {run.resumes} times from checked snapshots on the same machine"
+    return "EXACT", "one uninterrupted run"

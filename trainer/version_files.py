@@ -1,0 +1,148 @@
+"""The files of a version: written by a training child into staging, loaded by whoever wants the model.
+
+Written: config.json, generation_config.json, model.safetensors (one file, fp32 as trained; a tied output layer is not
+stored, as Hugging Face does it), tokenizer files, recipe.yaml, metrics.jsonl. The lineage (version.json, README.md,
+SHA256SUMS) is the daemon's to write. Loading refuses anything that could run code or is not what it claims to be.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from guard.durable import copy_verified, fsync_tree, make_dir, sha256_file, write_json, write_text
+from guard.errors import CheckFailed, Damage, NotFound
+from trainer.hf_tokenizer import write_hf_tokenizer
+from trainer.model import Decoder
+from trainer.model_config import ModelConfig
+from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
+from trainer.weights import save_weights
+
+__all__ = ["WEIGHTS", "load_version", "weights_are_finite", "write_version_files"]
+
+WEIGHTS = "model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def write_version_files(
+    folder: Path, model: Decoder, tokenizer: Tokenizer, recipe: Mapping[str, Any], metrics: Path | None
+) -> dict[str, str]:
+    """Write a new folder durably; returns the SHA-256 of every file, read back from disk, by name."""
+    make_dir(folder)
+    _write_config(folder, model.config, tokenizer)
+    save_weights(dict(model.named_parameters()), folder / WEIGHTS)
+    write_hf_tokenizer(tokenizer, folder, model.config.block_size)
+    write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+    if metrics is not None:
+        copy_verified(metrics, folder / "metrics.jsonl")
+    fsync_tree(folder)
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+
+
+def _write_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    tokens = {
+        "bos_token_id": None,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.separator_id,
+    }
+    write_json(folder / "config.json", {**config.to_hf(), **tokens, "dtype": "float32"})
+    write_json(folder / "generation_config.json",
+               {**tokens, "do_sample": True, "temperature": 0.8, "top_k": 50})  # fmt: skip
+
+
+def weights_are_finite(model: torch.nn.Module) -> bool:
+    """True when no weight is NaN or infinite."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def load_version(folder: Path | str) -> tuple[Decoder, Tokenizer]:
+    """The model (fp32, evaluation mode) and tokenizer of a version folder.
+
+    Raises NotFound when it is none, CheckFailed for what we refuse to load (pickles, code, links, other tokenizers,
+    features our decoder lacks), Damage when a file is not what it claims to be.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotFound(f"there is no version at {folder}", subject=str(folder), hint="heirloom lineage lists them")
+    _refuse_what_could_run(folder)
+    raw = _read_json(folder / "config.json")
+    _refuse_remote_code(raw, "config.json")
+    config = ModelConfig.from_hf(raw)
+    tokenizer = _load_tokenizer(folder, config)
+    model = Decoder(config)
+    _load_weights(model, folder / WEIGHTS)
+    return model.eval(), tokenizer
+
+
+def _refuse_what_could_run(folder: Path) -> None:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_symlink() or not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+            raise CheckFailed(f"{entry.name} in {folder} is not a plain file", subject=entry.path,
+                              hint="a version holds only plain files; heirloom verify")  # fmt: skip
+        if entry.name.endswith(_PICKLES):
+            raise CheckFailed(f"{entry.name}: pickled weights can run code and are never loaded", subject=entry.path,
+                              hint="convert them to safetensors")  # fmt: skip
+        if entry.name.endswith((".py", ".so")):
+            raise CheckFailed(f"{entry.name}: a version brings no code", subject=entry.path, hint="remove it")
+
+
+def _refuse_remote_code(values: Mapping[str, Any], name: str) -> None:
+    if "auto_map" in values:
+        raise CheckFailed(f"{name} asks for code of its own (auto_map), which is never run", subject=name,
+                          hint="use a base whose architecture is built in")  # fmt: skip
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise Damage(f"{path} is missing", subject=str(path), hint="heirloom restore brings a version back") from error
+    except orjson.JSONDecodeError as error:
+        raise Damage(f"{path} is not JSON: {error}", subject=str(path), hint="heirloom verify") from error
+    if not isinstance(value, dict):
+        raise Damage(f"{path} does not hold an object", subject=str(path), hint="heirloom verify")
+    return value
+
+
+def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """The tokenizer the weights were trained with, proven by its hash and by the size of the embedding (law 11)."""
+    if (folder / "tokenizer_config.json").exists():
+        _refuse_remote_code(_read_json(folder / "tokenizer_config.json"), "tokenizer_config.json")
+    state = _read_json(folder / "tokenizer_state.json")
+    tokenizer = load_tokenizer(str(state.get("tokenization")))
+    require_same_tokenizer(state, tokenizer.state(), folder.name, "this installation")
+    if config.vocab_size < tokenizer.vocab_size:
+        raise CheckFailed(f"{folder.name} has {config.vocab_size} embedding rows for {tokenizer.vocab_size} token ids",
+                          subject=folder.name, hint="the weights and the tokenizer do not belong together")  # fmt: skip
+    return tokenizer
+
+
+def _load_weights(model: Decoder, path: Path) -> None:
+    """Fill the model from one safetensors file that must hold exactly its parameters."""
+    wanted = dict(model.named_parameters())
+    try:
+        with safe_open(path, framework="pt") as weights, torch.no_grad():
+            names = set(weights.keys()) - ({"lm_head.weight"} if model.config.tie_embeddings else set())
+            if names != set(wanted):
+                strange = ", ".join(sorted(names ^ set(wanted))[:3])
+                raise Damage(f"{path} does not hold this model's weights (differs in {strange})", subject=str(path),
+                             hint="config.json and model.safetensors do not belong together")  # fmt: skip
+            for name, parameter in wanted.items():
+                tensor = weights.get_tensor(name)
+                if tensor.shape != parameter.shape or not tensor.is_floating_point():
+                    raise Damage(f"{path}: {name} has shape {tuple(tensor.shape)} and type {tensor.dtype}",
+                                 subject=str(path), hint="heirloom verify")  # fmt: skip
+                parameter.copy_(tensor)
+    except FileNotFoundError as error:
+        raise Damage(f"{path} is missing", subject=str(path), hint="heirloom restore brings a version back") from error
+    except SafetensorError as error:
+        raise Damage(f"{path} is not a sound safetensors file: {error}", subject=str(path),
+                     hint="heirloom restore brings a version back") from error  # fmt: skip
