@@ -16,6 +16,7 @@ from daemon.intake import Intake
 from daemon.reactor import Reactor
 from daemon.runner import Runner
 from guard.errors import HeirloomError, is_environment
+from guard.failpoints import point
 from guard.store import views
 from guard.store.jobs import jobs_in
 from guard.store.keeper import Keeper
@@ -96,6 +97,7 @@ class Engine:
             return
         begun = time.monotonic()
         views.refresh(self.keeper)
+        point("admit.viewed")
         self._views_cost, self._views_at = time.monotonic() - begun, now
         self.intake.views_dirty = False
 

@@ -6,7 +6,9 @@ An index is derived: a failed build leaves the old one active and says why. Not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from daemon.children import JobChild
@@ -75,9 +77,13 @@ class IndexRunner:
             set_job(keeper.ledger, number, "preparing")
         self._documents = [item["sha256"] for item in documents]
         self.current = number
-        self.child = JobChild(self.reactor, ["-m", "trainer.retrieval.child", str(staging)],
-                              lambda status: self._exited(number, status))  # fmt: skip
-        self.child.start(staging / "child.log")
+        self.child = self.launch(staging, partial(self._exited, number))
+
+    def launch(self, staging: Path, exited: Callable[[int], None]) -> JobChild:
+        """Start the builder on a staging folder; `exited` is called with its status."""
+        child = JobChild(self.reactor, ["-m", "trainer.retrieval.child", str(staging)], exited)
+        child.start(staging / "child.log")
+        return child
 
     def _exited(self, number: int, status: int) -> None:
         self.current, self.child = None, None

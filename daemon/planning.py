@@ -297,6 +297,9 @@ def _output_problem(keeper: Keeper, wanted: int | None) -> str:
 
 
 def _inconsistencies(keeper: Keeper) -> list[str]:
+    """Where ledger and disk disagree. A stale view is made again first and never believed (law 8)."""
+    if views.stale(keeper):
+        views.refresh(keeper)
     problems = views.stale(keeper)
     known = {row[0] for row in keeper.ledger.rows("SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')")}
     on_disk = {entry.name for entry in os.scandir(keeper.home.models) if entry.is_dir() and not entry.name.startswith(".")}

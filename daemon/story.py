@@ -64,8 +64,9 @@ def _hashes(keeper: Keeper, text: str, path: Path) -> set[str]:
     lower = text.lower()
     if _SHORTEST_HASH <= len(lower) <= 64 and set(lower) <= set("0123456789abcdef"):
         for name in ("files", "drops"):
-            found |= {row[0] for row in keeper.ledger.rows(
-                f"SELECT DISTINCT sha256 FROM {name} WHERE sha256 >= ? AND sha256 < ?", (lower, lower + "g"))}  # fmt: skip
+            sql = f"SELECT sha256 FROM {name} WHERE sha256 >= ? AND sha256 < ?"
+            rows = keeper.ledger.rows(sql, (lower, lower + "g"))
+            found |= {row[0] for row in rows}
     if not found and _is_regular(path):
         found.add(sha256_file(path))
     name = safe_name(Path(text).name)
@@ -158,8 +159,9 @@ def _not_taken_yet(home: Home, text: str) -> dict[str, Any]:
     name = Path(text).name
     for place, _names, files in os.walk(home.inbox):
         if name in files:
-            return {"query": text, "name": name, "status": "waiting", "reason": _waiting_reason(home, Path(place) / name),
-                    "files": [], "drops": [], "jobs": [], "versions": [], "events": []}  # fmt: skip
+            reason = _waiting_reason(home, Path(place) / name)
+            return {"query": text, "name": name, "status": "waiting", "reason": reason, "files": [], "drops": [],
+                    "jobs": [], "versions": [], "events": []}  # fmt: skip
     raise NotFound(f"no file {text!r} was ever seen here", subject=text,
                    hint="heirloom register FILE makes it known; or copy it into inbox/")  # fmt: skip
 

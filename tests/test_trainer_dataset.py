@@ -12,7 +12,7 @@ from trainer_data import chat_row, jsonl, make, sentence, store, text_rows
 
 from guard.checks.rows import iter_examples
 from guard.durable import sha256_file
-from guard.errors import CheckFailed, DataFault, Damage, NotFound, UsageError
+from guard.errors import CheckFailed, Damage, DataFault, NotFound, UsageError
 from guard.heldout import is_held_out
 from trainer.dataset import LENGTH, LOSS_TOKENS, ORDINAL, START, Dataset, Split, open_dataset, verify_dataset
 from trainer.prepare import SourceFile, planned_id
@@ -101,7 +101,8 @@ def test_the_salt_itself_is_not_written_down(tmp_path: Path) -> None:
     assert '"salt"' not in json.dumps(dataset.metadata) and dataset.metadata["options"]["salt_sha256"]
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:-16], lambda data: data + bytes(16), lambda data: bytes(16) + data[16:]])
+@pytest.mark.parametrize("change", [lambda data: data[:-16], lambda data: data + bytes(16),
+                                    lambda data: bytes(16) + data[16:]])  # fmt: skip
 def test_a_stored_file_that_is_not_what_was_admitted_is_damage(
     tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
@@ -126,7 +127,8 @@ def test_a_low_mask_ratio_is_a_warning_in_the_words_of_the_guide(tmp_path: Path)
 def test_a_file_without_examples_gives_an_empty_dataset(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n")
     dataset = make(tmp_path / "d", [SourceFile("0" * 64, "a.jsonl", tmp_path / "a.jsonl")])
-    assert dataset.train.count == dataset.train.total_tokens == 0 and len(verify_dataset(tmp_path / "d").val.examples) == 0
+    assert dataset.train.count == dataset.train.total_tokens == 0
+    assert len(verify_dataset(tmp_path / "d").val.examples) == 0
 
 
 @pytest.fixture
@@ -213,6 +215,6 @@ def test_what_a_person_may_get_wrong_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / "used" / "mine").read_text() == "precious"
 
 
-def test_reading_is_streamed_so_ids_are_uint16_arrays(tmp_path: Path) -> None:
+def test_tokens_are_uint16_and_the_example_table_is_mapped_not_read(tmp_path: Path) -> None:
     dataset = make(tmp_path / "d", [store(tmp_path / "f", "a.jsonl", jsonl(text_rows(4)), "pretrain")])
     assert dataset.train.tokens(0, 5).dtype == np.uint16 and isinstance(dataset.train.examples, np.memmap)

@@ -22,7 +22,7 @@ def write(folder: Path, rows: list[list[int]], size: int, *, mask: bool = True, 
     return writer.shards
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=12), max_size=12), size=st.integers(1, 20))
 def test_every_span_reads_back_as_written(tmp_path_factory: pytest.TempPathFactory, rows: Any, size: int) -> None:
     folder = tmp_path_factory.mktemp("shards")

@@ -117,7 +117,8 @@ def test_a_long_context_may_be_cut_all_but_its_frame(kind: str) -> None:
 def test_encoding_many_is_encoding_each() -> None:
     tokenizer = load_tokenizer("gpt2")
     examples = [EXAMPLE, {"messages": EXAMPLE["messages"][:1]}, EXAMPLE]
-    for one, many in zip((encode(item, tokenizer) for item in examples), encode_many(examples, tokenizer, 2), strict=True):
+    singles = [encode(item, tokenizer) for item in examples]
+    for one, many in zip(singles, encode_many(examples, tokenizer, 2), strict=True):
         assert one.ids.tolist() == many.ids.tolist() and one.mask.tolist() == many.mask.tolist()
         assert one[2:] == many[2:]
 

@@ -13,7 +13,7 @@ from trainer.dataset import Dataset
 from trainer.prepare import SourceFile, prepare_dataset
 from trainer.tokenizer import load_tokenizer
 
-WORDS = "the quick brown fox jumps over a lazy dog and then some more words about nothing at all".split()
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "then", "some", "more", "words")
 
 
 def sentence(seed: int, words: int) -> str:

@@ -181,19 +181,22 @@ def _touches(packed: _Packed, of_interest: Integers) -> Integers:
 
 
 def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, block_size: int,
-               allow_repeat: bool = False) -> Chosen:  # fmt: skip
+               allow_repeat: bool = False, held_out: NDArray[np.bool_] | None = None) -> Chosen:  # fmt: skip
     """Select what of a dataset's train split is new. "Nothing" is an answer (no sequences), not an error.
 
     `known_fps`: file of 16-byte fingerprints already learnt, or None. With `allow_repeat` known examples are trained
-    too; they are counted as `known` and `known_again`, and never again as learnt. Raises CheckFailed when the dataset
-    is of another stage, Damage when the known examples cannot be read.
+    too; they are counted as `known` and `known_again`, and never again as learnt. `held_out` marks examples [n] of the
+    train split that this home holds out, where the dataset was split by somebody else. Raises CheckFailed when the
+    dataset is of another stage, Damage when the known examples cannot be read.
     """
     if dataset.stage != stage:
         raise CheckFailed(f"the dataset {dataset.folder} is for {dataset.stage}, the job is {stage}",
                           hint=f"prepare it again as {'text' if stage == 'pretrain' else 'chat'}")  # fmt: skip
     known, repeated = known_flags(dataset.train.fingerprints, known_fps)
-    too_long = _too_long(dataset, block_size)
-    new = ~known & ~repeated & ~too_long
+    outside = np.zeros_like(known) if held_out is None else held_out
+    known, repeated = known & ~outside, repeated & ~outside
+    too_long = _too_long(dataset, block_size) & ~outside
+    new = ~known & ~repeated & ~too_long & ~outside
     again = known & ~repeated & ~too_long if allow_repeat else np.zeros_like(known)
     rows = np.flatnonzero(new | again).astype(np.int64)
     packed = _pack(dataset, rows, block_size, 0)
@@ -214,7 +217,7 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     )  # fmt: skip
     counts = {
         "examples": dataset.train.count + dataset.val.count, "new": len(fresh), "known": int(known.sum()),
-        "known_again": int(again.sum()), "held_out": dataset.val.count,
+        "known_again": int(again.sum()), "held_out": dataset.val.count + int(outside.sum()),
         "repeated": int((repeated & ~known).sum()), "too_long": int((too_long & ~known & ~repeated).sum()),
         "too_short": too_short, "tokens": int(lengths.sum()), "loss_tokens": int(loss.sum()), "replay_tokens": 0,
         "sequences": len(packed.sequences),

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from guard.bitmap import pack_bitmap
 from guard.durable import json_bytes, make_dir, publish, remove_tree, write_json
-from guard.errors import HeirloomError, UsageError
+from guard.errors import CheckFailed, HeirloomError, UsageError
+from guard.fingerprint import CANONICAL_VERSION
+from guard.heldout import held_out_mask
 from trainer.choose import Chosen, ReplaySource, add_replay, select_new
 from trainer.dataset import Dataset, open_dataset, verify_dataset
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
@@ -66,7 +68,18 @@ def _given_folder(job: Mapping[str, Any], tokenizer: Tokenizer) -> _Ready | None
                          subject=str(prepared[0]["name"]), hint="queue one job for each")  # fmt: skip
     dataset = verify_dataset(prepared[0]["path"])
     require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the base", f"the dataset {prepared[0]['name']}")
+    if (dataset.metadata.get("versions") or {}).get("canonical") != CANONICAL_VERSION:
+        raise CheckFailed(f"the dataset {prepared[0]['name']} was prepared with other rules of identity",
+                          hint="prepare it again with this version of Heirloom")  # fmt: skip
     return _Ready(dataset, False, str(dataset.folder), prepared_sha256=str(prepared[0]["sha256"]))
+
+
+def _held_out_here(job: Mapping[str, Any], ready: _Ready) -> NDArray[np.bool_] | None:
+    """Examples of a folder split elsewhere that this home holds out for ever; None for a dataset of its own."""
+    if not ready.prepared_sha256:
+        return None
+    keys = ready.dataset.train.fingerprints.tobytes()
+    return np.array(held_out_mask(keys, str(job["salt"]), float(job["validation_fraction"])), dtype=bool)
 
 
 def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer) -> _Ready:
@@ -144,7 +157,8 @@ def run_prepare(job: Mapping[str, Any]) -> dict[str, Any]:
     ready = _ready_dataset(job, tokenizer)
     block_size, batch, seed = int(job["block_size"]), recipe.training.batch_sequences, int(job["seed"])
     chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
-                        allow_repeat=bool(job.get("allow_repeat")))  # fmt: skip
+                        allow_repeat=bool(job.get("allow_repeat")),
+                        held_out=_held_out_here(job, ready))  # fmt: skip
     sources, warnings = _replay_sources(job, tokenizer)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
     chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=seed)

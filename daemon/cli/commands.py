@@ -24,7 +24,8 @@ GROUPS = {
     "plans": ("plan", "plan-training", "train"),
     "queue": ("queue",),
     "versions": ("lineage", "show", "rollback", "delete", "restore"),
-    "care": ("verify", "backup", "doctor", "log", "config"),
+    "care": ("verify", "backup", "doctor"),
+    "journal": ("log", "config"),
     "data": ("prepare", "index", "search"),
     "chat": ("chat",),
 }

@@ -66,8 +66,14 @@ def prepare_chat(
 
 
 def _prepare(
-    caller: Caller, kind: str, inputs: Sequence[str], output_dir: str, tokenization: str, val_split: float, shard_size: int
-) -> None:  # fmt: skip
+    caller: Caller,
+    kind: str,
+    inputs: Sequence[str],
+    output_dir: str,
+    tokenization: str,
+    val_split: float,
+    shard_size: int,
+) -> None:
     from trainer.prepare_folder import prepare_folder
 
     paths = [caller.folder / Path(name).expanduser() for name in inputs]
@@ -122,22 +128,18 @@ def index_build(
     if docs_dir is None or out_dir is None:
         if chunk_size is not None or overlap is not None:
             raise UsageError("the home's index takes its sizes from the settings",
-                             hint="HEIRLOOM_INDEX__CHUNK_SIZE, or index.chunk_size in configs/heirloom.yaml")  # fmt: skip
+                             hint="set index.chunk_size and index.overlap in configs/heirloom.yaml")  # fmt: skip
         _rebuild(caller)
         return
-    from trainer.retrieval.build import build_folder
+    from trainer.retrieval.build import build_from_folder
 
     usual = IndexSettings()
     folder = caller.folder / Path(docs_dir).expanduser()
-    target = caller.folder / Path(out_dir).expanduser()
-    if not folder.is_dir():
-        raise NotFound(
-            f"there is no folder {visible(folder)}", subject=str(folder), hint="--docs-dir names your documents"
-        )
-    report = build_folder(folder, target, chunk_size=chunk_size or usual.chunk_size,
-                          overlap=usual.overlap if overlap is None else overlap)  # fmt: skip
-    caller.console.emit({"out_dir": str(target.absolute()), **report})
-    caller.console.note(f"✅ Index ready: {visible(target)}", *_report_lines(report))
+    target = (caller.folder / Path(out_dir).expanduser()).absolute()
+    report = build_from_folder(folder, target, chunk_size=chunk_size or usual.chunk_size,
+                               overlap=usual.overlap if overlap is None else overlap)  # fmt: skip
+    caller.console.emit({"out_dir": str(target), **report})
+    caller.console.note(*index_lines(report, str(target)))
 
 
 def _rebuild(caller: Caller) -> None:
@@ -149,14 +151,14 @@ def _rebuild(caller: Caller) -> None:
     finish(caller, job)
 
 
-def _report_lines(report: Mapping[str, Any]) -> list[str]:
-    rows = [
-        (key.replace("_", " ").capitalize(), value)
-        for key, value in report.items()
-        if not isinstance(value, list | dict)
+def index_lines(report: Mapping[str, Any], folder: str) -> list[str]:
+    """A built index, for a person; every document that is not in it is named."""
+    lines = [
+        f"✅ Index ready: {visible(folder)}",
+        f"   {plural(report['documents'], 'document')} in {plural(report['chunks'], 'chunk')},"
+        f" {human_count(report['embedded_new'])} embedded now",
     ]
-    lines = table(rows, "   ") if rows else []
-    return lines + [f"   ⚠️ skipped {visible(item)}" for item in report.get("skipped") or []]
+    return lines + [f"   ⚠️ left out {visible(item['name'])}: {visible(item['reason'])}" for item in report["skipped"]]
 
 
 def index_ls(context: typer.Context) -> None:
@@ -176,8 +178,8 @@ def index_ls(context: typer.Context) -> None:
                       "created": row["created"], "documents": len(record.get("documents", [])),
                       "chunks": record.get("chunks")})  # fmt: skip
     caller.console.emit({"indexes": found})
-    shown = [("INDEX", "CREATED", "DOCUMENTS", "CHUNKS", "")]
-    shown += [(item["name"], item["created"], str(item["documents"]), str(item["chunks"]), "ACTIVE" if item["active"] else "")
+    shown: list[Sequence[object]] = [("INDEX", "CREATED", "DOCUMENTS", "CHUNKS", "")]
+    shown += [(item["name"], item["created"], item["documents"], item["chunks"], "ACTIVE" if item["active"] else "")
               for item in found]  # fmt: skip
     caller.console.say(*(table(shown) if found else ["There is no index yet: drop documents into inbox/."]))
 

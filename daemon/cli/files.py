@@ -46,8 +46,7 @@ def register(
     caller: Caller = context.obj
     home = caller.home()
     paths = [_regular_file(caller.folder / Path(name).expanduser()) for name in files]
-    request = {"paths": paths, "description": description, "kind": kind, "queue": queue}
-    results = call_register(home, request)
+    results = call_register(home, paths=paths, description=description, kind=kind, queue=queue)
     records = [register_record(result) for result in results]
     caller.console.emit(records[0] if len(records) == 1 else {"files": records})
     for result in results:
@@ -93,36 +92,29 @@ def register_lines(result: Mapping[str, Any]) -> list[str]:
         return [f"❌ Already known: {name}", f"   Fingerprint: {short_hash(result.get('sha256'))}",
                 f"   Equals: {visible(result.get('reason') or 'a file that was learnt before')}"]  # fmt: skip
     if code:
-        return [f"❌ Rejected: {name}", f"   Reason: {visible(result.get('reason') or 'it did not pass')}",
-                *_bad_rows(result)]  # fmt: skip
+        told = _why_lines(result.get("why")) or [f"   {visible(result.get('reason') or 'it did not pass')}"]
+        return [f"❌ Rejected: {name}", *told]
     size = f"{human_count(result.get('examples') or 0)} examples ({human_tokens(result.get('tokens') or 0)} tokens)"
     lines = [f"✅ Data registered: {name}", f"   Fingerprint: {short_hash(result.get('sha256'))}", f"   Size: {size}"]
-    notes = [f"{plural(result[key], word)}" for key, word in (("duplicates", "repeated example"),)
-             if isinstance(result.get(key), int) and result[key]]  # fmt: skip
-    if _bad_count(result):
-        notes.append(f"{plural(_bad_count(result), 'row')} skipped (heirloom why {name})")
+    notes = [plural(result["duplicates"], "repeated example")] if result.get("duplicates") else []
+    if result.get("bad_rows"):
+        notes.append(f"{plural(len(result['bad_rows']), 'row')} skipped (heirloom why {name})")
     lines += [f"   Note: {', '.join(notes)}"] if notes else []
     return [*lines, f"   Status: {_STATUS_WORDS.get(str(result.get('status')), visible(result.get('status')))}"]
 
 
-def _bad_count(result: Mapping[str, Any]) -> int:
-    rows = result.get("bad_rows") or 0
-    return rows if isinstance(rows, int) else len(rows)
+def _why_lines(text: object) -> list[str]:
+    """Intake's own account of a refusal, less its headline: counts, the first 20 rows by line, what to do."""
+    return [f"   {visible(line)}" for line in str(text or "").splitlines()[1:] if line]
 
 
-def _bad_rows(result: Mapping[str, Any]) -> list[str]:
-    """The first 20 by line; where only their number is known, the words of intake."""
-    rows = result.get("bad_rows")
-    if isinstance(rows, list) and rows:
-        shown = [f"     line {row.get('line')}: {visible(row.get('field') or '')} {visible(row.get('reason'))}".rstrip()
-                 for row in rows[:_SHOWN_ROWS]]  # fmt: skip
-        return [
-            "   Rows:",
-            *shown,
-            *([f"     and {len(rows) - _SHOWN_ROWS:,} more"] if len(rows) > _SHOWN_ROWS else []),
-        ]
-    why_text = str(result.get("why") or "").strip()
-    return [f"     {visible(line)}" for line in why_text.splitlines()[: _SHOWN_ROWS + 10]]
+def _row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows that were skipped, by line."""
+    lines = []
+    for row in rows[:_SHOWN_ROWS]:
+        place = f"line {row['line']}" + (f", {visible(row['field'])}" if row["field"] else "")
+        lines.append(f"      {place}: {visible(row['reason'])}")
+    return lines + ([f"      and {len(rows) - _SHOWN_ROWS:,} more"] if len(rows) > _SHOWN_ROWS else [])
 
 
 def why(
@@ -146,12 +138,13 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
     if story.get("reason"):
         lines.append(f"  {visible(story['reason'])}")
     for file in story["files"]:
-        lines += ["", f"  File {short_hash(file['sha256'])} {visible(file['kind'])}, {human_bytes(file['size_bytes'])}, "
+        size = human_bytes(file["size_bytes"])
+        lines += ["", f"  File {short_hash(file['sha256'])} {visible(file['kind'])}, {size}, "
                   f"{human_count(file['examples'])} examples ({human_tokens(file['tokens'])} tokens)"]  # fmt: skip
         if file["description"]:
             lines.append(f"    {visible(file['description'])}")
         if file["bad_rows"]:
-            lines += _bad_rows(file)
+            lines += [f"    {plural(len(file['bad_rows']), 'row')} skipped:", *_row_lines(file["bad_rows"])]
     lines += _section("Arrivals", [(d["seen"], d["name"], d["state"], d["reason"]) for d in story["drops"]])
     lines += _returned(story["drops"])
     lines += _section("Jobs", [(f"job {j['id']}", j["state"], j["output"] or "", j["reason"]) for j in story["jobs"]])
@@ -172,5 +165,5 @@ def _returned(drops: Sequence[Mapping[str, Any]]) -> list[str]:
         if drop["returned_to"]:
             lines.append(f"    given back as {visible(drop['returned_to'])}")
         if drop["state"] == "rejected":
-            lines += _bad_rows(drop)
+            lines += _why_lines(drop["why"])
     return lines

@@ -83,7 +83,8 @@ def render_status(report: Mapping[str, Any], root: str, style: Callable[..., str
 
 
 def _counts(counts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{human_count(number)} {visible(word)}" for word, number in counts.items())
+    """What there is; zeros say nothing."""
+    return ", ".join(f"{human_count(number)} {visible(word)}" for word, number in counts.items() if number) or "empty"
 
 
 def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -112,13 +113,19 @@ def _tokens(tokens: Mapping[str, Any]) -> str:
     trained, goal = tokens["trained"], tokens.get("goal") or 0
     text = f"{human_tokens(trained)} trained"
     if goal:
-        text += f" of {human_tokens(goal)} ({100 * trained / goal:.3g} %)"
+        text += f" of {human_tokens(goal)} ({_percent(trained / goal)})"
     if tokens.get("per_second"):
         text += f", {human_tokens(tokens['per_second'])}/s"
     eta = tokens.get("eta")
     if isinstance(eta, int | float):
         text += f", {human_duration(eta)} to go"
     return text + (f", {visible(eta)}" if isinstance(eta, str) and eta else "")
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.0001:
+        return "under 0.01 %"
+    return f"{100 * share:.3g} %"
 
 
 def _disk(disk: Mapping[str, Any]) -> str:

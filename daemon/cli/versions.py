@@ -104,7 +104,7 @@ def _find_file(find: Any, keeper: Any, what: str) -> Any:
         return find(keeper.ledger, what)
     except NotFound as error:
         raise NotFound(f"there is no version and no file {what!r} here", subject=what, cause=error,
-                       hint="heirloom lineage lists versions; heirloom why FILE tells a file's story") from error  # fmt: skip
+                       hint="heirloom lineage lists versions; heirloom why FILE") from error  # fmt: skip
 
 
 def _file_record(keeper: Any, file: Any) -> dict[str, Any]:
@@ -116,7 +116,8 @@ def _file_record(keeper: Any, file: Any) -> dict[str, Any]:
     return {
         **record, "filename": file.name, "hash": file.sha256, "sha256": file.sha256, "kind": file.kind,
         "size_bytes": file.size_bytes, "num_examples": file.examples, "tokens_approx": file.tokens_approx,
-        "description": file.description, "first_seen": file.first_seen, "trained_in": trained_in(keeper.ledger, file.sha256),
+        "description": file.description, "first_seen": file.first_seen,
+        "trained_in": trained_in(keeper.ledger, file.sha256),
         "status": file_status(keeper, file.sha256), "path": str(stored_path(keeper.home, file)),
     }  # fmt: skip
 
@@ -289,5 +290,5 @@ def restore(
     found = caller.call("restore", {"version": version, "source": source, "dry_run": dry_run})
     caller.console.emit(found)
     words = "can be restored" if dry_run else "is back"
-    caller.console.note(f"{'' if dry_run else '✅ '}{visible(found['version'])} {words} from {visible(found['source'])}:"
-                        f" {visible(found['path'])}")  # fmt: skip
+    text = f"{visible(found['version'])} {words} from {visible(found['source'])}: {visible(found['path'])}"
+    caller.console.note(text if dry_run else f"✅ {text}")

@@ -166,7 +166,7 @@ def _order_faults(messages: list[dict[str, Any]]) -> list[Fault]:
 
 def open_regular(path: Path | str) -> BinaryIO:
     """Open a file for reading, never through a symbolic link and never waiting for a FIFO's writer."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     return os.fdopen(descriptor, "rb", buffering=_READ_BYTES)
 
 

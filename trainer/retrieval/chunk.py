@@ -4,7 +4,7 @@ Places to cut, best first: before a heading, between paragraphs, after a sentenc
 only then anywhere. A `#` or a blank line inside a code fence is code, not structure. A chunk's text is exactly
 `text[start_char:end_char]` of the decoded document: nothing is normalised, so that a citation can be checked.
 Pure functions of the text and two numbers; the same input gives the same chunks for ever, or CHUNKER_VERSION is raised.
-Reading is limited to plain text: what .pdf and others hold is not decided here.
+Not here: reading documents (`documents.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-from guard.errors import DataFault, UsageError
+from guard.errors import UsageError
 
-__all__ = ["CHUNKER_VERSION", "Chunk", "check_sizes", "chunk_text", "decode_document"]
+__all__ = ["CHUNKER_VERSION", "Chunk", "check_sizes", "chunk_text"]
 
 CHUNKER_VERSION = 1
 
@@ -38,19 +38,6 @@ class Chunk(NamedTuple):
     end_char: int
 
 
-def decode_document(data: bytes, name: str) -> str:
-    """The text of a plain document, without a byte order mark. Raises DataFault naming a document that is no UTF-8 text."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataFault(f"{name} is not UTF-8: byte {error.start} cannot be read", subject=name, cause=error,
-                        hint=f"save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 {name}") from error  # fmt: skip
-    if "\0" in text:
-        raise DataFault(f"{name} is not plain text: it holds NUL bytes", subject=name,
-                        hint="only .txt and .md text can be indexed; UTF-16 must be saved as UTF-8")  # fmt: skip
-    return text
-
-
 def check_sizes(size: int, overlap: int) -> None:
     """Raise UsageError unless 0 <= overlap <= size / 2 and size >= 1 (characters)."""
     if size < 1 or not 0 <= overlap <= size // 2:
@@ -59,9 +46,9 @@ def check_sizes(size: int, overlap: int) -> None:
 
 
 def chunk_text(text: str, size: int, overlap: int) -> list[Chunk]:
-    """Chunks of at most `size` characters, in order; neighbours share up to `overlap` characters of whole sentences or lines.
+    """Chunks of at most `size` characters, in order; neighbours share up to `overlap` characters, whole sentences or lines.
 
-    No sharing across a heading. White space alone gives no chunk. Raises UsageError for sizes that make no sense.
+    Nothing is shared across a heading. White space alone gives no chunk. Raises UsageError for sizes that make no sense.
     """
     check_sizes(size, overlap)
     lines = [0, *(match.end() for match in _LINE_END.finditer(text))]

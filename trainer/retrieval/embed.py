@@ -37,15 +37,15 @@ class HashedNgramEmbedder:
     """Embeds texts; equal settings give equal bits on every machine.
 
     `ngram_range`: shortest and longest n-gram of a word. `projections`: entries that one n-gram adds to a vector.
-    `saturation`: an n-gram counted c times weighs c / (c + saturation). Raises UsageError for settings that make no sense.
+    `saturation`: an n-gram counted c times weighs c / (c + saturation). Raises UsageError for impossible settings.
     """
 
     def __init__(self, dimensions: int = DIMENSIONS, ngram_range: tuple[int, int] = (3, 5), projections: int = 4,
                  saturation: float = 8.0) -> None:  # fmt: skip
         shortest, longest = ngram_range
         if dimensions < 1 or not 1 <= shortest <= longest or projections < 1 or not 0 < saturation < float("inf"):
-            raise UsageError(f"no embedder has {dimensions} dimensions, n-grams {ngram_range}, {projections} projections"
-                             f" and saturation {saturation}", hint="all of them are positive, n-grams (short, long)")  # fmt: skip
+            raise UsageError(f"no embedder: {dimensions} dimensions, n-grams {ngram_range}, {projections} projections,"
+                             f" saturation {saturation}", hint="all are positive; n-grams are (short, long)")  # fmt: skip
         self.dimensions = dimensions
         self.ngram_range = (shortest, longest)
         self.projections = projections
@@ -70,7 +70,8 @@ class HashedNgramEmbedder:
     def from_config(cls, config: Mapping[str, Any]) -> HashedNgramEmbedder:
         """The embedder that made an index. Raises CheckFailed when this version cannot embed in the same way."""
         try:
-            embedder = cls(config["dimensions"], tuple(config["ngram_range"]), config["projections"], config["saturation"])
+            shortest, longest = config["ngram_range"]
+            embedder = cls(config["dimensions"], (shortest, longest), config["projections"], config["saturation"])
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise CheckFailed("the index's embedder settings cannot be understood", cause=error,
                               hint="heirloom index rebuild") from error  # fmt: skip
@@ -93,7 +94,7 @@ class HashedNgramEmbedder:
         return rows
 
     def _embed_batch(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Counts -> damped -> projected -> normalised. Sums run in a fixed order in float64, so bits are the same everywhere."""
+        """Counted, damped, projected, normalised. Sums in float64 and a fixed order: the same bits everywhere."""
         import numpy as np
         from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -101,11 +102,11 @@ class HashedNgramEmbedder:
         counts = vectorizer.transform(texts)
         row_of = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
         weights = counts.data / (counts.data + self.saturation)
-        dense = np.zeros(len(texts) * self.dimensions)
+        sums = np.zeros(len(texts) * self.dimensions)
         for number in range(self.projections):
             columns, signs = _project(counts.indices, number, self.dimensions)
-            dense += np.bincount(row_of * self.dimensions + columns, weights * signs, dense.size)
-        dense = dense.reshape(len(texts), self.dimensions)
+            sums += np.bincount(row_of * self.dimensions + columns, weights * signs, sums.size)
+        dense = sums.reshape(len(texts), self.dimensions)
         lengths = np.sqrt((dense * dense).sum(axis=1, keepdims=True))
         return np.divide(dense, lengths, out=np.zeros_like(dense), where=lengths > 0).astype(np.float32)
 

@@ -66,7 +66,7 @@ def open_index(folder: Path | str) -> Index:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise NotFound(f"there is no index at {folder}", subject=str(folder), hint="heirloom index ls shows what there is")
+        raise NotFound(f"there is no index at {folder}", subject=str(folder), hint="heirloom index ls lists them")
     try:
         config = orjson.loads((folder / CONFIG).read_bytes())
         schema, settings = config["schema"], config["embedder"]
@@ -80,8 +80,8 @@ def open_index(folder: Path | str) -> Index:
     embeddings = _map_embeddings(folder)
     meta, lines = _map_lines(folder)
     if embeddings.shape != expected or len(lines) - 1 != expected[0]:
-        raise _damage(folder, f"{EMBEDDINGS} is {embeddings.shape}, {META} has {len(lines) - 1} lines, and {CONFIG} says"
-                      f" {expected}")  # fmt: skip
+        raise _damage(folder, f"{EMBEDDINGS} is {embeddings.shape}, {META} has {len(lines) - 1} lines,"
+                      f" {CONFIG} says {expected}")  # fmt: skip
     return Index(folder, config, embedder, embeddings, meta, lines)
 
 

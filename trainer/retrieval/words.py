@@ -19,15 +19,14 @@ WORDS_VERSION = 1
 
 # Function words, question words, and the filling of questions ("which kind of ... is known as"). In 256 dimensions
 # their n-grams fill every chunk with the same noise: leaving them out is the largest single gain that was measured.
-STOP_WORDS = frozenset(
-    """
+_STOP_WORDS = """
     a an the this that these those such same other another each every either neither both all any some no none
     i me my mine myself we us our ours ourselves you your yours yourself he him his himself she her hers herself it its
     itself they them their theirs themselves one ones someone something anyone anything everyone everything nothing
     who whom whose which what when where why how whether whatever whichever
     am is are was were be been being do does did doing done have has had having can could shall should will would may
     might must ought need cannot let lets
-    s t d m o ll re ve don doesn didn isn aren wasn weren hasn haven hadn won wouldn couldn shouldn ain mustn
+    s t d m o ll re ve don doesn didn isn aren wasn weren hasn haven hadn wouldn couldn shouldn ain mustn
     and or but nor so yet if then else than because since while although though unless until as whereas
     of in on at by for from to into onto with without within about above below over under between among through during
     before after against across along around near behind beyond off out up down upon via per toward towards
@@ -36,8 +35,8 @@ STOP_WORDS = frozenset(
     hence instead otherwise
     etc eg ie vs
     two new use used uses using kind type sort called name named known way make made get got
-    """.split()
-)
+    """
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 _RUN = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_RUN}]+|[^\\W{_RUN}]+")

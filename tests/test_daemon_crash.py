@@ -1,0 +1,132 @@
+"""Crashes at every fail point of the daemon's journey: after the next start everything is in exactly one state.
+
+One scenario (a text, a chat file, a duplicate, a broken file, a document) is played on a toy daemon and killed at the
+first visit of each point; a further life must end with the very same versions, bit for bit, as an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from toy import Toy, chat_of, text_of
+
+from guard import failpoints
+from guard.failpoints import POINTS, Crash
+from guard.store import views
+from guard.store.verify import verify
+
+# Points that a journey through the inbox visits. Delete, restore, rollback and migration have tests of their own.
+JOURNEY = [
+    name for name in POINTS
+    if name.split(".")[0] in ("claim", "verdict", "admit", "prepare", "start", "birth", "index", "backup",
+                              "ledger_backup", "view")
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def template(shared_scratch: Path) -> Path:
+    """A home with its base, from which every test starts."""
+    root = shared_scratch / "template"
+    Toy(root).make_base().die()
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(template: Path, shared_scratch: Path) -> dict[str, str]:
+    """The weights of the scenario when nothing happens to it."""
+    toy = begin(template, shared_scratch / "undisturbed")
+    toy.settle()
+    weights = toy.weights()
+    toy.die()
+    assert len(weights) == 3
+    return weights
+
+
+def begin(template: Path, root: Path) -> Toy:
+    shutil.copytree(template, root, symlinks=True)
+    toy = Toy(root)
+    toy.drop("a.jsonl", chat_of(60))
+    toy.drop("pretrain/b.txt", text_of(2000))
+    toy.drop("broken.jsonl", '{"messages": 3}\n')
+    toy.drop("guide.md", "# Guide\n\nKeep the home on a disk of its own.\n")
+    return toy
+
+
+def play(toy: Toy) -> None:
+    """The scenario; the duplicate comes when its original is known."""
+    toy.settle()
+    if not any(name == "again.jsonl" for name, _state, _reason in toy.drops()):
+        toy.drop("again.jsonl", chat_of(60))
+        toy.settle()
+
+
+def assert_sound(toy: Toy, undisturbed: dict[str, str]) -> None:
+    assert toy.weights() == undisturbed
+    states = {name: state for name, state, _reason in toy.drops()}
+    assert states == {"a.jsonl": "admitted", "b.txt": "admitted", "broken.jsonl": "rejected", "guide.md": "admitted",
+                      "again.jsonl": "duplicate"}  # fmt: skip
+    assert [row[2] for row in toy.jobs()] == ["done"] * len(toy.jobs()), toy.jobs()
+    report = verify(toy.keeper, everything=True, backup=True)
+    assert report.damage == ()
+    assert views.stale(toy.keeper) == []
+    assert toy.keeper.ledger.broken_events() == []
+    assert list(toy.home.staging.iterdir()) == [] and list(toy.home.incoming.iterdir()) == []
+    learnt = toy.keeper.ledger.value("SELECT sum(count) FROM learnt WHERE sha256 IN (SELECT sha256 FROM files WHERE name = 'a.jsonl')")
+    assert learnt == toy.keeper.ledger.value("SELECT sum(json_extract(record, '$.data[0].examples')) FROM versions WHERE name = 'v002_a'")
+
+
+def crash_and_recover(toy: Toy, point: str, second: str | None = None) -> None:
+    failpoints.arm(point, "crash")
+    with pytest.raises(Crash):
+        play(toy)
+    assert failpoints.hits(point) == 1
+    failpoints.disarm()
+    if second:
+        failpoints.arm(second, "crash")
+        try:
+            play(toy.again())
+        except Crash:
+            failpoints.disarm()
+        failpoints.disarm()
+    play(toy.again())
+
+
+@pytest.mark.parametrize("point", JOURNEY)
+def test_a_crash_at_any_point_ends_in_the_same_versions(
+    point: str, template: Path, undisturbed: dict[str, str], scratch: Path
+) -> None:
+    toy = begin(template, scratch / "home")
+    crash_and_recover(toy, point)
+    assert_sound(toy, undisturbed)
+    toy.die()
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("second", JOURNEY)
+@pytest.mark.parametrize("point", ["claim.renamed", "admit.renamed", "birth.renamed", "index.recorded", "backup.renamed"])
+def test_a_second_crash_during_recovery_changes_nothing(
+    point: str, second: str, template: Path, undisturbed: dict[str, str], scratch: Path
+) -> None:
+    toy = begin(template, scratch / "home")
+    crash_and_recover(toy, point, second)
+    assert_sound(toy, undisturbed)
+    toy.die()
+
+
+@pytest.mark.parametrize("point", ["claim.renamed", "admit.sidecars", "birth.described", "birth.summed", "backup.copied",
+                                   "prepare.renamed"])  # fmt: skip
+def test_a_full_disk_holds_the_work_and_blames_no_file(
+    point: str, template: Path, undisturbed: dict[str, str], scratch: Path
+) -> None:
+    toy = begin(template, scratch / "home")
+    failpoints.arm(point, "enospc")
+    for _ in range(40):
+        toy.step()
+    assert failpoints.hits(point) >= 1
+    failpoints.disarm()
+    toy.clock.advance(120)
+    play(toy)
+    assert_sound(toy, undisturbed)
+    toy.die()
