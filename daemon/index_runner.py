@@ -42,9 +42,11 @@ class IndexRunner:
         """Start the next build when none runs."""
         if self.current is not None or self.keeper.ledger.meta("paused") == "1":
             return
-        for job in jobs_in(self.keeper.ledger, "preparing", "queued", "held"):
+        for job in jobs_in(self.keeper.ledger, "committing", "preparing", "queued", "held"):
             if job.kind == "index" and self._not_before.get(job.id, 0.0) <= now:
-                self._guarded(job.id, partial(self._start, job.id))
+                # An announced switch is rolled forward; anything less is built anew.
+                step = partial(finish_index, self.keeper) if job.state == "committing" else self._start
+                self._guarded(job.id, partial(step, job.id))
                 return
 
     def _guarded(self, number: int, step: Any) -> None:
@@ -52,7 +54,9 @@ class IndexRunner:
             step()
         except (OSError, HeirloomError) as error:
             self.current = None
-            self._set(number, "held" if is_environment(error) else "failed", str(error))
+            announced = find_job(self.keeper.ledger, number).state == "committing"
+            state = ("committing" if announced else "held") if is_environment(error) else "failed"
+            self._set(number, state, str(error))
 
     def _set(self, number: int, state: str, reason: str) -> None:
         with self.keeper.ledger.transaction():

@@ -26,6 +26,7 @@ from guard.durable import remove_tree, write_json
 from guard.errors import HeirloomError, NotFound, is_environment
 from guard.failpoints import point
 from guard.names import version_name
+from guard.store.birth import finish_birth
 from guard.store.jobs import Job, add_job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.learnt import write_known
@@ -72,6 +73,10 @@ class Runner:
         """Start the next thing when nothing runs."""
         if self.current is not None or self.stopping or self.paused:
             return
+        for job in jobs_in(self.keeper.ledger, "committing"):
+            if job.kind in KINDS and self._not_before.get(job.id, 0.0) <= now:
+                self._guarded(job, self._finish)
+                return
         for job in jobs_in(self.keeper.ledger, "training", "preparing"):
             if job.kind in KINDS and self._not_before.get(job.id, 0.0) <= now:
                 self._guarded(job, self._resume)
@@ -251,6 +256,10 @@ class Runner:
             self.troubled.add(job.id)
         self.born(name)
 
+    def _finish(self, job: Job) -> None:
+        """An announced birth that the machine interrupted (a full disk): it is rolled forward, never trained again."""
+        self.born(finish_birth(self.keeper, job.id))
+
     def _died(self, job: Job, status: int) -> None:
         staging = self.keeper.home.staging_of(job.id)
         fault = _read_fault(staging)
@@ -271,7 +280,9 @@ class Runner:
             self._not_before[job.id] = self.keeper.clock.monotonic() + CRASH_SECONDS
 
     def _hold(self, number: int, reason: str) -> None:
-        self._set(number, "held", reason)
+        announced = find_job(self.keeper.ledger, number).state == "committing"
+        self._set(number, "committing" if announced else "held", reason)
+        self.troubled.add(number)
         self._not_before[number] = self.keeper.clock.monotonic() + HOLD_SECONDS
 
     def _fail(self, number: int, reason: str) -> None:

@@ -44,10 +44,10 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
     versions = _versions(keeper, hashes)
     names = {row["name"] for row in (*drops, *files)}
     subjects = names | {f"job {job['id']}" for job in jobs} | {item["name"] for item in versions}
-    status, reason = _standing(keeper, drops, files)
+    name, status, reason = _standing(keeper, safe_name(Path(text).name), drops, files)
     return {
         "query": text,
-        "name": (drops[-1] if drops else files[0])["name"],
+        "name": name,
         "status": status,
         "reason": reason,
         "files": [_file(row) for row in files],
@@ -141,17 +141,24 @@ def _events(keeper: Keeper, subjects: set[str]) -> list[dict[str, Any]]:
     return [{**{key: row[key] for key in keys}, "payload": orjson.loads(row["payload"])} for row in reversed(rows)]
 
 
-def _standing(keeper: Keeper, drops: Sequence[sqlite3.Row], files: Sequence[sqlite3.Row]) -> tuple[str, str]:
-    """Where the file stands now: its newest arrival, or what became of it after it was admitted."""
+def _standing(
+    keeper: Keeper, name: str, drops: Sequence[sqlite3.Row], files: Sequence[sqlite3.Row]
+) -> tuple[str, str, str]:
+    """(name, status, reason) now: of the newest arrival that was asked for, or what became of it once it was admitted.
+
+    `drops` under another name count only when none had this one (asked for by hash, or by where it was returned to).
+    """
     from guard.store.views import file_status
 
-    last = drops[-1] if drops else None
-    if last is not None and last["state"] not in ("admitted", "registered"):
-        return last["state"], last["reason"]
-    if not files:
-        return (last["state"], last["reason"]) if last is not None else ("unknown", "")
-    newest = next((row for row in files if last is not None and row["sha256"] == last["sha256"]), files[-1])
-    return file_status(keeper, newest["sha256"]), last["reason"] if last is not None else ""
+    named = [row for row in drops if row["name"] == name] or list(drops)
+    last = named[-1] if named else None
+    own = [row for row in files if last is None or (row["sha256"] == last["sha256"] and row["name"] == last["name"])]
+    if own and (last is None or last["state"] in ("admitted", "registered", "duplicate")):
+        admitted = [row for row in named if row["state"] in ("admitted", "registered")]
+        return own[-1]["name"], file_status(keeper, own[-1]["sha256"]), admitted[-1]["reason"] if admitted else ""
+    assert last is not None, "a story has an arrival or a file"
+    state = file_status(keeper, last["sha256"]) if last["state"] in ("admitted", "registered") else last["state"]
+    return last["name"], state, last["reason"]
 
 
 def _not_taken_yet(home: Home, text: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ POINTS = (
     "copy.intended", "copy.copied", "copy.recorded",
     "verdict.intended", "verdict.moved", "verdict.recorded",
     "admit.intended", "admit.sidecars", "admit.renamed", "admit.recorded", "admit.viewed",
-    "prepare.intended", "prepare.renamed", "prepare.recorded",
+    "prepare.intended", "prepare.renamed",
     "start.numbered", "start.recorded",
     "birth.proven", "birth.intended", "birth.described", "birth.summed", "birth.synced", "birth.checked",
     "birth.renamed", "birth.recorded", "birth.viewed", "birth.sealed", "birth.cleaned",

@@ -62,8 +62,15 @@ def play(toy: Toy) -> None:
         toy.settle()
 
 
-def assert_sound(toy: Toy, undisturbed: dict[str, str]) -> None:
-    assert toy.weights() == undisturbed
+def by_slug(weights: dict[str, str]) -> dict[str, str]:
+    """A crash may cost a number, which is never given again; everything else must be the same."""
+    return {name.split("_", 1)[1]: digest for name, digest in weights.items()}
+
+
+def assert_sound(toy: Toy, undisturbed: dict[str, str], *, same_order: bool = True) -> None:
+    if same_order:
+        assert by_slug(toy.weights()) == by_slug(undisturbed)
+    assert {name.split("_", 1)[1] for name in toy.weights()} == {"baseline", "a", "b"}
     states = {name: state for name, state, _reason in toy.drops()}
     assert states == {"a.jsonl": "admitted", "b.txt": "admitted", "broken.jsonl": "rejected", "guide.md": "admitted",
                       "again.jsonl": "duplicate"}  # fmt: skip
@@ -73,8 +80,9 @@ def assert_sound(toy: Toy, undisturbed: dict[str, str]) -> None:
     assert views.stale(toy.keeper) == []
     assert toy.keeper.ledger.broken_events() == []
     assert list(toy.home.staging.iterdir()) == [] and list(toy.home.incoming.iterdir()) == []
-    learnt = toy.keeper.ledger.value("SELECT sum(count) FROM learnt WHERE sha256 IN (SELECT sha256 FROM files WHERE name = 'a.jsonl')")
-    assert learnt == toy.keeper.ledger.value("SELECT sum(json_extract(record, '$.data[0].examples')) FROM versions WHERE name = 'v002_a'")
+    learnt = toy.keeper.ledger.value("SELECT sum(l.count) FROM learnt l JOIN files f USING (sha256) WHERE f.name = 'a.jsonl'")
+    told = "SELECT sum(json_extract(record, '$.data[0].examples')) FROM versions WHERE name LIKE '%_a'"
+    assert learnt == toy.keeper.ledger.value(told) > 50
 
 
 def crash_and_recover(toy: Toy, point: str, second: str | None = None) -> None:
@@ -128,5 +136,5 @@ def test_a_full_disk_holds_the_work_and_blames_no_file(
     failpoints.disarm()
     toy.clock.advance(120)
     play(toy)
-    assert_sound(toy, undisturbed)
+    assert_sound(toy, undisturbed, same_order=False)  # a held job lets another line of work go first
     toy.die()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_no_example_is_lost_or_doubled(
     file.path.write_bytes(jsonl([{"text": text} for text in rows]))
     dataset = make(root / "d", [file], tokenization=kind, fraction=fraction, shard=20)
     separator = {"char": "<myPT_eot>", "gpt2": "<|endoftext|>"}[kind]
-    found = {}
+    found: dict[int, str] = {}
     for split in (dataset.train, dataset.val):
         found |= dict(zip(split.examples[:, ORDINAL].tolist(), texts(dataset, split), strict=True))
     assert found == {ordinal: text + separator for ordinal, text in enumerate(rows)}
@@ -86,13 +87,14 @@ def test_the_order_and_the_names_of_the_files_change_nothing(tmp_path: Path) -> 
 
 def test_the_id_depends_on_everything_the_tokens_depend_on(tmp_path: Path) -> None:
     file = SourceFile("a" * 64, "a.jsonl", tmp_path / "a.jsonl")
-    usual = {"stage": "pretrain", "shard_size_tokens": 10, "salt": "s", "validation_fraction": 0.1}
+    usual: dict[str, Any] = {"stage": "pretrain", "shard_size_tokens": 10, "salt": "s", "validation_fraction": 0.1}
     char, gpt2 = load_tokenizer("char"), load_tokenizer("gpt2")
-    variants = [{"stage": "sft"}, {"shard_size_tokens": 11}, {"salt": "t"}, {"validation_fraction": 0.2}]
-    ids = [planned_id([file], char, **{**usual, **change}) for change in ({}, *variants)]  # type: ignore[arg-type]
-    ids.append(planned_id([file], gpt2, **usual))  # type: ignore[arg-type]
-    ids.append(planned_id([SourceFile("b" * 64, "a.jsonl", file.path)], char, **usual))  # type: ignore[arg-type]
-    ids.append(planned_id([SourceFile("a" * 64, "a.txt", tmp_path / "a.txt")], char, **usual))  # type: ignore[arg-type]
+    variants: list[dict[str, Any]] = [{"stage": "sft"}, {"shard_size_tokens": 11}, {"salt": "t"},
+                                      {"validation_fraction": 0.2}]  # fmt: skip
+    ids = [planned_id([file], char, **{**usual, **change}) for change in ({}, *variants)]
+    ids.append(planned_id([file], gpt2, **usual))
+    ids.append(planned_id([SourceFile("b" * 64, "a.jsonl", file.path)], char, **usual))
+    ids.append(planned_id([SourceFile("a" * 64, "a.txt", tmp_path / "a.txt")], char, **usual))
     assert len(set(ids)) == len(ids)
 
 
@@ -210,7 +212,7 @@ def test_what_a_person_may_get_wrong_by_hand(tmp_path: Path) -> None:
         (DataFault, "no row", ("chat", [source], out, "char")),
     ):
         with pytest.raises(error, match=words):
-            prepare_folder(*arguments)  # type: ignore[arg-type]
+            prepare_folder(*arguments)
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "used"}
     assert (tmp_path / "used" / "mine").read_text() == "precious"
 

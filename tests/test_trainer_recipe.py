@@ -80,7 +80,8 @@ def test_a_misspelt_key_is_told_with_its_neighbour() -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.yaml", "a: [1"), ("a.json", "{"), ("a.yaml", "- 1\n"),
-                                               ("a.yaml", ""), ("a.yaml", "!!python/object:os.system {}\n")])  # fmt: skip
+                                               ("a.yaml", ""),
+                                               ("a.yaml", "!!python/object:os.system {}\n")])  # fmt: skip
 def test_files_that_are_no_recipe_are_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=r"a\.(yaml|json)"):

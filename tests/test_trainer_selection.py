@@ -242,7 +242,7 @@ def test_an_example_in_two_sequences_is_learnt_when_both_were_fed() -> None:
                                             ({"epochs": 1, "iterations": 100}, 100),
                                             ({"epochs": 1, "iterations": 100, "max_steps": 7}, 7)])  # fmt: skip
 def test_steps_of_a_job(how: dict[str, int], steps: int) -> None:
-    assert training_steps(plain(10), 4, **how) == steps  # type: ignore[arg-type]
+    assert training_steps(plain(10), 4, **how) == steps
 
 
 # --- on disk ------------------------------------------------------------------------------------------------------

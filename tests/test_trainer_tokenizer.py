@@ -107,7 +107,7 @@ def test_unknown_words_are_refused() -> None:
 
 
 def test_a_special_token_in_the_wrong_place_is_found() -> None:
-    tokenizer = type(load_tokenizer("char"))()
+    tokenizer = CharTokenizer()
     tokenizer._specials["<myPT_user>"] += 1
     with pytest.raises(CheckFailed, match="<myPT_user>"):
         tokenizer.check_specials()
@@ -204,7 +204,7 @@ def test_transformers_gives_the_same_ids(pair: tuple[Tokenizer, Any]) -> None:
     ours, theirs = pair
 
     @settings(max_examples=60, deadline=None)
-    @given(st.text(max_size=60))
+    @given(st.text(max_size=60).filter(lambda text: not any(name in text for name in [*SPECIAL_TOKENS, "<|endoft"])))
     def same(text: str) -> None:
         ids = ours.encode(text)
         assert theirs.encode(text, add_special_tokens=False) == ids and theirs.decode(ids) == text

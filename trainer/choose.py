@@ -192,12 +192,13 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     if dataset.stage != stage:
         raise CheckFailed(f"the dataset {dataset.folder} is for {dataset.stage}, the job is {stage}",
                           hint=f"prepare it again as {'text' if stage == 'pretrain' else 'chat'}")  # fmt: skip
+    # Every example falls into the first of these that fits, so that the counts add up.
     known, repeated = known_flags(dataset.train.fingerprints, known_fps)
     outside = np.zeros_like(known) if held_out is None else held_out
-    known, repeated = known & ~outside, repeated & ~outside
-    too_long = _too_long(dataset, block_size) & ~outside
-    new = ~known & ~repeated & ~too_long & ~outside
-    again = known & ~repeated & ~too_long if allow_repeat else np.zeros_like(known)
+    fits = ~repeated & ~_too_long(dataset, block_size)
+    known &= ~outside
+    rest = ~outside & ~known
+    new, again = rest & fits, known & fits & allow_repeat
     rows = np.flatnonzero(new | again).astype(np.int64)
     packed = _pack(dataset, rows, block_size, 0)
     fresh = np.flatnonzero(new[rows])
@@ -218,7 +219,7 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     counts = {
         "examples": dataset.train.count + dataset.val.count, "new": len(fresh), "known": int(known.sum()),
         "known_again": int(again.sum()), "held_out": dataset.val.count + int(outside.sum()),
-        "repeated": int((repeated & ~known).sum()), "too_long": int((too_long & ~known & ~repeated).sum()),
+        "repeated": int((rest & repeated).sum()), "too_long": int((rest & ~repeated & ~fits).sum()),
         "too_short": too_short, "tokens": int(lengths.sum()), "loss_tokens": int(loss.sum()), "replay_tokens": 0,
         "sequences": len(packed.sequences),
     }  # fmt: skip

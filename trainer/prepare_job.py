@@ -144,6 +144,16 @@ def _learnt_entry(sha256: str, ordinals: NDArray[np.int64], count: int, tokens: 
             "tokens": int(tokens.sum())}  # fmt: skip
 
 
+def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer) -> tuple[Chosen, list[str]]:
+    """What is new in the dataset, with replay, and what went wrong with sources of replay."""
+    block_size = int(job["block_size"])
+    chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
+                        allow_repeat=bool(job.get("allow_repeat")), held_out=_held_out_here(job, ready))  # fmt: skip
+    sources, warnings = _replay_sources(job, tokenizer)
+    fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
+    return add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"])), warnings
+
+
 def run_prepare(job: Mapping[str, Any]) -> dict[str, Any]:
     """Do the task of a job.json and return what prepared.json says; both are durable when this returns.
 
@@ -155,13 +165,8 @@ def run_prepare(job: Mapping[str, Any]) -> dict[str, Any]:
     recipe = parse_recipe(job["recipe"], "the job's recipe")
     tokenizer = load_tokenizer(str(job["tokenization"]))
     ready = _ready_dataset(job, tokenizer)
-    block_size, batch, seed = int(job["block_size"]), recipe.training.batch_sequences, int(job["seed"])
-    chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
-                        allow_repeat=bool(job.get("allow_repeat")),
-                        held_out=_held_out_here(job, ready))  # fmt: skip
-    sources, warnings = _replay_sources(job, tokenizer)
-    fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
-    chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=seed)
+    batch, seed = recipe.training.batch_sequences, int(job["seed"])
+    chosen, warnings = _choose(job, ready, tokenizer)
     selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))
     steps = training_steps(selection, batch, epochs=recipe.training.epochs, max_steps=job.get("max_steps"),
                            iterations=job.get("iterations") or recipe.training.iterations)  # fmt: skip

@@ -159,11 +159,10 @@ def _section(title: str, rows: list[tuple[Any, ...]]) -> list[str]:
 
 
 def _returned(drops: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where refused bytes lie now, with the rows that were at fault."""
+    """Where refused bytes lie now, and what was wrong with the last of them."""
     lines: list[str] = []
     for drop in drops:
         if drop["returned_to"]:
             lines.append(f"    given back as {visible(drop['returned_to'])}")
-        if drop["state"] == "rejected":
-            lines += _why_lines(drop["why"])
-    return lines
+    refused = [drop["why"] for drop in drops if drop["state"] == "rejected"]
+    return lines + ["", "  The last refusal", *(f" {line}" for line in _why_lines(refused[-1]))] if refused else lines

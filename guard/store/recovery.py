@@ -13,8 +13,9 @@ from pathlib import Path
 
 import orjson
 
-from guard.durable import remove_tree, replace_link, write_text
+from guard.durable import remove_tree, replace_link, seal_tree, write_text
 from guard.errors import HeirloomError, is_environment
+from guard.names import index_name
 from guard.store import views
 from guard.store.admission import Decision, finish_admission
 from guard.store.birth import finish_birth
@@ -41,6 +42,7 @@ def recover(keeper: Keeper) -> list[str]:
     done += _recover_jobs(keeper)
     done += _recover_trash(keeper)
     _recover_numbers(keeper)
+    done += _recover_seals(keeper)
     done += _sweep_staging(keeper)
     _recover_links(keeper)
     if views.stale(keeper):
@@ -98,6 +100,19 @@ def _recover_numbers(keeper: Keeper) -> None:
         with keeper.ledger.transaction():
             keeper.ledger.set_meta("version_high_water", str(mark))
     write_text(keeper.home.high_water_file, f"{mark}\n")
+
+
+def _recover_seals(keeper: Keeper) -> list[str]:
+    """Seal what was recorded and not yet sealed; the top folder is sealed last, so its mode tells for the whole."""
+    folders = [keeper.home.models / row[0] for row in keeper.ledger.rows(
+        "SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')")]  # fmt: skip
+    folders += [keeper.home.indexes / index_name(row[0]) for row in keeper.ledger.rows("SELECT id FROM indexes")]
+    done = []
+    for folder in folders:
+        if folder.is_dir() and folder.stat().st_mode & 0o222:
+            seal_tree(folder)
+            done.append(f"{folder.name} sealed")
+    return done
 
 
 def _sweep_staging(keeper: Keeper) -> list[str]:

@@ -1,0 +1,327 @@
+"""Verification: whatever is damaged is named, with what was grown from it; a sound home gives no false alarm."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from homes import add_original, add_version, clone, keeper_of, set_tip, small_family
+
+from guard import durable
+from guard.errors import Damage, NotFound, UsageError
+from guard.home import Home
+from guard.store import views
+from guard.store.keeper import Keeper, open_reader
+from guard.store.ledger import Ledger
+from guard.store.trash import delete
+from guard.store.vault import run_backup
+from guard.store.verify import Report, verify
+
+VERSION = "v003_reasoning"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family with an index, a dataset, a trashed version and a vault that was copied along."""
+    root = tmp_path_factory.mktemp("verify") / "home"
+    keeper = small_family(root)
+    add_version(keeper, "leaf", VERSION, tip=False)
+    delete(keeper, "v005_leaf", force=True)
+    _add_index(keeper)
+    _add_dataset(keeper)
+    views.refresh(keeper)
+    keeper.ledger.close()
+    return root
+
+
+def _add_index(keeper: Keeper) -> None:
+    folder = keeper.home.indexes / "v001"
+    folder.mkdir()
+    for name in ("embeddings.npy", "meta.jsonl", "config.json"):
+        (folder / name).write_bytes(random.Random(name).randbytes(300))
+    files = {path.name: durable.sha256_file(path) for path in folder.iterdir()}
+    os.symlink("v001", keeper.home.indexes / "latest")
+    with keeper.ledger.transaction():
+        keeper.ledger.run("INSERT INTO indexes VALUES (1, 'active', '', ?)",
+                          (orjson.dumps({"files": files, "documents": []}).decode(),))  # fmt: skip
+
+
+def _add_dataset(keeper: Keeper) -> None:
+    folder = keeper.home.shards / "ds1"
+    splits = {}
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        for name in ("shard_00000.bin", "shard_00000_mask.bin", "examples.npy", "examples.fp"):
+            (folder / split / name).write_bytes(random.Random(split + name).randbytes(200))
+        at = folder / split
+        splits[split] = {"examples_sha256": durable.sha256_file(at / "examples.npy"),
+                         "fingerprints_sha256": durable.sha256_file(at / "examples.fp"),
+                         "shards": [{"tokens": 100, "sha256": durable.sha256_file(at / "shard_00000.bin"),
+                                     "mask_sha256": durable.sha256_file(at / "shard_00000_mask.bin")}]}  # fmt: skip
+    (folder / "dataset_metadata.json").write_bytes(durable.json_bytes({"splits": splits}))
+
+
+@pytest.fixture(autouse=True)
+def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+
+
+@pytest.fixture
+def keeper(template: Path, tmp_path: Path) -> Iterator[Keeper]:
+    yield clone(template, tmp_path / "home")
+
+
+def flip_a_bit(data: bytes, chance: random.Random) -> bytes:
+    place = chance.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ (1 << chance.randrange(8))]) + data[place + 1 :]
+
+
+def truncate(data: bytes, chance: random.Random) -> bytes:
+    return data[: chance.randrange(len(data))]
+
+
+def zero_the_end(data: bytes, chance: random.Random) -> bytes:
+    """What a power cut leaves of a file whose size was written and whose data was not."""
+    size = max(1, len(data) - chance.randrange(len(data)))
+    kept = data[: len(data) - size]
+    return kept + bytes(size) if kept + bytes(size) != data else kept
+
+
+def append(data: bytes, _chance: random.Random) -> bytes:
+    return data + b"\n"
+
+
+def corrupt(path: Path, how: Callable[[bytes, random.Random], bytes]) -> None:
+    """Change a file as a failing disk would: without touching mode or time."""
+    facts = path.stat()
+    os.chmod(path, 0o644)
+    path.write_bytes(how(path.read_bytes(), random.Random(str(path.name))))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    os.chmod(path, facts.st_mode)
+
+
+def named(report: Report) -> set[tuple[str, str, str]]:
+    return {(item.what, item.name, item.file) for item in report.damage}
+
+
+def test_a_sound_home_is_sound_and_reading_changes_nothing(keeper: Keeper) -> None:
+    before = {path: path.stat().st_mtime_ns for path in keeper.home.root.rglob("*") if path.is_file()}
+    report = verify(keeper, everything=True)
+    assert report.ok and report.damage == ()
+    assert report.checked.versions == 5 and report.checked.files >= 5 * 5 + 3 * 3 + 3 + 9
+    assert report.checked.bytes > 5 * 5600
+    assert report.as_dict()["checked"] == {"versions": 5, "files": report.checked.files, "bytes": report.checked.bytes}
+    assert before == {path: path.stat().st_mtime_ns for path in keeper.home.root.rglob("*") if path.is_file()}
+
+
+def test_a_reader_may_verify(keeper: Keeper) -> None:
+    keeper.ledger.close()
+    with open_reader(Home(keeper.home.root)) as reader:
+        assert verify(reader, everything=True).ok
+
+
+@pytest.mark.parametrize("how", [flip_a_bit, truncate, zero_the_end, append])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "version.json", "SHA256SUMS"])
+def test_any_corruption_of_any_file_of_a_version_is_named(
+    keeper: Keeper, name: str, how: Callable[[bytes, random.Random], bytes]
+) -> None:
+    corrupt(keeper.home.models / VERSION / name, how)
+    report = verify(keeper)
+    assert named(report) == {("version", VERSION, name)}
+    assert report.damage[0].descendants == ("v004_full_stack", "v005_leaf")
+    assert verify(keeper, versions=["v002"]).ok and not verify(keeper, versions=["v003"]).ok
+
+
+def test_two_swapped_files_of_the_same_size_are_both_named(keeper: Keeper) -> None:
+    first, second = (keeper.home.models / name / "model.safetensors" for name in ("v002_syllo", VERSION))
+    assert first.stat().st_size == second.stat().st_size
+    for folder in (first.parent, second.parent):
+        os.chmod(folder, 0o755)
+    first.rename(first.with_name("swap"))
+    second.rename(first)
+    first.with_name("swap").rename(second)
+    for folder in (first.parent, second.parent):
+        os.chmod(folder, 0o555)
+    assert named(verify(keeper)) == {("version", "v002_syllo", first.name), ("version", VERSION, first.name)}
+
+
+def test_a_whole_version_swapped_for_another_sound_one_is_found(keeper: Keeper) -> None:
+    """Each folder agrees with its own SHA256SUMS; only the ledger knows which is which."""
+    first, second = keeper.home.models / "v002_syllo", keeper.home.models / VERSION
+    first.rename(keeper.home.models / "x")
+    second.rename(first)
+    (keeper.home.models / "x").rename(second)
+    assert {item.name for item in verify(keeper).damage} == {"v002_syllo", VERSION}
+
+
+def test_missing_extra_linked_and_writable_files_are_named(keeper: Keeper) -> None:
+    folder = keeper.home.models / VERSION
+    os.chmod(folder, 0o755)
+    (folder / "config.json").unlink()
+    (folder / "evil.py").write_text("import os")
+    (folder / "tokenizer.json").rename(keeper.home.root / "t")
+    (folder / "tokenizer.json").symlink_to(keeper.home.root / "t")
+    os.chmod(folder / "model.safetensors", 0o644)
+    found = {(item.file, item.problem.split(":")[0]) for item in verify(keeper).damage}
+    assert found == {("config.json", "is missing"), ("evil.py", "does not belong there"),
+                     ("tokenizer.json", "is not a plain file"), ("evil.py", "may be written to"),
+                     ("model.safetensors", "may be written to"), (".", "may be written to")}  # fmt: skip
+
+
+def test_versions_without_a_folder_and_folders_without_a_version_are_named(keeper: Keeper) -> None:
+    durable.remove_tree(keeper.home.models / VERSION)
+    durable.remove_tree(keeper.home.trash / "v005_leaf")
+    shutil.copytree(keeper.home.models / "v002_syllo", keeper.home.models / "v009_stray")
+    (keeper.home.models / "notes.txt").write_text("x")
+    assert {item.name for item in verify(keeper).damage} == {VERSION, "v005_leaf", "v009_stray", "notes.txt"}
+
+
+def test_a_damaged_version_in_the_trash_is_found_when_everything_is_asked_for(keeper: Keeper) -> None:
+    corrupt(keeper.home.trash / "v005_leaf" / "model.safetensors", flip_a_bit)
+    assert verify(keeper).ok
+    assert named(verify(keeper, everything=True)) == {("version", "v005_leaf", "model.safetensors")}
+
+
+@pytest.mark.parametrize("how", [flip_a_bit, truncate, zero_the_end])
+def test_a_damaged_original_is_named_with_the_versions_that_learnt_it(
+    keeper: Keeper, how: Callable[[bytes, random.Random], bytes]
+) -> None:
+    sha256 = keeper.ledger.value("SELECT sha256 FROM files WHERE name = 'syllo.jsonl'")
+    corrupt(keeper.home.files / sha256 / "syllo.jsonl", how)
+    report = verify(keeper, everything=True)
+    assert named(report) == {("original", "syllo.jsonl", "syllo.jsonl")}
+    assert report.damage[0].descendants == ("v002_syllo",)
+
+
+def test_damaged_sidecars_and_strange_folders_among_the_originals_are_named(keeper: Keeper) -> None:
+    sha256 = keeper.ledger.value("SELECT sha256 FROM files WHERE name = 'math.jsonl'")
+    folder = keeper.home.files / sha256
+    corrupt(folder / "examples.fp", truncate)
+    corrupt(folder / "record.json", lambda data, _chance: data.replace(b'"examples": 10', b'"examples": 11'))
+    (keeper.home.files / "stranger").mkdir()
+    assert named(verify(keeper, everything=True)) == {
+        ("original", "math.jsonl", "examples.fp"), ("original", "math.jsonl", "record.json"), ("original", "stranger", "")}  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("name", ["shard_00000.bin", "shard_00000_mask.bin", "examples.npy", "examples.fp"])
+def test_a_damaged_dataset_is_named(keeper: Keeper, split: str, name: str) -> None:
+    corrupt(keeper.home.shards / "ds1" / split / name, flip_a_bit)
+    assert named(verify(keeper, everything=True)) == {("dataset", "ds1", f"{split}/{name}")}
+
+
+def test_a_damaged_index_and_a_wrong_latest_link_are_named(keeper: Keeper) -> None:
+    corrupt(keeper.home.indexes / "v001" / "embeddings.npy", flip_a_bit)
+    (keeper.home.indexes / "latest").unlink()
+    assert named(verify(keeper)) == {("index", "v001", "embeddings.npy"), ("link", "latest", "latest")}
+
+
+def test_edited_and_missing_views_are_named(keeper: Keeper) -> None:
+    registry = orjson.loads(keeper.home.registry.read_bytes())
+    registry["v002_syllo"]["active"] = True
+    keeper.home.registry.write_bytes(orjson.dumps(registry))
+    keeper.home.manifest.unlink()
+    assert {item.name for item in verify(keeper).damage} == {"models/registry.json", "data/manifest.json"}
+    views.refresh(keeper)
+    assert verify(keeper).ok
+
+
+@pytest.mark.parametrize("change", [
+    "UPDATE events SET payload = '{}' WHERE seq = 3",
+    "DELETE FROM events WHERE seq = 2",
+    "DELETE FROM events WHERE seq = (SELECT max(seq) FROM events)",
+    "UPDATE versions SET sums_sha256 = 'x' WHERE id = 3",
+    "UPDATE versions SET record = json_set(record, '$.metrics.final_loss', 0.1) WHERE id = 3",
+    "UPDATE versions SET state = 'quarantined' WHERE id = 4",
+    "UPDATE lines SET tip_id = 5",
+    "UPDATE meta SET value = '2' WHERE key = 'version_high_water'",
+    "PRAGMA foreign_keys=OFF; UPDATE versions SET parent_id = 77 WHERE id = 3",
+])  # fmt: skip
+def test_a_ledger_that_somebody_changed_is_found_out(keeper: Keeper, change: str) -> None:
+    keeper.ledger._db.executescript(change)
+    report = verify(keeper)
+    assert any(item.what in ("ledger", "version") for item in report.damage)
+
+
+def test_a_corrupted_ledger_file_never_passes(keeper: Keeper) -> None:
+    keeper.ledger._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    keeper.ledger.close()
+    data = keeper.home.ledger.read_bytes()
+    for start in range(4096, len(data), 3 * 4096):
+        keeper.home.ledger.write_bytes(data[:start] + random.Random(start).randbytes(512) + data[start + 512 :])
+        try:
+            after = keeper_of(keeper.home.root)
+            assert not verify(after).ok, f"garbage at byte {start} went unnoticed"
+            after.ledger.close()
+        except Damage:
+            pass
+
+
+@pytest.mark.parametrize("content", ["2\n", "", "many", None])
+def test_a_high_water_mark_below_a_given_number_is_named(keeper: Keeper, content: str | None) -> None:
+    keeper.home.high_water_file.unlink()
+    if content is not None:
+        keeper.home.high_water_file.write_text(content)
+    assert named(verify(keeper)) == {("ledger", "high-water", "high-water")}
+
+
+@pytest.mark.parametrize("how", [flip_a_bit, truncate, zero_the_end])
+def test_every_copy_in_the_vault_is_read_back(keeper: Keeper, how: Callable[[bytes, random.Random], bytes]) -> None:
+    run_backup(keeper)
+    vault = keeper.home.root / "backups"
+    newest_ledger = max((vault / "ledger").iterdir())
+    original = next(path for path in (vault / "files").rglob("math.jsonl"))
+    for path in (vault / "versions" / VERSION / "config.json", original, newest_ledger, vault / "configs" / "heirloom.yaml"):
+        corrupt(path, how)
+    assert verify(keeper).ok
+    names = {item.name for item in verify(keeper, backup=True).damage}
+    assert names == {VERSION, original.parent.name, newest_ledger.name, "configs"}
+    assert {item.name for item in verify(keeper, versions=[VERSION], backup=True).damage} == {VERSION}
+
+
+def test_a_version_that_was_never_backed_up_is_told_when_its_backup_is_asked_for(keeper: Keeper) -> None:
+    run_backup(keeper)
+    later = add_version(keeper, "later", "v004_full_stack")
+    assert named(verify(keeper, versions=[later], backup=True)) == {("backup", later, "")}
+
+
+def test_a_sample_reads_less_and_lists_still_count(keeper: Keeper) -> None:
+    whole = verify(keeper).checked.bytes
+    assert 0 < verify(keeper, sample=0.4).checked.bytes < whole
+    os.chmod(keeper.home.models / VERSION, 0o755)
+    (keeper.home.models / VERSION / "config.json").unlink()
+    assert (("version", VERSION, "config.json")) in named(verify(keeper, sample=0.0001))
+    for share in (0.0, 1.5, -1.0):
+        with pytest.raises(UsageError):
+            verify(keeper, sample=share)
+
+
+def test_samples_of_other_moments_read_other_files(keeper: Keeper) -> None:
+    corrupt(keeper.home.models / VERSION / "model.safetensors", flip_a_bit)
+    found = []
+    for _day in range(40):
+        keeper.clock.advance(86_400)  # type: ignore[attr-defined]
+        found.append(not verify(keeper, versions=[VERSION], sample=0.3).ok)
+    assert any(found) and not all(found)
+
+
+def test_unknown_versions_are_not_found_and_prefixes_do_not_match(keeper: Keeper) -> None:
+    for text in ("v00", "v003_reason", "v0031", "nonsense"):
+        with pytest.raises(NotFound):
+            verify(keeper, versions=[text])
+
+
+def test_many_versions_and_lines_stay_sound(keeper: Keeper) -> None:
+    shared = add_original(keeper, "shared.jsonl")
+    branch = add_version(keeper, "branch", "v002_syllo", line="experiment", learnt={shared: [1, 2]})
+    add_version(keeper, "poison", branch, line="experiment", state="quarantined")
+    set_tip(keeper, "policy", "v002_syllo")
+    views.refresh(keeper)
+    report = verify(keeper, everything=True)
+    assert report.ok, report.damage
+    assert isinstance(keeper.ledger, Ledger)
