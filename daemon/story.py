@@ -146,11 +146,15 @@ def _standing(
 ) -> tuple[str, str, str]:
     """(name, status, reason) now: of the newest arrival that was asked for, or what became of it once it was admitted.
 
-    `drops` under another name count only when none had this one (asked for by hash, or by where it was returned to).
+    Asked for by hash, or by where a refused file lies now, no arrival has that name: then the stored one's counts.
     """
     from guard.store.views import file_status
 
-    named = [row for row in drops if row["name"] == name] or list(drops)
+    named = [row for row in drops if row["name"] == name]
+    if not named and files:
+        name = files[-1]["name"]
+        named = [row for row in drops if row["name"] == name]
+    named = named or list(drops)
     last = named[-1] if named else None
     own = [row for row in files if last is None or (row["sha256"] == last["sha256"] and row["name"] == last["name"])]
     if own and (last is None or last["state"] in ("admitted", "registered", "duplicate")):

@@ -17,7 +17,7 @@ __all__ = ["POINTS", "Crash", "arm", "arm_from_environment", "disarm", "hits", "
 
 POINTS = (
     "claim.intended", "claim.renamed", "claim.recorded",
-    "copy.intended", "copy.copied", "copy.recorded",
+    "copy.intended", "copy.copied",
     "verdict.intended", "verdict.moved", "verdict.recorded",
     "admit.intended", "admit.sidecars", "admit.renamed", "admit.recorded", "admit.viewed",
     "prepare.intended", "prepare.renamed",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
+import subprocess
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -65,7 +65,8 @@ def keeper_of(root: Path, **settings: object) -> Keeper:
 
 def clone(template: Path, root: Path) -> Keeper:
     """A copy of a finished home, modes and links included: cheaper than making one again."""
-    shutil.copytree(template, root, symlinks=True)
+    # Some 180 tests start from a copy; `cp` takes a fifth of what shutil.copytree takes.
+    subprocess.run(["cp", "-a", "--", template, root], check=True)
     return keeper_of(root)
 
 
@@ -85,7 +86,8 @@ def add_original(keeper: Keeper, name: str, rows: int = 10, kind: str = "pretrai
         keeper.ledger.run(
             "INSERT INTO files (sha256, name, kind, size_bytes, examples, tokens_approx, first_seen, record) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (sha256, name, kind, len(data), rows, rows * 8, keeper.clock.utc(), orjson.dumps(record).decode()))  # fmt: skip
+            (sha256, name, kind, len(data), rows, rows * 8, keeper.clock.utc(),
+             orjson.dumps(record).decode()))  # fmt: skip
     return sha256
 
 
@@ -104,8 +106,8 @@ def _write_folder(folder: Path, record: dict[str, Any]) -> str:
 
 
 def add_version(
-    keeper: Keeper, slug: str, parent: str | None = None, *, line: str = "policy", state: str = "sealed", tip: bool = True,
-    learnt: dict[str, Iterable[int]] | None = None, inputs: Iterable[str] = (),
+    keeper: Keeper, slug: str, parent: str | None = None, *, line: str = "policy", state: str = "sealed",
+    tip: bool = True, learnt: dict[str, Iterable[int]] | None = None, inputs: Iterable[str] = (),
 ) -> str:  # fmt: skip
     """Seal a version with its rows, having learnt these ordinals of these files; returns its name."""
     ledger = keeper.ledger
@@ -113,9 +115,10 @@ def add_version(
         number = reserve_number(keeper)
         name = version_name(number, slug)
         data = [_learnt_item(keeper, sha256, list(ordinals)) for sha256, ordinals in (learnt or {}).items()]
-        record = {"name": name, "id": number, "parent": parent, "line": line, "role": "base" if parent is None else "child",
-                  "created": keeper.clock.utc(), "data": data, "objective": "pretrain", "metrics": {"final_loss": 1.5, "steps": 3},
-                  "gate": {"verdict": "passed" if state == "sealed" else "failed", "reason": "its loss rose"}}  # fmt: skip
+        gate = {"verdict": "passed" if state == "sealed" else "failed", "reason": "its loss rose"}
+        record = {"name": name, "id": number, "parent": parent, "line": line, "role": "child" if parent else "base",
+                  "created": keeper.clock.utc(), "data": data, "objective": "pretrain", "gate": gate,
+                  "metrics": {"final_loss": 1.5, "steps": 3}}  # fmt: skip
         sums = _write_folder(keeper.home.models / name, record)
         parent_id = ledger.value("SELECT id FROM versions WHERE name = ?", (parent,)) if parent else None
         ledger.run(
@@ -149,7 +152,9 @@ def set_tip(keeper: Keeper, line: str, name: str) -> None:
                           (line, name, keeper.clock.utc()))  # fmt: skip
 
 
-def add_job_row(keeper: Keeper, state: str, *, line: str = "policy", base: str | None = None, started: bool = False) -> int:
+def add_job_row(
+    keeper: Keeper, state: str, *, line: str = "policy", base: str | None = None, started: bool = False
+) -> int:
     """A job in some state; `started`: it has its frozen plan and a number for its output."""
     now = keeper.clock.utc()
     with keeper.ledger.transaction():

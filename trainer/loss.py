@@ -1,10 +1,11 @@
-"""Cross entropy over the vocabulary, in chunks of tokens, with the gradients computed on the way forward.
+"""Cross entropy over the vocabulary in tiles, with the gradients computed on the way forward.
 
 The naive head keeps tokens x vocabulary logits in fp32 three times over (logits, log-softmax, their gradient): 400 MB
-each for 2,048 tokens and GPT-2's vocabulary. Here one chunk of logits exists at a time, stays in the processor's
-cache, and becomes its own gradient in place. Positions without weight never reach the head at all, which is what
-makes masked conversation data cheap. It sums; dividing by the number of trained tokens is the loop's business.
-Same idea as Liger Kernel's fused linear cross entropy (arXiv 2410.10989).
+each for 2,048 tokens and GPT-2's vocabulary. Here tokens go in chunks and the vocabulary in tiles that stay in the
+processor's cache: per tile logits, exponentials, their sum and the hidden states' gradient; then, once the sums are
+known, a second sweep for the matrix' gradient. Positions without weight never reach the head at all, which is what
+makes masked conversations cheap. It sums; dividing by the number of trained tokens is the loop's business.
+After the ideas of Liger Kernel (arXiv 2410.10989) and Cut Cross-Entropy (arXiv 2411.09009); no term is left out.
 """
 
 from __future__ import annotations
@@ -18,23 +19,30 @@ if TYPE_CHECKING:
     from trainer.batches import Batch
     from trainer.model import Decoder
 
-__all__ = ["CHUNK_TOKENS", "chunked_cross_entropy", "next_token_loss"]
+__all__ = ["CHUNK_TOKENS", "TILE_ROWS", "chunked_cross_entropy", "next_token_loss"]
 
-CHUNK_TOKENS = 128
+# Measured on 2 cores of a 2.5 GHz Skylake with width 128: 256 x 4096 takes 0.29 ms per token, one tile of the whole
+# vocabulary 0.38 ms, the naive head 1.5 ms. Smaller tiles lose to the cost of waking threads.
+CHUNK_TOKENS = 256
+TILE_ROWS = 4096
+# exp(60) * 2**20 columns is far from overflowing fp32, and exp(-60) far from vanishing.
+_SAFE_LOGIT = 60.0
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, chunk_tokens: int = CHUNK_TOKENS
-) -> Tensor:
+    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, chunk_tokens: int = CHUNK_TOKENS,
+    tile_rows: int = TILE_ROWS,
+) -> Tensor:  # fmt: skip
     """Sum over positions of weight * -log softmax(hidden @ head.T)[target], an fp32 scalar.
 
     hidden [n, width] (fp32 or bf16), head [vocabulary, width], targets int64 [n], weights float [n].
-    Gradients reach `hidden` and `head`; they are computed here, in fp32 sums, when somebody will need them.
+    Gradients reach `hidden` and `head`; they are computed here, when somebody will need them. Call backward once.
     """
     trained = torch.nonzero(weights, as_tuple=True)[0]
     if trained.numel() < weights.numel():
         hidden, targets, weights = hidden[trained], targets[trained], weights[trained]
-    result: Tensor = _ChunkedCrossEntropy.apply(hidden, head, targets, weights.float(), chunk_tokens)
+    sizes = (chunk_tokens, tile_rows)
+    result: Tensor = _TiledCrossEntropy.apply(hidden, head, targets, weights.float(), sizes, torch.is_grad_enabled())
     return result
 
 
@@ -46,53 +54,90 @@ def next_token_loss(model: Decoder, batch: Batch, dtype: torch.dtype) -> Tensor:
     return chunked_cross_entropy(flat, model.head_weight, batch.targets.reshape(-1), batch.weights.reshape(-1))
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class _TiledCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> Tensor:
-        wants_gradients = hidden.requires_grad or head.requires_grad
-        matrix = head.to(hidden.dtype)
-        hidden_gradient = torch.empty_like(hidden) if wants_gradients else None
-        head_gradient = torch.zeros_like(head, dtype=torch.float32) if wants_gradients else None
-        buffer = torch.empty(min(chunk, hidden.shape[0]), head.shape[0], dtype=hidden.dtype)
-        total = torch.zeros((), dtype=torch.float32)
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, sizes: tuple[int, int], learns: bool
+    ) -> Tensor:
+        chunk, tile_rows = sizes
+        matrix = head.detach().to(hidden.dtype)
+        tiles = [slice(start, start + tile_rows) for start in range(0, matrix.shape[0], tile_rows)]
+        scratch = torch.empty(
+            len(tiles) if learns else 1, min(chunk, hidden.shape[0]) * min(tile_rows, matrix.shape[0]), dtype=hidden.dtype
+        )
+        hidden_gradient = torch.empty_like(hidden) if learns else None
+        head_gradient = torch.zeros_like(head, dtype=torch.float32) if learns else None
+        longest_row = float(torch.linalg.vector_norm(matrix, dim=1).max())
+        total = torch.zeros((), dtype=torch.float64)
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
-            states, aims, weight = hidden[part], targets[part, None], weights[part, None]
-            logits = torch.mm(states, matrix.t(), out=buffer[: states.shape[0]]).float()
-            losses, scale = _exponentials_in_place(logits, aims)
+            states, aims, weight = hidden[part], targets[part], weights[part, None]
+            shift = _shift(states, matrix, tiles, longest_row)
+            towards = None if hidden_gradient is None else hidden_gradient[part].zero_()
+            sums = _sweep(states, matrix, tiles, shift, scratch, towards)
+            aimed = (states.float() * matrix[aims].float()).sum(1, keepdim=True)
+            losses = sums.log() - aimed if shift is None else sums.log() + shift - aimed
             total += (losses * weight).sum()
-            if hidden_gradient is not None and head_gradient is not None:
-                # logits now hold scale * (softmax - one_hot): the row factor is cheaper on [n, width] than here
-                factor = weight / scale
-                logits = logits.to(hidden.dtype)
-                torch.mm(logits, matrix, out=hidden_gradient[part]).mul_(factor)
-                _accumulate(head_gradient, logits, states * factor.to(states.dtype))
-        if wants_gradients:
+            if towards is not None and head_gradient is not None:
+                factor = (weight / sums).to(states.dtype)
+                towards.mul_(factor).sub_(matrix[aims] * weight.to(states.dtype))
+                _sweep_back(states * factor, tiles, scratch, head_gradient)
+                head_gradient.index_add_(0, aims, states.float() * weight, alpha=-1.0)
+        if learns:
             ctx.save_for_backward(hidden_gradient, head_gradient)
         ctx.head_dtype = head.dtype
-        return total
+        return total.float()
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, head_gradient = ctx.saved_tensors
         # In place: these buffers were made for this one backward pass.
-        return hidden_gradient.mul_(outputs[0]), head_gradient.mul_(outputs[0]).to(ctx.head_dtype), None, None, None
+        scaled = hidden_gradient.mul_(outputs[0]), head_gradient.mul_(outputs[0]).to(ctx.head_dtype)
+        return (*scaled, None, None, None, None)
 
 
-def _exponentials_in_place(logits: Tensor, aims: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn fp32 logits [n, v] into sum * (softmax - one_hot); returns losses [n, 1] and the sums [n, 1]."""
-    highest = logits.amax(1, keepdim=True)
-    aimed = logits.gather(1, aims)
-    logits.sub_(highest).exp_()
-    sums = logits.sum(1, keepdim=True)
-    losses = sums.log() + highest - aimed
-    # One column per row, so nothing is added twice and the order cannot matter.
-    logits.scatter_(1, aims, logits.gather(1, aims) - sums)
-    return losses, sums
+def _shift(states: Tensor, matrix: Tensor, tiles: list[slice], longest_row: float) -> Tensor | None:
+    """What to subtract from the logits [n, 1] so that exp neither overflows nor vanishes; None when nothing is needed.
+
+    |x . w| <= |x| |w| tells for nearly every model without looking at a single logit; else the highest one is found.
+    """
+    if float(torch.linalg.vector_norm(states, dim=1).max()) * longest_row <= _SAFE_LOGIT:
+        return None
+    highest = [torch.mm(states, matrix[tile].t()).amax(1, keepdim=True) for tile in tiles]
+    return torch.cat(highest, dim=1).amax(1, keepdim=True).float()
 
 
-def _accumulate(head_gradient: Tensor, logits: Tensor, states: Tensor) -> None:
-    if logits.dtype == head_gradient.dtype:
-        head_gradient.addmm_(logits.t(), states)
-    else:
-        head_gradient.add_(torch.mm(logits.t(), states))
+def _sweep(
+    states: Tensor, matrix: Tensor, tiles: list[slice], shift: Tensor | None, scratch: Tensor, towards: Tensor | None
+) -> Tensor:
+    """Sums of the exponentials [n, 1]; leaves those in `scratch` and adds their mix of rows to `towards`."""
+    sums = torch.zeros(states.shape[0], 1)
+    for number, tile in enumerate(tiles):
+        rows = matrix[tile]
+        kept = _tile_of(scratch, number if towards is not None else 0, states.shape[0], rows.shape[0])
+        torch.mm(states, rows.t(), out=kept)
+        values = kept if kept.dtype is torch.float32 else kept.float()
+        if shift is not None:
+            values.sub_(shift)
+        sums += values.exp_().sum(1, keepdim=True)
+        if values is not kept:
+            kept.copy_(values)
+        if towards is not None:
+            towards.addmm_(kept, rows)
+    return sums
+
+
+def _sweep_back(states: Tensor, tiles: list[slice], scratch: Tensor, head_gradient: Tensor) -> None:
+    """Add exponentials.T @ states, tile by tile, to the matrix' gradient; `states` carry weight / sum already."""
+    for number, tile in enumerate(tiles):
+        target = head_gradient[tile]
+        kept = _tile_of(scratch, number, states.shape[0], target.shape[0])
+        if kept.dtype is target.dtype:
+            target.addmm_(kept.t(), states)
+        else:
+            target.add_(torch.mm(kept.t(), states))
+
+
+def _tile_of(scratch: Tensor, number: int, tokens: int, rows: int) -> Tensor:
+    """A contiguous [tokens, rows] piece of the scratch memory."""
+    return scratch[number, : tokens * rows].view(tokens, rows)

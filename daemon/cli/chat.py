@@ -7,20 +7,23 @@ search (`trainer/retrieval/`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
-from daemon.cli.data import find_index, place_of
+from daemon.cli.data import find_index, name_or_folder, place_of
 from daemon.cli.output import visible
 from guard.errors import CheckFailed, NotFound, UsageError
 
-__all__ = ["add_to", "citations_of", "context_of"]
+__all__ = ["add_to", "fitting_turns", "shown"]
 
+# The two context tags, their newlines, and the one between context and question.
+_CONTEXT_TAGS = 6
+_LONGEST_ANSWER = 200
 _LEAVE = {"/quit", "/exit", "exit", "quit"}
 
 
@@ -43,62 +46,47 @@ class _Talk:
     seed: int
     messages: list[dict[str, str]] = field(default_factory=list)
 
-    def answer(self, question: str) -> tuple[str, list[dict[str, Any]]]:
-        """The model's answer and the pieces it was given."""
+    def answer(self, question: str) -> tuple[str, tuple[Any, ...]]:
+        """The model's answer, and the citations of the pieces of documents that it was given."""
         from trainer.generate import generate
-        from trainer.template import ASSISTANT_CLOSE, END_OF_TURN, encode_prompt
+        from trainer.template import encode_prompt
 
-        found = self._search(question)
         self.messages.append({"role": "user", "content": question})
-        tokenizer = self.tokenizer
         room = max(1, self.model.config.block_size - self.max_tokens)
-        prompt = fitting_prompt(
-            found, self.messages, lambda context, turns: encode_prompt(None, context, turns, tokenizer), room
-        )
-        stops = [tokenizer.special(ASSISTANT_CLOSE), tokenizer.special(END_OF_TURN), tokenizer.separator_id]
-        ids = generate(self.model, prompt, max_tokens=self.max_tokens, ids_in_use=tokenizer.vocab_size, stop_ids=stops,
-                       temperature=self.temperature, seed=self.seed + len(self.messages) // 2)  # fmt: skip
-        text = tokenizer.decode(ids).strip()
+        turns = fitting_turns(self.messages, room // 2, self._prompt_tokens)
+        context, citations = self._context(question, room - self._prompt_tokens(turns) - _CONTEXT_TAGS)
+        prompt = encode_prompt(None, context, turns, self.tokenizer)
+        ids = generate(self.model, prompt, max_tokens=self.max_tokens, ids_in_use=self.tokenizer.vocab_size,
+                       stop_ids=self.tokenizer.stop_ids, temperature=self.temperature,
+                       seed=self.seed + len(self.messages) // 2)  # fmt: skip
+        text = self.tokenizer.decode(ids).strip()
         self.messages.append({"role": "assistant", "content": text})
-        return text, found
+        return text, citations
 
-    def _search(self, question: str) -> list[dict[str, Any]]:
-        if self.index is None:
-            return []
+    def _prompt_tokens(self, turns: Sequence[Mapping[str, str]]) -> int:
+        from trainer.template import encode_prompt
+
+        return len(encode_prompt(None, None, turns, self.tokenizer))
+
+    def _context(self, question: str, budget_tokens: int) -> tuple[str | None, tuple[Any, ...]]:
+        if self.index is None or budget_tokens <= 0:
+            return None, ()
+        from trainer.retrieval.context import build_context
         from trainer.retrieval.search import search
 
-        return [dict(item) for item in search(self.index, question, self.pieces)]
+        hits = search(self.index, question, self.pieces)
+        built = build_context(hits, budget_tokens, lambda text: len(self.tokenizer.encode(text)))
+        return built.text or None, built.citations
 
 
-def fitting_prompt(
-    found: list[dict[str, Any]], messages: Sequence[Mapping[str, str]], encode: Any, room: int
-) -> list[int]:
-    """The longest prompt that fits: old turns go first, then the weakest pieces; never the question.
-
-    `found` loses the pieces that had to go, so that nothing is cited that the model did not see.
-    """
+def fitting_turns(
+    messages: Sequence[Mapping[str, str]], budget_tokens: int, measure: Callable[[Sequence[Mapping[str, str]]], int]
+) -> list[Mapping[str, str]]:
+    """The newest turns within the budget, oldest left out in pairs; the question itself always stays."""
     turns = list(messages)
-    while True:
-        prompt = encode(context_of(found), turns)
-        if len(prompt) <= room:
-            return prompt
-        if len(turns) > 2:
-            turns = turns[2:]
-        elif found:
-            found.pop()
-        else:
-            return prompt
-
-
-def context_of(found: Sequence[Mapping[str, Any]]) -> str | None:
-    """Pieces as the training data shows them: `[1] (file) text`."""
-    return "\n".join(f"[{number}] ({item['file']}) {item['text']}" for number, item in enumerate(found, 1)) or None
-
-
-def citations_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The pieces an answer was given, by number."""
-    keys = ("file", "score", "chunk_id", "page", "start_line", "end_line", "text")
-    return [{"number": number, **{key: item.get(key) for key in keys}} for number, item in enumerate(found, 1)]
+    while len(turns) > 2 and measure(turns) > budget_tokens:
+        turns = turns[2:]
+    return turns
 
 
 def chat(
@@ -111,7 +99,7 @@ def chat(
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="One question, one answer.")
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Pieces of documents to read first.")] = 3,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 200,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="The longest answer.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest.")] = 0.8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same answer.")] = 0,
     no_rag: Annotated[bool, typer.Option("--no-rag", help="Without documents.")] = False,
@@ -123,9 +111,11 @@ def chat(
     if caller.console.json and prompt is None:
         raise UsageError("--json needs one question", hint="heirloom chat -p TEXT --json")
     name, folder, record = _version(caller, version or model_name)
-    talk = _Talk(
-        name, *_load(folder, record), _index(caller, index, index_dir, no_rag), k, max_tokens, temperature, seed
-    )
+    source = _index(caller, index, index_dir, no_rag)
+    model, tokenizer = _load(folder, record)
+    # A small model has a small block: most of it belongs to what is read, not to the answer.
+    longest = max_tokens or max(1, min(_LONGEST_ANSWER, model.config.block_size // 4))
+    talk = _Talk(name, model, tokenizer, source, k, longest, temperature, seed)
     if prompt is not None:
         _one_shot(caller, talk, prompt)
     else:
@@ -164,14 +154,12 @@ def _load(folder: Path, record: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _index(caller: Caller, index: str | None, index_dir: str | None, no_rag: bool) -> Path | None:
     """The index to read; a home without one is no reason not to talk, a named one that is missing is."""
-    from daemon.cli.data import _name_or_folder
-
     if no_rag:
         return None
     if index_dir is not None:
         return find_index(caller, None, index_dir)
     if index is not None:
-        return find_index(caller, *_name_or_folder(index))
+        return find_index(caller, *name_or_folder(index))
     try:
         return find_index(caller, None, None)
     except NotFound:
@@ -179,17 +167,17 @@ def _index(caller: Caller, index: str | None, index_dir: str | None, no_rag: boo
 
 
 def _one_shot(caller: Caller, talk: _Talk, prompt: str) -> None:
-    answer, found = talk.answer(prompt)
-    caller.console.emit({"answer": answer, "citations": citations_of(found), "version": talk.name,
+    answer, citations = talk.answer(prompt)
+    caller.console.emit({"answer": answer, "citations": [asdict(item) for item in citations], "version": talk.name,
                          "index": talk.index.name if talk.index else None})  # fmt: skip
-    caller.console.say(*_shown(answer, found))
+    caller.console.say(*shown(answer, [asdict(item) for item in citations]))
 
 
-def _shown(answer: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+def shown(answer: str, citations: Sequence[Mapping[str, Any]]) -> list[str]:
     """The answer (whatever the model wrote, safe to print) and its numbered sources."""
     lines = [visible(line) for line in answer.split("\n")]
-    cited = [f"[{number}] {visible(place_of(item))}" for number, item in enumerate(found, 1)]
-    return [*lines, *(["", *cited] if cited else [])]
+    cited = [f"[{item['number']}] {visible(place_of(item))}" for item in citations]
+    return [*lines, "", *cited] if cited else lines
 
 
 def _converse(caller: Caller, talk: _Talk) -> None:
@@ -200,5 +188,5 @@ def _converse(caller: Caller, talk: _Talk) -> None:
         if question.strip() in _LEAVE:
             return
         if question.strip():
-            answer, found = talk.answer(question)
-            caller.console.say(*_shown(answer, found), "")
+            answer, citations = talk.answer(question)
+            caller.console.say(*shown(answer, [asdict(item) for item in citations]), "")

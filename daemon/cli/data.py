@@ -15,7 +15,7 @@ from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_count, human_tokens, plural, table, visible
 from guard.errors import NotFound, UsageError
 
-__all__ = ["add_to", "find_index", "result_lines"]
+__all__ = ["add_to", "dataset_lines", "find_index", "index_lines", "name_or_folder", "place_of", "result_lines"]
 
 _EXCERPT = 400
 
@@ -209,13 +209,13 @@ def search(
     from trainer.retrieval.search import search as run_search
 
     caller: Caller = context.obj
-    folder = find_index(caller, *_name_or_folder(index))
+    folder = find_index(caller, *name_or_folder(index))
     results = run_search(folder, query, k)
     caller.console.emit({"query": query, "index": folder.name, "results": results})
     caller.console.say(*result_lines(results))
 
 
-def _name_or_folder(text: str | None) -> tuple[str | None, str | None]:
+def name_or_folder(text: str | None) -> tuple[str | None, str | None]:
     """`v002` and `latest` are names of the home's own; anything else is a folder."""
     if text is None or text == "latest" or (text[:1] == "v" and text[1:].isdecimal()):
         return text, None

@@ -165,4 +165,4 @@ def _returned(drops: Sequence[Mapping[str, Any]]) -> list[str]:
         if drop["returned_to"]:
             lines.append(f"    given back as {visible(drop['returned_to'])}")
     refused = [drop["why"] for drop in drops if drop["state"] == "rejected"]
-    return lines + ["", "  The last refusal", *(f" {line}" for line in _why_lines(refused[-1]))] if refused else lines
+    return [*lines, "", "  The last refusal", *(f" {line}" for line in _why_lines(refused[-1]))] if refused else lines

@@ -93,12 +93,17 @@ def _newest(caller: Caller) -> int:
 def event_line(event: Mapping[str, Any]) -> str:
     """`2026-11-21 01:02:03  version.sealed  v002_math  (daemon)  steps=12`."""
     moment = str(event["utc"])[:19].replace("T", " ")
-    shown = [
-        f"{visible(key)}={visible(value)}" for key, value in event["payload"].items() if value not in ("", None, [], {})
-    ]
+    told = [(key, value) for key, value in event["payload"].items() if value not in ("", None, [], {})]
+    shown = [f"{visible(key)}={_short(value)}" for key, value in told]
     details = "  ".join(itertools.islice(shown, 6))
-    head = f"{moment}  {visible(event['verb']):<18}  {visible(event['subject'])}"
+    head = f"{moment}  {visible(event['verb']):<18}  {_short(event['subject'])}"
     return f"{head}  ({visible(event['actor'])})  {details}".rstrip()
+
+
+def _short(value: object) -> str:
+    """The start of a hash is enough for a person."""
+    text = visible(value)
+    return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 def parse_since(text: str, now_seconds: float) -> str:

@@ -77,7 +77,7 @@ def as_error(problem: BaseException) -> HeirloomError | None:
     # typer brings click along under a name that changed between releases: known by its family, not by import.
     family = {base.__name__ for base in type(problem).__mro__ if base.__module__.startswith(("typer", "click"))}
     if isinstance(problem, KeyboardInterrupt) or "Abort" in family:
-        return Interrupted("interrupted", hint="nothing half done is left; just run it again")
+        return Interrupted("interrupted")
     if "ClickException" in family:
         context = getattr(problem, "ctx", None)
         path = context.command_path if context is not None else "heirloom"

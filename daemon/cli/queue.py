@@ -114,7 +114,8 @@ def _files(names: list[str | None]) -> str:
 
 def follow_line(number: int, state: str, progress: Mapping[str, Any]) -> str:
     """One line on where a job stands; `progress` is what its child last told, empty when nothing."""
-    return f"job {number} {visible(state)}" + (f": {progress_line(progress)}" if progress else "")
+    line = progress_line(progress)
+    return f"job {number} {visible(state)}" + (f": {line}" if progress and line != state else "")
 
 
 class Teller:

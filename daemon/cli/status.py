@@ -90,15 +90,18 @@ def _counts(counts: Mapping[str, Any]) -> str:
 def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if not training:
         return [("Training", "nothing now")]
-    title = f"{visible(training.get('output') or 'a new version')} from {visible(training.get('base') or '?')}"
-    return [("Training", f"{title} (job {training['job']})"), ("", progress_line(training))]
+    title = f"job {training['job']}"
+    if training.get("output"):
+        title = f"{visible(training['output'])} from {visible(training.get('base'))} ({title})"
+    return [("Training", title), ("", progress_line(training))]
 
 
 def progress_line(training: Mapping[str, Any]) -> str:
     """`[████░░░░] 52 %  step 1,300/2,500  loss 0.153  12.4K tokens/s  1h 23m left`."""
     step, steps = training.get("step") or 0, training.get("steps") or 0
-    if not steps:
-        return visible(training.get("phase") or "getting ready")
+    phase = visible(training.get("phase") or "training")
+    if not steps or phase != "training":
+        return phase if phase != "training" else "getting ready"
     parts = [f"{bar(step / steps)} {100 * step // steps} %", f"step {human_count(step)}/{human_count(steps)}"]
     if training.get("loss") is not None:
         parts.append(f"loss {training['loss']:.4g}")

@@ -133,7 +133,7 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         ("Exactness", record.get("exactness")),
         ("Size", human_bytes(record["size_bytes"]) if record.get("size_bytes") else None),
         *(
-            (key.replace("_", " ").capitalize(), value)
+            (key.replace("_", " ").capitalize(), _number(value))
             for key, value in metrics.items()
             if not isinstance(value, list | dict)
         ),
@@ -151,6 +151,12 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         lines += [f"    {tick(check.get('ok'))} {visible(check.get('name'))}: {visible(check.get('detail'))}"
                   for check in checks]  # fmt: skip
     return lines
+
+
+def _number(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def file_lines(record: Mapping[str, Any]) -> list[str]:

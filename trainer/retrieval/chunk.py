@@ -46,9 +46,10 @@ def check_sizes(size: int, overlap: int) -> None:
 
 
 def chunk_text(text: str, size: int, overlap: int) -> list[Chunk]:
-    """Chunks of at most `size` characters, in order; neighbours share up to `overlap` characters, whole sentences or lines.
+    """Chunks of at most `size` characters, in order; neighbours share up to `overlap` characters.
 
-    Nothing is shared across a heading. White space alone gives no chunk. Raises UsageError for sizes that make no sense.
+    What is shared are whole sentences or lines where possible, and nothing across a heading. White space alone gives
+    no chunk. Raises UsageError for sizes that make no sense.
     """
     check_sizes(size, overlap)
     lines = [0, *(match.end() for match in _LINE_END.finditer(text))]

@@ -34,7 +34,7 @@ def read_document(document: Document) -> str:
     try:
         data = Path(document.path).read_bytes()
     except OSError as error:
-        raise EnvironmentFault(f"the document {document.name} cannot be read: {error.strerror}", subject=document.sha256,
+        raise EnvironmentFault(f"document {document.name} cannot be read: {error.strerror}", subject=document.sha256,
                                hint="is the disk there? heirloom verify --all", cause=error) from error  # fmt: skip
     if sha256_bytes(data) != document.sha256:
         raise Damage(f"the document {document.name} is not what it was", subject=document.sha256,

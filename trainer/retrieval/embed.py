@@ -44,8 +44,8 @@ class HashedNgramEmbedder:
                  saturation: float = 8.0) -> None:  # fmt: skip
         shortest, longest = ngram_range
         if dimensions < 1 or not 1 <= shortest <= longest or projections < 1 or not 0 < saturation < float("inf"):
-            raise UsageError(f"no embedder: {dimensions} dimensions, n-grams {ngram_range}, {projections} projections,"
-                             f" saturation {saturation}", hint="all are positive; n-grams are (short, long)")  # fmt: skip
+            raise UsageError(f"impossible embedder: dimensions {dimensions}, n-grams {ngram_range}, projections"
+                             f" {projections}, saturation {saturation}", hint="all of them are above 0")  # fmt: skip
         self.dimensions = dimensions
         self.ngram_range = (shortest, longest)
         self.projections = projections

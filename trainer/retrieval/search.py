@@ -83,7 +83,7 @@ def _overlaps(query: str, texts: Sequence[str]) -> list[float]:
 
 def _keys(text: str) -> set[str]:
     """What words are compared by: first letters, or the pairs of characters of a run."""
-    return {key for word in words(text) for key in (pairs(word) if is_run(word) else [word[:_STEM]])}
+    return {key for word in set(words(text)) for key in (pairs(word) if is_run(word) else [word[:_STEM]])}
 
 
 def _hit(row: dict[str, Any], score: float) -> Hit:

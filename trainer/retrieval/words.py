@@ -41,17 +41,22 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 _RUN = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_RUN}]+|[^\\W{_RUN}]+")
 _IS_RUN = re.compile(f"[{_RUN}]")
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
+_FIRST_RUN = "\u3040"
 
 
 def words(text: str) -> list[str]:
     """The words that say something, in order; all of them when every one is a stop word ("to be or not to be")."""
-    found = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    if text.isascii():  # the same words, found three times as fast
+        found = _ASCII_WORD.findall(text.lower())
+    else:
+        found = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
     return [word for word in found if word not in STOP_WORDS] or found
 
 
 def is_run(word: str) -> bool:
     """True for a run of a script that is written without spaces."""
-    return _IS_RUN.match(word) is not None
+    return word[:1] >= _FIRST_RUN and _IS_RUN.match(word) is not None
 
 
 def pairs(run: str) -> list[str]:
