@@ -45,6 +45,7 @@ class Engine:
         self._backup: Iterator[str] | None = None
         self._backup_due: float | None = 0.0
         self._next_sweep = 0.0
+        self._views_sequence = -1
         self._views_cost = 0.0
         self._views_at = 0.0
 
@@ -84,22 +85,31 @@ class Engine:
 
     def wait_seconds(self, now: float) -> float:
         """How long the loop may sleep before something is due."""
-        if self._backup is not None or self.intake.views_dirty:
+        if self._backup is not None:
             return 0.0
+        if self.intake.views_dirty:
+            return max(0.0, min(0.25, self._views_due() - now))
         busy = self.pool.busy or self.runner.current is not None or self.index.current is not None
         return max(0.0, min(self._next_sweep - now if self.watch_inbox else 1.0, 0.25 if busy else 1.0))
 
     # --- views and backups ---------------------------------------------------------------------------------------
 
     def refresh_views(self, now: float) -> None:
-        """Make the views follow every admission; in a burst at most a twentieth of the time is spent on them."""
-        if not self.intake.views_dirty or (self.pool.busy and now < self._views_at + 20 * self._views_cost):
+        """Make the views follow the ledger; in a burst at most a twentieth of the time is spent on them."""
+        sequence = self.keeper.ledger.sequence()
+        self.intake.views_dirty = self.intake.views_dirty or sequence != self._views_sequence
+        if not self.intake.views_dirty or now < self._views_due():
             return
         begun = time.monotonic()
         views.refresh(self.keeper)
+        self._views_sequence = sequence
         point("admit.viewed")
         self._views_cost, self._views_at = time.monotonic() - begun, now
         self.intake.views_dirty = False
+
+    def _views_due(self) -> float:
+        """When the views may be made again: after twenty times what the last making took."""
+        return self._views_at + 20 * self._views_cost
 
     def _born(self, name: str) -> None:
         self._backup_due = self.keeper.clock.monotonic()
@@ -152,3 +162,5 @@ class Engine:
         self.runner.close()
         self.index.close()
         self.pool.close()
+        if self.keeper.ledger.sequence() != self._views_sequence:
+            views.refresh(self.keeper)

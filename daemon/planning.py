@@ -273,7 +273,8 @@ def gather_facts(
     return Facts(
         data=_data_facts(keeper, target.files), base=base.name, base_present=present, base_intact=intact,
         base_is_intended=intended, base_problem=problem or "the line's tip has moved",
-        examples_new=_examples_new(keeper, target, prepared), repeat_allowed=bool(job.request.get("allow_repeat")),
+        examples_new=_examples_new(keeper, target, prepared),
+        examples_too_long=int(prepared["counts"].get("too_long", 0)) if prepared else 0, repeat_allowed=bool(job.request.get("allow_repeat")),
         free_bytes=keeper.home.free_bytes(), needed_bytes=_needed(keeper, target, tokens, present),
         reserve_bytes=int(keeper.settings.disk.reserve_gb * 1e9), device="CPU", device_free=True,
         unfinished_jobs=others, inconsistencies=_inconsistencies(keeper),
@@ -311,7 +312,8 @@ def _inconsistencies(keeper: Keeper) -> list[str]:
 def _examples_new(keeper: Keeper, target: Target, prepared: Mapping[str, Any] | None) -> int:
     repeat = bool(target.job.request.get("allow_repeat"))
     if prepared is not None:
-        return int(prepared["counts"]["new"])
+        counts = prepared["counts"]
+        return int(counts["new"]) + int(counts.get("known_again", 0)) if prepared["steps"] else 0
     fingerprints: list[bytes] = []
     for file in target.files:
         fingerprints += read_sidecar(keeper.home.files / file.sha256)

@@ -213,7 +213,8 @@ class Runner:
             return gather_facts(self.keeper, target, prepared=prepared, wanted=job.wanted_id)
         taken = job.wanted_id is not None and not number_is_free(self.keeper, job.wanted_id)
         return dataclasses.replace(
-            estimate, examples_new=int(prepared["counts"]["new"]) if prepared["steps"] else 0,
+            estimate, examples_new=_trainable(prepared),
+            examples_too_long=int(prepared["counts"].get("too_long", 0)),
             free_bytes=self.keeper.home.free_bytes(), tokenizer_data=prepared.get("tokenizer_hash"),
             template_data=prepared.get("template_hash"), mask_ratio=prepared.get("mask_ratio"),
             output_problem=f"the number {job.wanted_id} was used meanwhile" if taken else "")  # fmt: skip
@@ -330,6 +331,12 @@ class Runner:
 
     def close(self) -> None:
         self.server.close()
+
+
+def _trainable(prepared: dict[str, Any]) -> int:
+    """Examples a prepared job will train: the new ones, and known ones where repeating was asked for."""
+    counts = prepared["counts"]
+    return int(counts["new"]) + int(counts.get("known_again", 0)) if prepared["steps"] else 0
 
 
 def _batchable(job: Job, first: Job) -> bool:

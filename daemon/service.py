@@ -147,8 +147,6 @@ class Service:
         self.watcher.stop()
         self.control.close()
         self.engine.close()
-        if self.engine.intake.views_dirty:
-            views.refresh(self.keeper)
         publish_status(self.keeper, live_facts(self.engine))
         self.reactor.close()
 

@@ -173,6 +173,15 @@ def test_a_deletion_that_the_disk_refuses_leaves_a_sound_home(keeper: Keeper, po
     assert verify(after, everything=True).ok
 
 
+def test_a_deletion_that_died_before_sealing_again_is_sealed_by_recovery(keeper: Keeper) -> None:
+    failpoints.arm("delete.moved", "crash")
+    with pytest.raises(Crash):
+        delete(keeper, LEAF, force=True)
+    os.chmod(keeper.home.trash / LEAF, 0o755)
+    recovered(keeper)
+    assert unsealed(keeper.home.trash / LEAF) == []
+
+
 def test_a_deletion_whose_folder_vanished_is_taken_back_and_told(keeper: Keeper) -> None:
     failpoints.arm("delete.intended", "crash")
     with pytest.raises(Crash):
@@ -211,6 +220,7 @@ def test_a_restore_over_a_damaged_version_that_dies_at_any_step_is_finished(keep
     assert failpoints.hits(point) >= 1
     after = recovered(keeper)
     assert places_of(after, LEAF) == ["models", f"trash/{LEAF}~damaged"]
+    assert unsealed(after.home.trash / f"{LEAF}~damaged") == []
     assert verify(after, everything=True).ok
 
 

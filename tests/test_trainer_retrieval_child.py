@@ -93,7 +93,7 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = os.pidfd_open(int(parent.stdout.readline()))
-        opener = threading.Thread(target=lambda: open(folder / "fox.txt", "wb"), daemon=True)
+        opener = threading.Thread(target=lambda: os.open(folder / "fox.txt", os.O_WRONLY), daemon=True)
         opener.start()
         opener.join(60)
         assert not opener.is_alive(), "the child never came to read its document"

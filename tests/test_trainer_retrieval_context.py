@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from trainer.retrieval.context import build_context
 from trainer.retrieval.search import Hit
 
@@ -23,20 +21,26 @@ def test_the_form_is_the_one_models_were_trained_on() -> None:
         "[1] (document.md) The quick brown fox jumps over the lazy dog.\n"
         "[2] (facts.txt) Foxes are omnivorous mammals.\nThey live long."
     )
-    assert [citation.display() for citation in context.citations] == ["[1] document.md, lines 3-9", "[2] facts.txt, line 2"]
+    assert [citation.display() for citation in context.citations] == [
+        "[1] document.md, lines 3-9",
+        "[2] facts.txt, line 2",
+    ]
 
 
 def test_a_page_is_cited_as_a_page() -> None:
     assert build_context([hit("a.pdf", "text", page=4)], 100).citations[0].display() == "[1] a.pdf, page 4"
 
 
-@pytest.mark.parametrize("budget", range(0, 140))
-def test_the_budget_is_kept_and_only_what_is_shown_is_cited(budget: int) -> None:
-    context = build_context([FOX, FACTS], budget)
-    assert len(context.text) <= budget
-    assert len(context.citations) == sum(name in context.text for name in ("(document.md)", "(facts.txt)"))
-    if context.text and not context.text.endswith(("dog.", "long.")):
-        assert context.text.endswith("...") and not context.text.endswith(" ...")
+def test_the_budget_is_kept_and_only_what_is_shown_is_cited() -> None:
+    shown = set()
+    for budget in range(140):
+        context = build_context([FOX, FACTS], budget)
+        shown.add(len(context.citations))
+        assert len(context.text) <= budget
+        assert len(context.citations) == sum(name in context.text for name in ("(document.md)", "(facts.txt)"))
+        if context.text and not context.text.endswith(("dog.", "long.")):
+            assert context.text.endswith("...") and not context.text.endswith(" ...")
+    assert shown == {0, 1, 2}
 
 
 def test_a_budget_may_be_counted_in_tokens() -> None:

@@ -19,7 +19,9 @@ from trainer.retrieval.build import Document, build_from_folder, build_index
 from trainer.retrieval.embed import HashedNgramEmbedder
 from trainer.retrieval.index import open_index, verify_index
 
-GUIDE = "# Install\n\nRun rustup to install Rust. It takes a minute.\n\n# Ownership\n\n" + "Each value has an owner. " * 30
+GUIDE = (
+    "# Install\n\nRun rustup to install Rust. It takes a minute.\n\n# Ownership\n\n" + "Each value has an owner. " * 30
+)
 FACTS = "Foxes are omnivorous mammals.\r\nThe quick brown fox jumps over the lazy dog.\r\n"
 
 
@@ -59,7 +61,14 @@ def test_the_folder_has_the_promised_form(tmp_path: Path, documents: list[Docume
     embeddings = np.load(tmp_path / "v1" / "embeddings.npy", allow_pickle=False)
     rows = [orjson.loads(line) for line in (tmp_path / "v1" / "meta.jsonl").read_bytes().splitlines()]
     assert embeddings.shape == (report["chunks"], 256) == (len(rows), 256) and embeddings.dtype == np.float32
-    assert report == {"chunks": len(rows), "documents": 2, "embedded_new": len(rows), "reused": 0, "skipped": [], "note": ""}
+    assert report == {
+        "chunks": len(rows),
+        "documents": 2,
+        "embedded_new": len(rows),
+        "reused": 0,
+        "skipped": [],
+        "note": "",
+    }
     texts = {document.sha256: Path(document.path).read_bytes().decode() for document in documents}
     for row in rows:
         source = row["source"]
@@ -82,7 +91,9 @@ def test_sha256sums_is_what_the_ordinary_tool_reads(tmp_path: Path, documents: l
 def test_only_new_chunks_are_embedded_and_the_bytes_do_not_tell(tmp_path: Path, documents: list[Document]) -> None:
     build_index(documents[:1], tmp_path / "v1", chunk_size=200, overlap=40)
     counting = CountingEmbedder()
-    report = build_index(documents, tmp_path / "v2", previous=tmp_path / "v1", chunk_size=200, overlap=40, embedder=counting)
+    report = build_index(
+        documents, tmp_path / "v2", previous=tmp_path / "v1", chunk_size=200, overlap=40, embedder=counting
+    )
     assert counting.asked == [FACTS.strip()]
     assert report["embedded_new"] == 1 and report["reused"] == report["chunks"] - 1 > 1
     build_index(documents[::-1], tmp_path / "fresh", chunk_size=200, overlap=40)
@@ -96,7 +107,9 @@ def test_a_renamed_document_keeps_its_ids_and_its_rows(tmp_path: Path, documents
     build_index([renamed, documents[1]], tmp_path / "v2", previous=tmp_path / "v1", embedder=counting)
     first, second = open_index(tmp_path / "v1"), open_index(tmp_path / "v2")
     assert counting.asked == []
-    assert {first.row(n)["chunk_id"] for n in range(len(first))} == {second.row(n)["chunk_id"] for n in range(len(second))}
+    assert {first.row(n)["chunk_id"] for n in range(len(first))} == {
+        second.row(n)["chunk_id"] for n in range(len(second))
+    }
 
 
 def test_rows_of_another_embedder_are_not_reused(tmp_path: Path, documents: list[Document]) -> None:

@@ -13,7 +13,7 @@ from trainer.retrieval.index import Index, open_index
 from trainer.retrieval.search import CANDIDATES, search
 
 DOCUMENTS = {
-    "install.md": "# Installation\n\nThe first step is to install Rust. We download it through rustup, a command line tool.",
+    "install.md": "# Installation\n\nThe first step is to install Rust. We download it through rustup, a small tool.",
     "ownership.md": "Ownership is a set of rules that govern how a program manages memory. Each value has an owner.",
     "threads.md": "A mutex allows only one thread to access some data at any given time; lock it before you read.",
     "errors.md": "The question mark operator returns the error to the calling code; panic ends the program.",
@@ -84,7 +84,9 @@ def test_an_empty_index_finds_nothing(tmp_path: Path) -> None:
 
 
 def test_equal_chunks_are_ordered_by_their_id_also_beyond_the_candidates(tmp_path: Path) -> None:
-    many = {f"copy{number:03d}.txt": f"The same words about foxes.{' ' * number}\n" for number in range(CANDIDATES + 30)}
+    many = {
+        f"copy{number:03d}.txt": f"The same words about foxes.{' ' * number}\n" for number in range(CANDIDATES + 30)
+    }
     hits = search(index_of(tmp_path, many), "foxes", 7)
     ids = [hit["chunk_id"] for hit in search(tmp_path / "index", "foxes", 1000)]
     assert len(ids) == CANDIDATES + 30 and ids == sorted(ids)

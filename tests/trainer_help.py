@@ -5,10 +5,17 @@ Not a test itself. Everything is `char` tokenized, two layers of width 32, one t
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
 import random
+import select
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +37,7 @@ TRAINING = {
     "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0, "batch_sequences": 4, "epochs": 1,
 }  # fmt: skip
 PYTHON = sys.executable
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def conversations(count: int) -> str:
@@ -93,3 +101,78 @@ def train_job(staging: Path, base: Path, dataset: Dataset, **changes: Any) -> di
         "snapshot": {"every_steps": 0, "every_seconds": 0},
     }  # fmt: skip
     return write_job(staging, {**job, **changes})
+
+
+class ServerClient:
+    """The other end of a torch server, as the daemon holds it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.process = subprocess.Popen(
+            [PYTHON, "-m", "trainer.server", "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=ROOT
+        )
+        theirs.close()
+        self.channel = ours
+        self._unread = b""
+        self._jobs = 0
+        assert self.next(60)["ready"]
+
+    def send(self, message: object) -> None:
+        self.channel.sendall(json.dumps(message).encode() + b"\n")
+
+    def next(self, seconds: float = 30.0) -> dict[str, Any]:
+        """The next message; fails the test when none comes."""
+        self.channel.settimeout(seconds)
+        while b"\n" not in self._unread:
+            data = self.channel.recv(65536)
+            assert data, "the server ended"
+            self._unread += data
+        line, self._unread = self._unread.split(b"\n", 1)
+        return json.loads(line)
+
+    def spawn(self, folder: Path, **options: Any) -> tuple[int, int]:
+        """Start a job; returns its number and pid."""
+        self._jobs += 1
+        self.send({"spawn": str(folder), "id": self._jobs, **options})
+        started = self.next()
+        assert started["started"] == self._jobs, started
+        return self._jobs, started["pid"]
+
+    def ended(self) -> int:
+        """Exit code (or minus the signal) of the next child that ends."""
+        return int(self.next(60)["status"])
+
+    def run(self, folder: Path) -> int:
+        """Do a job to its end."""
+        self.spawn(folder)
+        return self.ended()
+
+    def close(self) -> None:
+        self.channel.close()
+        self.process.wait(30)
+
+
+@functools.cache
+def shared_server() -> ServerClient:
+    """One server for all tests of a run: importing torch once is most of its cost."""
+    client = ServerClient()
+    atexit.register(client.close)
+    return client
+
+
+def wait_until(true: Callable[[], bool], process_ended: Callable[[], bool] = lambda: False) -> bool:
+    """Look again and again, without sleeping long, until it is true; False when the process ended before."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if true():
+            return True
+        if process_ended():
+            return False
+        select.select([], [], [], 0.001)
+    raise AssertionError("waited a minute in vain")
+
+
+def steps_logged(staging: Path) -> int:
+    """Whole lines in metrics.jsonl."""
+    log = staging / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import torch
 
 from guard.durable import publish, remove_tree, sha256_file, write_json
 from guard.errors import Damage
@@ -35,7 +34,7 @@ from trainer.model_config import ModelConfig
 from trainer.objectives import find_objective
 from trainer.selection import Selection
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
-from trainer.version_files import WEIGHTS, load_version, weights_are_finite, write_version_files
+from trainer.version_files import WEIGHTS, load_version, weights_are_finite, weights_differ, write_version_files
 
 __all__ = ["run_base", "run_train"]
 
@@ -53,11 +52,14 @@ class _Child:
     staging: Path
     stop: Callable[[], bool]
 
-    def tell(self, phase: str) -> None:
-        """Publish the phase; stop here when asked to."""
-        steps = self.job.get("steps")
-        hint = {"phase": phase, "step": 0, "steps": steps, "loss": None, "tokens": 0, "tokens_per_second": 0.0,
-                "eta_seconds": None, "pid": os.getpid()}  # fmt: skip
+    def tell(self, phase: str, run: Outcome | None = None) -> None:
+        """Publish the phase, and where the run stands once there is one; stop here when asked to."""
+        run = run or Outcome()
+        hint = {
+            "phase": phase, "step": run.step, "steps": self.job.get("steps"), "tokens": run.tokens,
+            "loss": run.loss if run.step else None, "eta_seconds": None, "pid": os.getpid(),
+            "tokens_per_second": run.tokens / run.wall_seconds if run.wall_seconds else 0.0,
+        }  # fmt: skip
         publish(self.staging / "progress.json", orjson.dumps(hint))
         if self.stop():
             raise StopRequested(f"stopped before {phase}")
@@ -98,7 +100,6 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     base = Path(job["base"]["path"])
     model, tokenizer = load_version(base)
     parent_weights = sha256_file(base / WEIGHTS)
-    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     feed = _open_feed(child, tokenizer)
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, parent_weights)
@@ -106,18 +107,17 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights),
                 stop=stop, clock=time.monotonic)  # fmt: skip
     model.eval()
-    child.tell("judging the child")
+    child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model))
     generation = _speak(model, tokenizer, feed, job)
-    changed = any(not torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
-    child.tell("writing the version")
+    child.tell("writing the version", run)
     files = _write_out(child, model, tokenizer, child.staging / "metrics.jsonl")
     result = {
         **_proof(run, feed.selection, job),
         "parent_weights_sha256": parent_weights,
         "weights_sha256": files[WEIGHTS],
         "finite": weights_are_finite(model),
-        "weights_changed": changed,
+        "weights_changed": weights_differ(model, base),
         "evaluation": evaluation,
         "generation": generation,
         "library_versions": library_versions(),

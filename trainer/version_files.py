@@ -26,7 +26,7 @@ from trainer.model_config import ModelConfig
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 from trainer.weights import save_weights
 
-__all__ = ["WEIGHTS", "load_version", "weights_are_finite", "write_version_files"]
+__all__ = ["WEIGHTS", "load_version", "weights_are_finite", "weights_differ", "write_version_files"]
 
 WEIGHTS = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -61,6 +61,15 @@ def _write_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> No
 def weights_are_finite(model: torch.nn.Module) -> bool:
     """True when no weight is NaN or infinite."""
     return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def weights_differ(model: Decoder, folder: Path) -> bool:
+    """True when at least one weight of the model is not that of the version in `folder`; reads tensor by tensor."""
+    with safe_open(folder / WEIGHTS, framework="pt") as weights:
+        return any(
+            not torch.equal(parameter.detach(), weights.get_tensor(name).to(parameter.dtype))
+            for name, parameter in model.named_parameters()
+        )
 
 
 def load_version(folder: Path | str) -> tuple[Decoder, Tokenizer]:

@@ -56,7 +56,7 @@ def human_count(number: float) -> str:
 def _scaled(number: float, units: Sequence[str], step: float = 1000.0) -> str:
     """At most three digits and one decimal: `812`, `1.5K`, `50M`, `1T`."""
     place = 0
-    while round(abs(number), 1) >= step and place < len(units) - 1:
+    while round(abs(number)) >= step and place < len(units) - 1:
         number, place = number / step, place + 1
     digits = f"{number:.1f}" if place and abs(number) < 99.95 else f"{number:.0f}"
     return digits.removesuffix(".0") + units[place]

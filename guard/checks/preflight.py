@@ -37,6 +37,8 @@ class Facts:
     base_problem: str = ""
     examples_new: int | None = None
     """Trainable examples that this ancestry has not learnt; an estimate until the data is prepared."""
+    examples_too_long: int = 0
+    """New examples that do not fit into the base's context even with their context text cut away."""
     repeat_allowed: bool = False
     free_bytes: int | None = None
     needed_bytes: int | None = None
@@ -64,6 +66,7 @@ def preflight(facts: Facts) -> Verdict:
             ("Data verified", lambda: _data(facts)),
             ("Base model exists", lambda: _base(facts)),
             ("No duplicates", lambda: _something_new(facts)),
+            ("Examples fit", lambda: _fit(facts)),
             ("Disk space", lambda: _disk(facts)),
             ("Device available", lambda: _device(facts)),
             ("Previous training finished", lambda: _previous(facts)),
@@ -107,11 +110,23 @@ def _something_new(facts: Facts) -> Check:
     name = "No duplicates"
     if facts.examples_new is None:
         return Check(name, False, "it is not known what is new in this data", "heirloom doctor")
+    if facts.examples_new == 0 and facts.examples_too_long:
+        return Check(name, True, f"{facts.examples_too_long:,} examples are new to this model")
     if facts.examples_new == 0:
         return Check(name, False, "this model and its ancestors have learnt all of it already",
                      "nothing needs to be done; --allow-repeat trains it again")  # fmt: skip
     word = "examples (repeats allowed)" if facts.repeat_allowed else "examples are new to this model"
     return Check(name, True, f"{facts.examples_new:,} {word}")
+
+
+def _fit(facts: Facts) -> Check:
+    name = "Examples fit"
+    if facts.examples_new == 0 and facts.examples_too_long:
+        return Check(name, False, f"all {facts.examples_too_long:,} new examples are longer than {facts.base} can read",
+                     "shorten them, or plan on a base with a larger block_size")  # fmt: skip
+    if facts.examples_too_long:
+        return Check(name, True, f"{facts.examples_too_long:,} are too long and will be skipped", warning=True)
+    return Check(name, True, "none is known to be too long")
 
 
 def _disk(facts: Facts) -> Check:

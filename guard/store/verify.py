@@ -142,11 +142,11 @@ def _check_strangers(keeper: Keeper, found: Findings) -> None:
     try:
         entries = sorted(os.listdir(keeper.home.models))
     except OSError as error:
-        found.add("version", "", "models", f"cannot be read: {error}")
+        found.add("folder", "models", "", f"cannot be read: {error}")
         return
     for name in entries:
         if name not in known and name not in _OURS_IN_MODELS and not name.startswith("."):
-            found.add("version", name, "", "lies in models/ and the ledger knows no such version there")
+            found.add("folder", name, "", "lies in models/ and the ledger knows no such version there")
 
 
 # --- ledger and views ----------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def _indexed_files(keeper: Keeper) -> set[str]:
 
 def _file_status(sha256: str, trained: Mapping[str, object], waiting: Mapping[str, str], indexed: set[str]) -> str:
     if sha256 in waiting and waiting[sha256] not in ("failed", "quarantined"):
-        return waiting[sha256]
+        return "parked" if waiting[sha256] == "parked" else "queued"
     if sha256 in trained:
         return "trained"
     if sha256 in indexed:

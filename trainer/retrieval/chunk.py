@@ -54,14 +54,15 @@ def chunk_text(text: str, size: int, overlap: int) -> list[Chunk]:
     check_sizes(size, overlap)
     lines = [0, *(match.end() for match in _LINE_END.finditer(text))]
     cuts = _Cuts(text, lines)
-    chunks, start, end_of_text = [], 0, len(text.rstrip())
+    chunks: list[Chunk] = []
+    start, end_of_text = 0, len(text.rstrip())
     while start < end_of_text:
         end, strength = end_of_text, _HEADING
         if end_of_text - start > size:
             # Not below half the size: the overlap is less than that, so every chunk brings something new.
             end, strength = cuts.last_best(start + size // 2 + 1, start + size)
         chunk = _trimmed(text, lines, start, end)
-        if chunk is not None:
+        if chunk is not None and not (chunks and chunk.end_char <= chunks[-1].end_char):  # more than what is shared
             chunks.append(chunk)
         start = end if strength == _HEADING or not overlap else cuts.first_best(end - overlap, end)
     return chunks

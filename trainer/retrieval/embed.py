@@ -106,9 +106,10 @@ class HashedNgramEmbedder:
         for number in range(self.projections):
             columns, signs = _project(counts.indices, number, self.dimensions)
             sums += np.bincount(row_of * self.dimensions + columns, weights * signs, sums.size)
-        dense = sums.reshape(len(texts), self.dimensions)
-        lengths = np.sqrt((dense * dense).sum(axis=1, keepdims=True))
-        return np.divide(dense, lengths, out=np.zeros_like(dense), where=lengths > 0).astype(np.float32)
+        # bincount adds in the order of the entries; a sum over an axis may not.
+        squares = np.bincount(np.repeat(np.arange(len(texts)), self.dimensions), sums * sums, len(texts))
+        lengths, rows = np.sqrt(squares)[:, None], sums.reshape(len(texts), self.dimensions)
+        return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0).astype(np.float32)
 
     def _ngrams(self, text: str) -> list[str]:
         found: list[str] = []

@@ -1,0 +1,122 @@
+"""The doctor's judgements, and its round through a home."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from homes import small_family
+
+from daemon.doctor import (
+    DAMAGE,
+    examine,
+    file_system_of,
+    judge_chain,
+    judge_disk,
+    judge_file_system,
+    judge_lock,
+    judge_packages,
+    judge_python,
+    judge_vault,
+    judge_watches,
+)
+from guard.clock import SYSTEM_CLOCK
+from guard.durable import remove_tree
+from guard.lock import home_lock
+from guard.store.keeper import Keeper
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Keeper]:
+    made = small_family(tmp_path / "home")
+    made.ledger.close()
+    yield made
+    remove_tree(tmp_path / "home")
+
+
+def _verdicts(keeper: Keeper) -> dict[str, bool | None]:
+    return {check.name: check.ok for check in examine(keeper.home)}
+
+
+def test_a_sound_home_has_no_damage_and_every_no_has_a_remedy(keeper: Keeper) -> None:
+    checks = examine(keeper.home)
+    assert {check.name for check in checks} >= DAMAGE
+    assert all(check.ok for check in checks if check.name in DAMAGE | {"Views are current", "Folders are writable"})
+    assert all(check.remedy for check in checks if check.ok is False)
+
+
+def test_a_missing_version_is_damage(keeper: Keeper) -> None:
+    remove_tree(keeper.home.models / "v002_syllo")
+    assert _verdicts(keeper)["Versions are present"] is False
+
+
+def test_an_edited_view_is_found_and_is_no_damage(keeper: Keeper) -> None:
+    keeper.home.registry.write_text("{}")
+    assert _verdicts(keeper)["Views are current"] is False
+    assert "Views are current" not in DAMAGE
+
+
+def test_a_torn_ledger_is_damage_and_the_other_questions_are_still_asked(keeper: Keeper) -> None:
+    keeper.home.ledger.write_bytes(b"SQLite format 3\0" + bytes(4096))
+    verdicts = _verdicts(keeper)
+    assert verdicts["Ledger is sound"] is False and "Home lock" in verdicts
+
+
+def test_a_changed_event_breaks_the_chain(keeper: Keeper) -> None:
+    import sqlite3
+
+    with sqlite3.connect(keeper.home.ledger) as database:
+        database.execute("UPDATE events SET actor = 'nobody' WHERE seq = 2")
+    assert _verdicts(keeper)["Audit trail is unbroken"] is False
+
+
+def test_a_missing_folder_is_told(keeper: Keeper) -> None:
+    keeper.home.duplicates.rmdir()
+    assert _verdicts(keeper)["Home is whole"] is False
+
+
+def test_the_lock_holder_is_named(keeper: Keeper) -> None:
+    with home_lock(keeper.home, command="heirloom run", since=SYSTEM_CLOCK.utc()):
+        held = next(check for check in examine(keeper.home) if check.name == "Home lock")
+    assert held.ok and "heirloom run" in held.detail
+    assert next(check for check in examine(keeper.home) if check.name == "Home lock").detail == "free"
+
+
+def test_without_a_home_the_machine_is_still_judged() -> None:
+    checks = examine(None)
+    assert {"Python", "Package names"} < {check.name for check in checks}
+
+
+def test_python_must_be_new_enough() -> None:
+    assert judge_python((3, 11, 0)).ok and judge_python((4, 0, 0)).ok
+    assert judge_python((3, 10, 14)).ok is False
+
+
+def test_a_foreign_owner_of_our_package_names_is_refused() -> None:
+    assert judge_packages({"guard": ["heirloom"], "daemon": []}).ok
+    verdict = judge_packages({"guard": ["Heirloom", "guard"], "daemon": []})
+    assert verdict.ok is False and "guard belongs to guard" in verdict.detail
+
+
+def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
+    inner = tmp_path / "my disk"
+    inner.mkdir()
+    mounts = f"/dev/a / ext4 rw 0 0\nserver:/x {str(inner).replace(' ', chr(92) + '040')} nfs4 rw 0 0\nnonsense\n"
+    assert file_system_of(inner / "inbox", mounts) == "nfs4"
+    assert file_system_of(tmp_path, mounts) == "ext4"
+    assert file_system_of(tmp_path, "") == "unknown"
+
+
+def test_a_network_disk_is_fine_for_an_inbox_and_not_for_a_ledger() -> None:
+    inbox, ledger = (judge_file_system("x", "nfs4", database=database) for database in (False, True))
+    assert inbox.ok and inbox.warning and ledger.ok is False
+    assert judge_file_system("x", "ext4", database=True).ok
+
+
+def test_limits() -> None:
+    assert judge_watches(8192, 20).ok and judge_watches(30, 20).ok is False and judge_watches(None, 5).ok is None
+    assert judge_disk(60 * 10**9, 50.0).ok and judge_disk(40 * 10**9, 50.0).ok is False
+    assert judge_chain([], 4).ok and judge_chain(["event 3 was changed"], 4).ok is False
+    assert judge_vault(1, 2).warning is False and judge_vault(1, 1).warning and judge_vault(None, 1).warning
+    assert judge_lock(False, {"pid": 3}).detail == "free"
