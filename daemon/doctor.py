@@ -20,18 +20,9 @@ from guard.lock import holder_of
 from guard.store.keeper import Keeper, open_reader
 
 __all__ = [
-    "DAMAGE",
-    "examine",
-    "file_system_of",
-    "judge_chain",
-    "judge_disk",
-    "judge_file_system",
-    "judge_lock",
-    "judge_packages",
-    "judge_python",
-    "judge_vault",
-    "judge_watches",
-]
+    "DAMAGE", "examine", "file_system_of", "judge_chain", "judge_disk", "judge_file_system", "judge_lock", "judge_packages",
+    "judge_python", "judge_vault", "judge_watches",
+]  # fmt: skip
 
 DAMAGE = frozenset({"Home is whole", "Ledger is sound", "Audit trail is unbroken", "Versions are present"})
 """A no to one of these means that bytes are not what they were: exit code 8 instead of 3."""
@@ -137,9 +128,7 @@ def _whole(home: Home) -> Check:
         return Check(name, False, error.message, error.hint)
     missing = [str(path.relative_to(home.root)) for path in home.folders() if not path.is_dir()]
     if missing:
-        return Check(
-            name, False, f"missing: {', '.join(missing)}", "is a disk not mounted? bring it back, then try again"
-        )
+        return Check(name, False, f"missing: {', '.join(missing)}", "is a disk not mounted? bring it back, then try again")
     return Check(name, True, str(home.root))
 
 
@@ -232,9 +221,7 @@ def judge_watches(limit: int | None, folders: int) -> Check:
 
 def _ledger(keeper: Keeper) -> Check:
     verdicts = [row[0] for row in keeper.ledger.rows("PRAGMA integrity_check(5)")]
-    verdicts += [
-        f"row {row[1]} of {row[0]} points nowhere" for row in keeper.ledger.rows("PRAGMA foreign_key_check")[:5]
-    ]
+    verdicts += [f"row {row[1]} of {row[0]} points nowhere" for row in keeper.ledger.rows("PRAGMA foreign_key_check")[:5]]
     if verdicts != ["ok"]:
         problems = [text for text in verdicts if text != "ok"]
         return Check("Ledger is sound", False, "; ".join(problems), "restore it from the vault: backups/ledger/")
@@ -245,9 +232,7 @@ def judge_chain(problems: Sequence[str], events: int) -> Check:
     """Every event carries the hash of the one before it."""
     name = "Audit trail is unbroken"
     if problems:
-        return Check(
-            name, False, "; ".join(list(problems)[:5]), "compare with the ledger in the vault: backups/ledger/"
-        )
+        return Check(name, False, "; ".join(list(problems)[:5]), "compare with the ledger in the vault: backups/ledger/")
     return Check(name, True, f"{events:,} events")
 
 

@@ -114,6 +114,10 @@ class Engine:
     def _born(self, name: str) -> None:
         self._backup_due = self.keeper.clock.monotonic()
 
+    def drop_backup(self) -> None:
+        """Leave a backup that is under way; the next one goes on where it stopped."""
+        self._backup = None
+
     def _back_up(self, now: float) -> None:
         if self._backup is None:
             if self._backup_due is None or now < self._backup_due or not self.keeper.settings.backup.auto:

@@ -205,6 +205,11 @@ class Intake:
             # A writer that had it open when it was taken still writes: read it again when it holds still.
             self._retry_at[drop] = self.keeper.clock.monotonic() + RETRY_SECONDS
             return
+        if answer["verdict"] == "ignore":
+            # Its name promised data and its content is none: it was taken already, so it goes back with a word.
+            why = f"{row['name']} came back: {answer['reason']}.\n\nNothing of it was trained on, and nothing was lost.\n"
+            self._return(drop, "rejected", str(answer["reason"]), why, answer)
+            return
         if answer["verdict"] != "ok":
             self._return(drop, "rejected", str(answer["reason"]), str(answer["why"]), answer)
             return

@@ -70,6 +70,7 @@ def _restore(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 
 
 def _backup(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    engine.drop_backup()  # two at once would take each other's staging away; this one copies what is missing
     return run_backup(engine.keeper)
 
 
@@ -120,7 +121,8 @@ def _retry(engine: Engine, arguments: Arguments) -> dict[str, Any]:
         if goes_on:
             set_job(ledger, job.id, state, "tried again by a person", attempts=0)
         else:
-            set_job(ledger, job.id, state, "tried again by a person", attempts=0, plan={}, progress=0)
+            set_job(ledger, job.id, state, "tried again by a person", attempts=0, plan={}, progress=0,
+                    output_id=None)  # fmt: skip
     return {"job": job.id, "state": state, "paused": engine.runner.paused}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.checks.preflight import DataFact, Facts
-from guard.durable import sha256_file
+from guard.durable import sha256_bytes, sha256_file
 from guard.errors import HeirloomError, NotFound, UsageError
 from guard.store import views
 from guard.store.birth import hash_folder, sums_text
@@ -112,13 +112,24 @@ def _file_entry(keeper: Keeper, file: StoredFile) -> dict[str, Any]:
             "sidecar": str(keeper.home.files / file.sha256), "prepared": bool(file.record.get("prepared"))}  # fmt: skip
 
 
+def dataset_folder(keeper: Keeper, version: Version) -> Path | None:
+    """Where the shards lie that a version was trained from, or None: shards are derived and may have been pruned."""
+    dataset = version.record.get("dataset")
+    if not dataset:
+        return None
+    places = [keeper.home.shards / dataset["id"]]
+    files = [get_file(keeper.ledger, item["sha256"]) for item in version.record["data"]]
+    places += [stored_path(keeper.home, file) for file in files if file is not None and file.record.get("prepared")]
+    return next((place for place in places if (place / "dataset_metadata.json").is_file()), None)
+
+
 def replay_sources(keeper: Keeper, base: Version) -> list[dict[str, Any]]:
     """The prepared datasets of the base's ancestry that still exist, with what each ancestor learnt of them."""
     sources = []
     for number in ancestors(keeper.ledger, base.id):
-        dataset = version_by_id(keeper.ledger, number).record.get("dataset")
-        folder = keeper.home.shards / str(dataset["id"]) if dataset else None
-        if folder is None or not (folder / "dataset_metadata.json").is_file():
+        folder = dataset_folder(keeper, version_by_id(keeper.ledger, number))
+        if folder is None or folder.parent != keeper.home.shards:
+            # What a dataset that was split elsewhere calls an ordinal is a row of its own train split: no replay yet.
             continue
         order = [item["sha256"] for item in json.loads((folder / "dataset_metadata.json").read_text("utf-8"))["files"]]
         known = [[order.index(row["sha256"]), row["bitmap"]] for row in learnt_rows(keeper.ledger, number)
@@ -143,8 +154,8 @@ def evaluation_sets(keeper: Keeper, target: Target, dataset: Mapping[str, Any]) 
         old = version.record.get("dataset")
         if not old or old["id"] in seen or len(seen) > MAX_ANCESTRY_SETS:
             continue
-        folder = keeper.home.shards / old["id"]
-        if (folder / "dataset_metadata.json").is_file():
+        folder = dataset_folder(keeper, version)
+        if folder is not None:
             seen.add(old["id"])
             files = ", ".join(item["file"] for item in version.record["data"][:3])
             sets.append({"name": f"{files} held out ({old['id'][:8]})", "role": "ancestry", "dataset": str(folder),
@@ -219,16 +230,14 @@ def _data_facts(keeper: Keeper, files: Sequence[StoredFile]) -> list[DataFact]:
         if path.is_file():
             found = sha256_file(path)
         elif path.is_dir() and file.record.get("prepared"):
-            found = file.sha256 if folder_sha256(path) == file.sha256 else "changed"
+            found = parts_sha256(hash_folder(path, skip=()))
         facts.append(DataFact(file.name, file.sha256, found))
     return facts
 
 
-def folder_sha256(folder: Path) -> str:
-    """The identity of a prepared dataset folder: the hash of its sorted file hashes."""
-    from guard.durable import sha256_bytes
-
-    return sha256_bytes(sums_text(hash_folder(folder, skip=())).encode())
+def parts_sha256(parts: Mapping[str, str]) -> str:
+    """The identity of a prepared dataset folder: the hash over the sorted hashes of its files."""
+    return sha256_bytes(sums_text(parts).encode())
 
 
 def shape_of(keeper: Keeper, base: Version) -> ModelConfig:
@@ -267,7 +276,7 @@ def gather_facts(
     base, job = target.base, target.job
     present, intact, problem = check_base(keeper, base)
     intended = job.base_id is not None or line_tip(keeper.ledger, job.line) == base
-    tokens = int(prepared["tokens"]) if prepared else sum(file.tokens_approx for file in target.files)
+    tokens = int(prepared["tokens"]) if prepared else _tokens_approx(target)
     others = [f"job {item.id} ({item.state})" for item in jobs_in(keeper.ledger, "preparing", "training", "committing")
               if item.line == job.line and item.id != job.id and item.kind == "train"]  # fmt: skip
     return Facts(
@@ -285,6 +294,13 @@ def gather_facts(
         mask_ratio=prepared.get("mask_ratio") if prepared else None, mask_needed=job.stage == "sft",
         output_problem=_output_problem(keeper, wanted),
     )  # fmt: skip
+
+
+def _tokens_approx(target: Target) -> int:
+    """Intake counts four bytes a token, as GPT-2 does on English; `char` has one for every byte."""
+    factor = 4 if target.base.record["tokenization"] == "char" else 1
+    return factor * sum(file.tokens_approx for file in target.files if not file.record.get("prepared")) + sum(
+        file.tokens_approx for file in target.files if file.record.get("prepared"))  # fmt: skip
 
 
 def _needed(keeper: Keeper, target: Target, tokens: int, present: bool) -> int | None:
@@ -323,7 +339,7 @@ def _examples_new(keeper: Keeper, target: Target, prepared: Mapping[str, Any] | 
 
 def estimate(keeper: Keeper, target: Target) -> dict[str, Any]:
     """Tokens, steps, seconds and bytes a job will take, from sizes and the last measured speed."""
-    tokens = sum(file.tokens_approx for file in target.files)
+    tokens = _tokens_approx(target)
     steps, cost = _cost(keeper, target, tokens)
     return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": needed_bytes(keeper, target, tokens)}
 

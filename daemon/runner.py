@@ -25,7 +25,7 @@ from guard.checks.verdict import Verdict
 from guard.durable import remove_tree, write_json
 from guard.errors import HeirloomError, NotFound, is_environment
 from guard.failpoints import point
-from guard.names import version_name
+from guard.names import slugify, version_name
 from guard.store.birth import finish_birth
 from guard.store.jobs import Job, add_job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
@@ -126,14 +126,15 @@ class Runner:
         """Run a step; what goes wrong in it becomes the job's state with a reason, never the daemon's end."""
         try:
             step(job)
-        except (OSError, HeirloomError) as error:
+        except Exception as error:  # noqa: BLE001 - reported: it becomes the job's reason, and the daemon lives on
             self.current = None
+            told = str(error) if isinstance(error, OSError | HeirloomError) else f"{type(error).__name__}: {error}"
             if is_environment(error):
-                self._hold(job.id, str(error))
+                self._hold(job.id, told)
             elif isinstance(error, NotFound):
-                self._set(job.id, "parked", str(error))
+                self._set(job.id, "parked", told)
             else:
-                self._fail(job.id, str(error))
+                self._fail(job.id, told)
 
     def _start(self, job: Job) -> None:
         if job.kind == "base":
@@ -146,19 +147,23 @@ class Runner:
             self._refuse(job, verdict)
             return
         self._facts[job.id] = facts
-        staging = ensure_staging(self.keeper, job.id)
+        staging = self._clean_staging(job)
         known = staging / "known.fp"
-        prepared = [self.keeper.home.files / file.sha256 for file in target.files if file.record.get("prepared")]
-        write_known(self.keeper, target.base.id, job.stage, known, prepared)
+        write_known(self.keeper, target.base.id, job.stage, known)
         request = prepare_request(self.keeper, target, known)
         write_json(staging / "job.json", request)
         with self.keeper.ledger.transaction():
             set_job(self.keeper.ledger, job.id, "preparing", plan={"request": request}, base_id=job.base_id)
         self._spawn(job.id, staging)
 
+    def _clean_staging(self, job: Job) -> Path:
+        """An empty staging folder: what an earlier attempt left belongs to another plan."""
+        remove_tree(self.keeper.home.staging_of(job.id))
+        return ensure_staging(self.keeper, job.id)
+
     def _start_base(self, job: Job) -> None:
         """Make a base from a recipe: no data, no parent, and so no preflight but the disk's."""
-        staging = ensure_staging(self.keeper, job.id)
+        staging = self._clean_staging(job)
         ledger = self.keeper.ledger
         with ledger.transaction():
             number = reserve_number(self.keeper, job.wanted_id)
@@ -172,12 +177,11 @@ class Runner:
 
     def _resume(self, job: Job) -> None:
         """Go on with a job of an earlier life or after a death: from its frozen plan, or from its preparation."""
-        staging = ensure_staging(self.keeper, job.id)
         if "train" in job.plan:
+            staging = ensure_staging(self.keeper, job.id)
             write_json(staging / "job.json", job.plan["train"])
             self._spawn(job.id, staging)
         else:
-            remove_tree(staging)
             self._start(job)
 
     def _spawn(self, job: int, staging: Path) -> None:
@@ -294,7 +298,7 @@ class Runner:
             with ledger.transaction():
                 for sha256 in job.files:
                     name = ledger.value("SELECT name FROM files WHERE sha256 = ?", (sha256,))
-                    add_job(ledger, kind="train", stage=job.stage, line=job.line, slug=Path(name).stem or "data",
+                    add_job(ledger, kind="train", stage=job.stage, line=job.line, slug=slugify(Path(name).stem),
                             files=[sha256], request={**job.request, "origin": "split"})  # fmt: skip
                 set_job(ledger, number, "cancelled", f"split into single files after: {reason}")
             return
@@ -312,7 +316,8 @@ class Runner:
         """Ask the running job to snapshot and stop; `wish` is its state then (`parked`, `cancelled`, `paused`)."""
         if self.current is None:
             return None
-        self._on_stop[self.current] = wish
+        if wish != "paused" or self.current not in self._on_stop:  # a pause takes no cancellation back
+            self._on_stop[self.current] = wish
         self.server.signal(self.current)
         return self.current
 

@@ -141,9 +141,7 @@ def _events(keeper: Keeper, subjects: set[str]) -> list[dict[str, Any]]:
     return [{**{key: row[key] for key in keys}, "payload": orjson.loads(row["payload"])} for row in reversed(rows)]
 
 
-def _standing(
-    keeper: Keeper, name: str, drops: Sequence[sqlite3.Row], files: Sequence[sqlite3.Row]
-) -> tuple[str, str, str]:
+def _standing(keeper: Keeper, name: str, drops: Sequence[sqlite3.Row], files: Sequence[sqlite3.Row]) -> tuple[str, str, str]:
     """(name, status, reason) now: of the newest arrival that was asked for, or what became of it once it was admitted.
 
     Asked for by hash, or by where a refused file lies now, no arrival has that name: then the stored one's counts.

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from daemon.planning import folder_sha256, resolve_base
+from daemon.planning import parts_sha256, resolve_base
 from daemon.setup import queue_base
 from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, write_bytes
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
 from guard.names import parse_version_number, safe_name, slugify
+from guard.store.birth import hash_folder
 from guard.store.files import get_file
 from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
@@ -35,7 +36,7 @@ __all__ = ["admit_dataset", "train"]
 
 def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
     """Keep a prepared dataset as an original; returns its hash. Does nothing when these bytes are known. Idempotent."""
-    sha256 = folder_sha256(folder)
+    sha256 = parts_sha256(hash_folder(folder, skip=()))
     name = safe_name(folder.name)
     final = keeper.home.files / sha256
     if not final.exists():
@@ -64,7 +65,8 @@ def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: 
             make_dir(target.parent)
             copy_verified(source, target)
             size += target.stat().st_size
-    if folder_sha256(ready / name) != sha256:
+    parts = hash_folder(ready / name, skip=())
+    if parts_sha256(parts) != sha256:
         raise Damage(f"{folder} changed while it was copied", subject=str(folder), hint="try again when it is finished")
     dataset = open_dataset(ready / name)
     # The examples of such a folder are the rows of its train split, in their order.
@@ -72,7 +74,7 @@ def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: 
     record = {
         "schema": 1, "sha256": sha256, "name": name, "stored_as": name, "kind": dataset.stage, "prepared": True,
         "size_bytes": size, "examples": dataset.train.count, "tokens_approx": dataset.train.total_tokens,
-        "dataset_id": dataset.id, "sources": dataset.files, "bad_rows": [],
+        "parts": parts, "dataset_id": dataset.id, "sources": dataset.files, "bad_rows": [],
     }  # fmt: skip
     write_bytes(ready / "record.json", json_bytes(record))
     for path in ready.rglob("*"):

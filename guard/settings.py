@@ -190,6 +190,8 @@ def _convert(key: str, raw: object, default: object, source: str) -> object:
 def _check_range(key: str, value: object) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ValueError(f"must be one of {', '.join(_CHOICES[key])}")
+    if key == "storage.seal" and value == "immutable":
+        raise ValueError("this version seals by mode only; immutable folders are not there yet")
     if isinstance(value, float | int) and not isinstance(value, bool):
         if value != value or value < 0:
             raise ValueError("must not be negative")

@@ -62,7 +62,7 @@ def _object(text: str) -> dict[str, Any]:
 def test_alone_it_is_status(run: Run) -> None:
     code, out, _err = run("")
     assert code == 0 and "v004_full_stack (policy)" in out and "stopped" in out
-    assert run("status --json")[1] == run("--json")[1]
+    assert _object(run("--json")[1])["active"] == {"policy": "v004_full_stack"}
 
 
 def test_status_has_its_promised_keys(run: Run) -> None:
@@ -257,6 +257,20 @@ def test_files_are_named_before_anything_is_registered(run: Run, tmp_path: Path)
     assert run(f"register {tmp_path / 'there.jsonl'} {tmp_path / 'missing.jsonl'}")[0] == 4
     assert run(f"register {tmp_path}")[0] == 2
     assert run("why there.jsonl")[0] == 4
+
+
+def test_registering_good_and_bad_files(run: Run, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text("".join(json.dumps({"text": f"a new thing, number {number}"}) + "\n" for number in range(40)))
+    bad.write_text("no JSON here\n")
+    code, out, _err = run(f"register {good} --description x --json")
+    found = _object(out)
+    assert code == 0 and (found["kind"], found["examples"], found["status"]) == ("pretrain", 40, "registered")
+    assert len(found["fingerprint"]) == 64 and good.exists()
+    code, out, _err = run(f"register {bad} {good}")
+    assert code == 3 and "❌ Rejected: bad.jsonl" in out and "line 1" in out and "✅ Data registered: good.jsonl" in out
+    assert _object(run(f"why {found['fingerprint']} --json")[1])["status"] == "registered"
+    assert run("why bad.jsonl")[1].startswith("bad.jsonl: rejected")
 
 
 def test_search_and_chat_without_an_index_say_what_to_do(run: Run) -> None:

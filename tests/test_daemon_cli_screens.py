@@ -252,8 +252,7 @@ def test_times_since() -> None:
 def test_an_event_on_one_line() -> None:
     event = {"utc": "2026-11-21T01:02:03.456Z", "verb": "version.sealed", "subject": "a\nb", "actor": "me:cli",
              "payload": {"sums": "c" * 64, "line": "policy", "empty": ""}}  # fmt: skip
-    assert event_line(event) == (
-        "2026-11-21 01:02:03  version.sealed      a\\nb  (me:cli)  sums=cccccccccccc...  line=policy")
+    assert event_line(event) == ("2026-11-21 01:02:03  version.sealed      a\\nb  (me:cli)  sums=cccccccccccc...  line=policy")
 
 
 def test_search_results_say_where_they_stand() -> None:

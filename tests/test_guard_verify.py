@@ -188,6 +188,21 @@ def test_versions_without_a_folder_and_folders_without_a_version_are_named(keepe
     assert {item.name for item in verify(keeper).damage} == {VERSION, "v005_leaf", "v009_stray", "notes.txt"}
 
 
+def test_what_lies_there_for_a_moment_only_is_no_damage(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A birth between its rename and its row, seen by a reader: one begins and one ends while others are hashed."""
+    ending, beginning = keeper.home.models / "v008_ending", keeper.home.models / "v009_beginning"
+    ending.mkdir()
+
+    def meanwhile(*_arguments: object) -> None:
+        ending.rmdir()
+        beginning.mkdir()
+
+    monkeypatch.setattr("guard.store.verify.check_indexes", meanwhile)
+    assert verify(keeper).ok
+    monkeypatch.undo()
+    assert named(verify(keeper)) == {("folder", "v009_beginning", "")}
+
+
 def test_a_damaged_version_in_the_trash_is_found_when_everything_is_asked_for(keeper: Keeper) -> None:
     corrupt(keeper.home.trash / "v005_leaf" / "model.safetensors", flip_a_bit)
     assert verify(keeper).ok

@@ -21,6 +21,7 @@ from guard.durable import json_bytes, make_dir, publish, remove_tree, write_json
 from guard.errors import CheckFailed, HeirloomError, UsageError
 from guard.fingerprint import CANONICAL_VERSION
 from guard.heldout import held_out_mask
+from trainer.cap import keep_first
 from trainer.choose import Chosen, ReplaySource, add_replay, select_new
 from trainer.dataset import Dataset, open_dataset, verify_dataset
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
@@ -146,11 +147,13 @@ def _learnt_entry(sha256: str, ordinals: NDArray[np.int64], count: int, tokens: 
 
 def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer) -> tuple[Chosen, list[str]]:
     """What is new in the dataset, with replay, and what went wrong with sources of replay."""
-    block_size = int(job["block_size"])
+    block_size, batch = int(job["block_size"]), int(job["recipe"]["training"]["batch_sequences"])
     chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
                         allow_repeat=bool(job.get("allow_repeat")), held_out=_held_out_here(job, ready))  # fmt: skip
     sources, warnings = _replay_sources(job, tokenizer)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
+    if job.get("max_steps") and not job.get("iterations"):
+        chosen = keep_first(chosen, max(1, int(int(job["max_steps"]) * batch / (1 + fraction))))
     return add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"])), warnings
 
 

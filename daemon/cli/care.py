@@ -34,14 +34,10 @@ def add_to(app: typer.Typer) -> None:
 
 def verify(
     context: typer.Context,
-    version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="One version; all of them otherwise.")
-    ] = None,
+    version: Annotated[str | None, typer.Argument(metavar="[VERSION]", help="One version; all of them otherwise.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Versions, originals, indexes, ledger and views.")] = False,
     backup: Annotated[bool, typer.Option("--backup", help="Read the vault instead.")] = False,
-    sample: Annotated[
-        str | None, typer.Option("--sample", metavar="5%", help="Read only this share of the bytes.")
-    ] = None,
+    sample: Annotated[str | None, typer.Option("--sample", metavar="5%", help="Read only this share of the bytes.")] = None,
 ) -> None:
     """Read everything again and compare it with the hashes that were recorded."""
     from guard.store.keeper import open_reader

@@ -95,9 +95,7 @@ def chat(
     index: Annotated[str | None, typer.Option("--index", metavar="I", help="v002 of this home, or a folder.")] = None,
     index_dir: Annotated[str | None, typer.Option("--index-dir", help="An index folder.")] = None,
     model_name: Annotated[str | None, typer.Option("--model-name", help="The version, as an option.")] = None,
-    prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="One question, one answer.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="One question, one answer.")] = None,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Pieces of documents to read first.")] = 3,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="The longest answer.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest.")] = 0.8,

@@ -111,9 +111,7 @@ def index() -> None:
 
 def index_build(
     context: typer.Context,
-    docs_dir: Annotated[
-        str | None, typer.Option("--docs-dir", help="Documents of your own; the home's otherwise.")
-    ] = None,
+    docs_dir: Annotated[str | None, typer.Option("--docs-dir", help="Documents of your own; the home's otherwise.")] = None,
     out_dir: Annotated[str | None, typer.Option("--out-dir", help="Where the index goes; with --docs-dir.")] = None,
     chunk_size: Annotated[int | None, typer.Option("--chunk-size", min=1, help="Characters in one piece.")] = None,
     overlap: Annotated[int | None, typer.Option("--overlap", min=0, help="Characters neighbours share.")] = None,

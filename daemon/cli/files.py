@@ -33,9 +33,7 @@ def add_to(app: typer.Typer) -> None:
 
 def register(
     context: typer.Context,
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="Files to make known; they stay where they are.")
-    ],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files to make known; they stay where they are.")],
     description: Annotated[str, typer.Option("--description", help="What this data is, for later readers.")] = "",
     kind: Annotated[str | None, typer.Option("--kind", help="pretrain, sft or docs, instead of detecting it.")] = None,
     queue: Annotated[bool, typer.Option("--queue", help="Queue it for training too.")] = False,

@@ -28,12 +28,8 @@ def add_to(app: typer.Typer) -> None:
 def init(
     context: typer.Context,
     directory: Annotated[str | None, typer.Argument(metavar="[DIR]", help="Where; this folder otherwise.")] = None,
-    recipe: Annotated[
-        str, typer.Option("--recipe", help="The model to begin with: a recipe for a base.")
-    ] = "pretrain/small",
-    tokenization: Annotated[
-        str, typer.Option("--tokenization", metavar="gpt2|char", help="Its tokens, for ever.")
-    ] = "gpt2",
+    recipe: Annotated[str, typer.Option("--recipe", help="The model to begin with: a recipe for a base.")] = "pretrain/small",
+    tokenization: Annotated[str, typer.Option("--tokenization", metavar="gpt2|char", help="Its tokens, for ever.")] = "gpt2",
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The recipe's own otherwise.")] = None,
 ) -> None:
     """Make a home with its first version, v001_baseline."""

@@ -138,9 +138,7 @@ def config_show(
     settings = load_settings(caller.home().root)
     values, origins = settings.flat(), dict(settings.origins)
     caller.console.emit({"settings": values, **({"origins": origins} if origin else {})})
-    rows = [
-        (key, _yaml(value), f"# {origins[key]}") if origin else (key, _yaml(value)) for key, value in values.items()
-    ]
+    rows = [(key, _yaml(value), f"# {origins[key]}") if origin else (key, _yaml(value)) for key, value in values.items()]
     caller.console.say(*table(rows, ""))
 
 

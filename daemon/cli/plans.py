@@ -68,9 +68,7 @@ def plan(
     if not done["ok"]:
         caller.console.say(*check_lines(done["checks"], None), "", "A check stopped passing: nothing was queued.")
         raise typer.Exit(CheckFailed.exit_code)
-    caller.console.note(
-        f"✅ Queued as job {done['job']} (heirloom queue --follow {done['job']})", *_nobody_works(caller)
-    )
+    caller.console.note(f"✅ Queued as job {done['job']} (heirloom queue --follow {done['job']})", *_nobody_works(caller))
 
 
 def _data_argument(caller: Caller, text: str) -> str:
@@ -160,7 +158,7 @@ def train(
     dataset_dir: Annotated[str, typer.Option("--dataset-dir", help="A folder made by heirloom prepare.")],
     config_file: Annotated[str, typer.Option("--config-file", help="A recipe: YAML or JSON.")],
     init_from_model: Annotated[
-        str | None, typer.Option("--init-from-model", help="The version to train from; the newest one otherwise.")
+        str | None, typer.Option("--init-from-model", help="The version to train from; otherwise a new base is made.")
     ] = None,
     max_iters: Annotated[int | None, typer.Option("--max-iters", min=1, help="Train exactly so many steps.")] = None,
     allow_repeat: Annotated[bool, typer.Option("--allow-repeat", help="Train again what was learnt already.")] = False,

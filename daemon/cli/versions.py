@@ -35,9 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 def lineage(
     context: typer.Context,
-    version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="Only it, its ancestors and heirs.")
-    ] = None,
+    version: Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Only it, its ancestors and heirs.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All versions instead of the newest 50.")] = False,
 ) -> None:
     """The tree: what descends from what, and which data made the difference."""
@@ -87,9 +85,7 @@ def show(
             version = None
         if version is not None and not sample:
             caller.console.emit(version.record)
-            caller.console.say(
-                *version_lines({**version.record, "state": version.state, "size_bytes": version.size_bytes})
-            )
+            caller.console.say(*version_lines({**version.record, "state": version.state, "size_bytes": version.size_bytes}))
             return
         file = _find_file(find_file, keeper, what)
         record = _file_record(keeper, file)
@@ -239,9 +235,7 @@ def rollback_lines(result: Mapping[str, Any], *, done: bool) -> list[str]:
     again = result.get("trainable_again") or []
     if again:
         lines.append(f"   Trainable again (nothing re-queues by itself; drop or plan it): {plural(len(again), 'file')}")
-        lines += table(
-            [(item["file"], short_hash(item["sha256"]), f"{item['examples']:,} examples") for item in again], "     "
-        )
+        lines += table([(item["file"], short_hash(item["sha256"]), f"{item['examples']:,} examples") for item in again], "     ")
     return lines
 
 
@@ -283,9 +277,7 @@ def _typed_name(caller: Caller, dependants: list[str]) -> str | None:
 def restore(
     context: typer.Context,
     version: _Version,
-    source: Annotated[
-        str | None, typer.Option("--from", metavar="trash|backup|PATH", help="Where to take it from.")
-    ] = None,
+    source: Annotated[str | None, typer.Option("--from", metavar="trash|backup|PATH", help="Where to take it from.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Accepted for scripts; nothing is asked.")] = False,
     dry_run: _DryRun = False,
 ) -> None:

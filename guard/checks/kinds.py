@@ -72,13 +72,20 @@ def ignored_name(name: str) -> str:
 
 
 def ignore_reason(relative: str) -> str:
-    """Why a path relative to the inbox (parts joined by "/") is never data, or "" when it may be."""
+    """Why a path relative to the inbox (parts joined by "/") is not taken, or "" when it may be data.
+
+    A type or a kind that this version cannot read is ignored too, not rejected: it stays where it is and says why.
+    """
     parts = relative.split("/")
     if parts[0] in _PLACES:
         return f"in {parts[0]}/, where files come back to"
     if relative.lower() == "readme.md":
         return "the inbox's own README"
-    return next(filter(None, map(ignored_name, parts)), "")
+    reason = next(filter(None, map(ignored_name, parts)), "")
+    container, forced = container_of(parts[-1]), forced_kind_of(relative)
+    if not reason and not container:
+        return container_reason(parts[-1])
+    return reason or (kind_reason(forced, container) if forced else "")
 
 
 def forced_kind_of(relative: str) -> str | None:

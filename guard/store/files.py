@@ -17,7 +17,7 @@ from guard.errors import NotFound, UsageError
 from guard.home import Home
 from guard.store.ledger import Ledger
 
-__all__ = ["OPEN_DROPS", "StoredFile", "find_file", "get_file", "open_drops", "stored_path", "trained_in"]
+__all__ = ["OPEN_DROPS", "StoredFile", "find_file", "get_file", "open_drops", "original_hashes", "stored_path", "trained_in"]
 
 # Drops in these states stand in the middle of a durable operation.
 OPEN_DROPS = ("claiming", "claimed", "admitting", "returning")
@@ -70,6 +70,17 @@ def find_file(ledger: Ledger, text: str) -> StoredFile:
 def stored_path(home: Home, file: StoredFile) -> Path:
     """Where the admitted bytes lie."""
     return home.files / file.sha256 / str(file.record.get("stored_as", file.name))
+
+
+def original_hashes(file: StoredFile) -> dict[str, str]:
+    """SHA-256 of every file that makes up an original, by its name in `data/files/<sha256>/`, sidecars left out.
+
+    A prepared dataset is an original of several files; its own hash is that over their sorted hashes.
+    """
+    stored = str(file.record.get("stored_as", file.name))
+    if not file.record.get("prepared"):
+        return {stored: file.sha256}
+    return {f"{stored}/{name}": str(digest) for name, digest in file.record["parts"].items()}
 
 
 def trained_in(ledger: Ledger, sha256: str) -> list[str]:

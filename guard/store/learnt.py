@@ -7,7 +7,7 @@ decides again against the actual base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,23 +57,13 @@ def known_fingerprints(keeper: Keeper, version_id: int, objective: str) -> Itera
             yield known[ordinal]
 
 
-def write_known(keeper: Keeper, version_id: int, objective: str, path: Path, prepared: Sequence[Path] = ()) -> int:
-    """Write those fingerprints to a file for the prepare child; returns how many.
-
-    `prepared`: sidecar folders of datasets that were split elsewhere: what this home holds out in them is written too,
-    because a held-out example is never trained, in any file.
-    """
-    fraction = float(keeper.ledger.meta("validation_fraction") or keeper.settings.validation.fraction)
+def write_known(keeper: Keeper, version_id: int, objective: str, path: Path) -> int:
+    """Write those fingerprints to a file for the prepare child; returns how many."""
     count = 0
     with open_new(path) as handle:
         for fingerprint in known_fingerprints(keeper, version_id, objective):
             handle.write(fingerprint)
             count += 1
-        for folder in prepared:
-            for fingerprint in read_sidecar(folder):
-                if is_held_out(fingerprint, keeper.salt, fraction):
-                    handle.write(fingerprint)
-                    count += 1
     return count
 
 

@@ -29,7 +29,7 @@ from guard.durable import (
 from guard.errors import Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.store.copying import Incoming, copy_folder_steps, folder_digest, listing, seal_quietly, set_aside
-from guard.store.files import get_file, stored_path
+from guard.store.files import get_file, original_hashes
 from guard.store.intents import clear_intent, put_intent
 from guard.store.keeper import Keeper
 from guard.store.sums import SUMS, drain, hash_steps, problem_steps, read_sums
@@ -189,7 +189,7 @@ def _original_steps(run: BackupRun, sha256: str) -> Steps:
             wanted[name] = yield from named(sha256, hash_steps(source / name))
     except OSError as error:
         raise Damage(f"the stored original cannot be read: {error}", subject=sha256) from error
-    if wanted.get(stored_path(run.keeper.home, file).name) != sha256:
+    if any(wanted.get(name) != digest for name, digest in original_hashes(file).items()):
         raise Damage(f"the stored bytes of {file.name} are not what was admitted", subject=sha256)
     incoming = Incoming(source, target, wanted)
     if os.path.lexists(target):

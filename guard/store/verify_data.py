@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from guard.names import index_name
-from guard.store.files import StoredFile, get_file, trained_in
+from guard.store.files import StoredFile, get_file, original_hashes, trained_in
 from guard.store.findings import Findings
 from guard.store.keeper import Keeper
 from guard.store.sums import listed_problem_steps
@@ -41,9 +41,8 @@ def check_originals(keeper: Keeper, findings: Findings) -> None:
 
 def _check_original(keeper: Keeper, findings: Findings, file: StoredFile) -> None:
     folder = keeper.home.files / file.sha256
-    stored = str(file.record.get("stored_as", file.name))
     findings.count_files(folder)
-    steps = listed_problem_steps(folder, {stored: file.sha256}, _SIDECARS, findings.picker(file.sha256))
+    steps = listed_problem_steps(folder, original_hashes(file), _SIDECARS, findings.picker(file.sha256))
     problems = findings.run(steps)
     problems += _sidecar_problems(folder, file)
     for name, problem in problems:

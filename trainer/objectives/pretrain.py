@@ -1,6 +1,7 @@
 """Pretraining: every token is predicted from those before it, document separators included.
 
-The contract stands in `trainer/objectives/__init__.py`. A mask, should there be one, is not looked at.
+A mask comes only with replayed conversations: of those the answers alone are trained here too, so that a question is
+never learnt by way of replay. The contract stands in `trainer/objectives/__init__.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __all__ = ["loss", "rows"]
 def rows(
     tokens: NDArray[np.integer], mask: NDArray[np.uint8] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Inputs, targets and weights (all one) of one sequence of n >= 2 tokens; each [n-1]."""
+    """Inputs, targets and weights (all one without a mask) of one sequence of n >= 2 tokens; each [n-1]."""
     ids = tokens.astype(np.int64)
-    return ids[:-1], ids[1:], np.ones(len(ids) - 1, dtype=np.float32)
+    weights = np.ones(len(ids) - 1, dtype=np.float32) if mask is None else mask[1:].astype(np.float32)
+    return ids[:-1], ids[1:], weights
