@@ -99,7 +99,7 @@ def _cancel(engine: Engine, arguments: Arguments) -> dict[str, Any]:
                           hint="heirloom queue")  # fmt: skip
     if engine.runner.current == job.id:
         engine.runner.stop_current("cancelled")
-        return {"job": job.id, "state": "stopping", "paused": engine.runner.paused}
+    # Recorded at once, also while its child still stops: a cancellation that was acknowledged outlives the daemon.
     with engine.keeper.ledger.transaction():
         set_job(engine.keeper.ledger, job.id, "cancelled", "cancelled by a person")
     return {"job": job.id, "state": "cancelled", "paused": engine.runner.paused}

@@ -322,11 +322,10 @@ class Runner:
         return self.current
 
     def _stopped(self, job: Job, wish: str) -> None:
-        if wish == "paused" or job.state not in ("preparing", "training"):
-            return
-        self._set(job.id, wish, {"parked": "the line was rolled back under it", "cancelled": "cancelled"}[wish])
-        if wish == "cancelled":
+        if wish == "cancelled" and job.state == "cancelled":
             remove_tree(self.keeper.home.staging_of(job.id))
+        elif wish == "parked" and job.state in ("preparing", "training"):
+            self._set(job.id, "parked", "the line was rolled back under it")
 
     def begin_stop(self) -> None:
         """The daemon is asked to end: the running child finishes its step and takes a snapshot."""

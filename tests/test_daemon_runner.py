@@ -398,6 +398,15 @@ def test_a_cancelled_running_job_leaves_nothing_behind(toy: Toy) -> None:
     assert tip(toy) == "v003_again", "the cancelled job's number is not given again, its data is"
 
 
+def test_a_cancellation_that_was_acknowledged_outlives_the_daemon(toy: Toy) -> None:
+    toy.drop("a.jsonl", chat_of(30))
+    number = run_until(toy, "training")
+    assert ask(toy, "queue.cancel", job=number)["state"] == "cancelled"
+    toy.again().settle()
+    assert state(toy, number) == "cancelled" and toy.versions() == {BASE: "sealed"}
+    assert list(toy.home.staging.iterdir()) == []
+
+
 def test_a_queued_job_is_cancelled_at_once_and_a_finished_one_cannot_be(toy: Toy) -> None:
     ask(toy, "queue.pause")
     toy.drop("a.jsonl", chat_of(30))

@@ -202,7 +202,7 @@ def run_prepare(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _count_warnings(chosen: Chosen, fed: NDArray[np.bool_], steps: int) -> list[str]:
     """What a person should know about the choice, in sentences."""
-    counts, left = chosen.counts, int(len(fed) - fed.sum())
+    counts, left = chosen.counts, int(chosen.counts["new"] - fed.sum())
     sentences = {
         "too_long": "{} conversations are too long for this base and were left out",
         "too_short": "{} examples are a single token and cannot be trained",
