@@ -153,7 +153,8 @@ def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer) -> tupl
     sources, warnings = _replay_sources(job, tokenizer)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
     if job.get("max_steps") and not job.get("iterations"):
-        chosen = keep_first(chosen, max(1, int(int(job["max_steps"]) * batch / (1 + fraction))))
+        room = int(job["max_steps"]) * batch / (1 + (fraction if sources else 0.0))
+        chosen = keep_first(chosen, max(1, int(room)))
     return add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"])), warnings
 
 
