@@ -47,7 +47,8 @@ def micro_against_transformers(runs: int) -> Figure:
     peer = Qwen3ForCausalLM(Qwen3Config(**{key: value for key, value in config.to_hf().items() if key != "architectures"}))
 
     def ours_loss(model: Any) -> Any:
-        return chunked_cross_entropy(model.hidden(inputs), model.head_weight, targets, weights) / weights.sum()
+        hidden = model(inputs).flatten(0, 1)
+        return chunked_cross_entropy(hidden, model.head_weight, targets.flatten(), weights.flatten()) / weights.sum()
 
     return compare("training", "tokens/s", BATCH * BLOCK, _stepper(new_model(config, 1), ours_loss), "transformers Qwen3",
                    _stepper(peer, lambda model: model(input_ids=inputs, labels=inputs).loss), runs)  # fmt: skip

@@ -101,7 +101,9 @@ class ReaderPool:
                 break
         else:
             return
-        if reader.process is None or reader.process.poll() is not None:
+        if reader.process is not None and reader.process.poll() is not None:
+            self._retire(reader)  # it died idle, and the reactor has not heard of it yet
+        if reader.process is None:
             self._start(reader)
         assert reader.process is not None and reader.process.stdin is not None
         reader.request, reader.deadline = request, now + BASE_SECONDS + request.size / BYTES_PER_SECOND
@@ -132,7 +134,13 @@ class ReaderPool:
         reader.buffer += data
         while b"\n" in reader.buffer:
             line, reader.buffer = reader.buffer.split(b"\n", 1)
-            self._answer(reader, json.loads(line))
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                reader.ended_because = "the reader gave an answer that cannot be read"
+                reader.process.kill()
+                return
+            self._answer(reader, answer)
 
     def _answer(self, reader: _Reader, answer: dict[str, Any]) -> None:
         request, reader.request = reader.request, None
@@ -142,6 +150,13 @@ class ReaderPool:
 
     def _ended(self, reader: _Reader) -> None:
         """The reader died over its file: the file's attempt is reported, and the next file gets a new reader."""
+        status = self._retire(reader)
+        if reader.request is not None:
+            reason = reader.ended_because or f"the reader ended with status {status}"
+            self._answer(reader, {"fault": "crash", "message": reason})
+
+    def _retire(self, reader: _Reader) -> int:
+        """Give back what a dead reader held; returns its status."""
         assert reader.process is not None and reader.process.stdout is not None
         self.reactor.remove(reader.process.stdout.fileno())
         status = reader.process.wait()
@@ -149,9 +164,7 @@ class ReaderPool:
             if pipe is not None:
                 _close_quietly(pipe)
         reader.process = None
-        if reader.request is not None:
-            reason = reader.ended_because or f"the reader ended with status {status}"
-            self._answer(reader, {"fault": "crash", "message": reason})
+        return status
 
     def _watch(self, reader: _Reader, now: float) -> None:
         if reader.process is None or reader.ended_because:
@@ -168,11 +181,8 @@ class ReaderPool:
         """End every reader; unfinished files are read again at the next start."""
         for reader in self.readers:
             if reader.process is not None:
-                assert reader.process.stdout is not None
-                self.reactor.remove(reader.process.stdout.fileno())
                 reader.process.kill()
-                reader.process.wait()
-                reader.process = None
+                self._retire(reader)
 
 
 def _close_quietly(pipe: Any) -> None:

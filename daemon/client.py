@@ -21,7 +21,7 @@ from guard.home import Home
 from guard.lock import home_lock
 from guard.store.keeper import Keeper, default_actor, open_reader, open_writer
 
-__all__ = ["call", "call_register", "local_engine", "run_until_done", "wait_for_drops"]
+__all__ = ["call", "call_register", "drop_result", "local_engine", "run_until_done", "wait_for_drops"]
 
 LOCK_SECONDS = 5.0
 POLL_SECONDS = 0.05
@@ -80,14 +80,20 @@ def _drop_result(keeper: Keeper, number: int) -> dict[str, Any] | None:
     if row is None or row["state"] not in FINAL_DROPS:
         return None
     record = orjson.loads(row["verdict"])
+    return drop_result(row["name"], row["state"], row["reason"], row["sha256"], record)
+
+
+def drop_result(name: str, verdict: str, reason: str, sha256: str | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    """One drop as `register` tells it; `record` is its identity with the decision. `bad_row_list`: the first 20 of them."""
     decision = record.get("decision", {})
-    status = {"admitted": "queued"}.get(row["state"], row["state"])
+    status = {"admitted": "queued"}.get(verdict, verdict)
     return {
-        "name": row["name"], "verdict": row["state"], "reason": row["reason"], "why": record.get("why", ""),
-        "sha256": row["sha256"], "fingerprint": row["sha256"], "kind": record.get("kind"),
+        "name": name, "verdict": verdict, "reason": reason, "why": record.get("why", ""),
+        "sha256": sha256, "fingerprint": sha256, "kind": record.get("kind"),
         "examples": record.get("examples", 0), "tokens": record.get("tokens_approx", 0),
-        "bad_rows": record.get("bad_rows", []), "duplicates": record.get("duplicates", 0) + decision.get("known_examples", 0),
-        "status": status,
+        "bad_rows": record.get("bad_rows_count", 0), "bad_row_list": record.get("bad_rows", []),
+        "unusable_rows": record.get("unusable_rows_count", 0),
+        "duplicates": record.get("duplicates", 0) + decision.get("known_examples", 0), "status": status,
     }  # fmt: skip
 
 

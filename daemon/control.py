@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.reactor import Reactor
-from guard.errors import DaemonNotRunning, HeirloomError
+from guard.errors import Busy, DaemonNotRunning, EnvironmentFault, HeirloomError, UsageError, is_environment
 
 __all__ = ["ControlServer", "ask", "is_listening"]
 
@@ -84,9 +84,10 @@ class ControlServer:
             answer = {"ok": True, "result": self.handle(request)}
         except HeirloomError as error:
             answer = {"ok": False, **error.as_dict()}
-        except (ValueError, KeyError, TypeError) as error:
-            answer = {"ok": False, "error": "UsageError", "message": f"bad request: {error}", "hint": "", "subject": "",
-                      "exit_code": 2}  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - told to whoever asked: no request may end the daemon
+            known = isinstance(error, ValueError | KeyError | TypeError | AttributeError | RecursionError)
+            told = UsageError(f"bad request: {error!r}") if known else HeirloomError(f"it could not be done: {error}")
+            answer = {"ok": False, **(EnvironmentFault(str(error)) if is_environment(error) else told).as_dict()}
         client.settimeout(2.0)
         with contextlib.suppress(OSError):
             client.sendall(json.dumps(answer).encode() + b"\n")
@@ -128,12 +129,18 @@ def ask(path: Path, request: Mapping[str, Any], timeout: float = 120.0) -> dict[
         except OSError as error:
             raise DaemonNotRunning("no daemon answers for this home", subject=str(path), cause=error,
                                    hint="start it: heirloom run") from error  # fmt: skip
-        line.sendall(json.dumps(dict(request)).encode() + b"\n")
-        chunks = []
-        while chunk := line.recv(1 << 16):
-            chunks.append(chunk)
-            if chunk.endswith(b"\n"):
-                break
-    if not chunks:
-        raise DaemonNotRunning("the daemon ended before it answered", subject=str(path), hint="heirloom status")
-    return json.loads(b"".join(chunks))
+        answer = b""
+        try:
+            line.sendall(json.dumps(dict(request)).encode() + b"\n")
+            while not answer.endswith(b"\n") and (chunk := line.recv(1 << 16)):
+                answer += chunk
+        except TimeoutError as error:
+            raise Busy(f"the daemon did not answer in {timeout:.0f} s", subject=str(path), cause=error,
+                       hint="it may still do what was asked: heirloom status") from error  # fmt: skip
+        except OSError as error:
+            raise HeirloomError(f"the line to the daemon broke: {error}", subject=str(path), cause=error,
+                                hint="it may have done what was asked: heirloom status") from error  # fmt: skip
+    if not answer.endswith(b"\n"):
+        raise HeirloomError("the daemon ended before it answered", subject=str(path),
+                            hint="it may have done what was asked: heirloom status")  # fmt: skip
+    return json.loads(answer)

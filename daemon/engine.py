@@ -42,6 +42,7 @@ class Engine:
         self.backup_problem = ""
         self.watch_problem = ""
         self.home_problem = ""
+        self.machine_problem = ""
         self._backup: Iterator[str] | None = None
         self._backup_due: float | None = 0.0
         self._next_sweep = 0.0

@@ -8,6 +8,7 @@ be thrown away at any moment. Environment faults (disk full, too many open files
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +70,11 @@ class Intake:
             return
         self.problem = ""
         files = [item for item in self.last.files if (str(item.path), _mark(item)) not in self._kept]
-        ready = [item for item in self.settler.look(files, now) if item.path not in self._peeking]
+        for gone in self._peeked.keys() - {item.path for item in files}:
+            del self._peeked[gone]
+        # A claim that the machine interrupted is finished by `take_up`, never begun a second time.
+        taken = {Path(os.fsdecode(row["source"])) for row in open_drops(self.keeper.ledger, "claiming")} | self._peeking
+        ready = [item for item in self.settler.look(files, now) if item.path not in taken]
         for item in ready[:CLAIMS_PER_TICK]:
             self._consider(item, now)
 
@@ -89,10 +94,9 @@ class Intake:
             self._claim(item)
         except FileNotFoundError:
             self.settler.forget(item.path)
-        except OSError as error:
-            self.settler.postpone(item.path, f"it cannot be taken now: {error.strerror}")
-            if not is_environment(error) and not isinstance(error, PermissionError):
-                raise
+        except (OSError, HeirloomError) as error:
+            # Whatever it is, it is about this file: it keeps waiting, and the others go on.
+            self.settler.postpone(item.path, f"it cannot be taken now: {getattr(error, 'strerror', None) or error}")
 
     def _needs_peek(self, item: Sighting) -> bool:
         return self._peeked.get(item.path, ((), ""))[0] != item.signature
@@ -128,33 +132,35 @@ class Intake:
             if row["id"] in self.in_flight or self._retry_at.get(row["id"], 0.0) > now:
                 continue
             self._retry_at.pop(row["id"], None)
-            if row["state"] == "claiming":
-                state = resume_claim(self.keeper, row["id"], Path(os.fsdecode(row["source"])), move=row["mode"] == "move")
-                if state == "claimed":
-                    self._identify(row["id"])
-            elif row["state"] == "claimed":
-                self._identify(row["id"])
-            else:
-                self._finish(row["id"], now)
+            try:
+                self._go_on(row)
+            except (OSError, HeirloomError) as error:
+                self._hold(row["id"], error, now)
 
-    def _finish(self, drop: int, now: float) -> None:
-        """An admission or return that an environment fault interrupted."""
-        row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
-        assert row is not None
+    def _go_on(self, row: sqlite3.Row) -> None:
+        """The next step of a drop: finish its claim, read it, or finish an admission or return that was interrupted."""
+        state = row["state"]
+        if state == "claiming":
+            state = resume_claim(self.keeper, row["id"], Path(os.fsdecode(row["source"])), move=row["mode"] == "move")
+        if state == "claimed":
+            self._identify(row["id"])
+        if state not in ("admitting", "returning"):
+            return
         record = orjson.loads(row["verdict"])
-        try:
-            if row["state"] == "admitting":
-                finish_admission(self.keeper, row, record, Decision(**record["decision"]))
-            else:
-                give_back(self.keeper, drop, record["verdict"], row["reason"], record["why"], record)
-            self.views_dirty = True
-        except (OSError, HeirloomError) as error:
-            self._hold(drop, error, now)
+        if state == "admitting":
+            finish_admission(self.keeper, row, record, Decision(**record["decision"]))
+        else:
+            give_back(self.keeper, row["id"], record["verdict"], row["reason"], record["why"], record)
+        self.views_dirty = True
 
     def _identify(self, drop: int) -> None:
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
         assert row is not None
         content = claimed_content(self.keeper, drop)
+        if not content.exists():
+            with self.keeper.ledger.transaction():
+                set_drop(self.keeper, drop, "gone", "its bytes have vanished from data/.incoming")
+            return
         out = drop_folder(self.keeper, drop) / "identity"
         out.mkdir(exist_ok=True)
         intake = self.keeper.settings.intake
@@ -201,13 +207,18 @@ class Intake:
     def _conclude(self, drop: int, answer: dict[str, Any]) -> None:
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
         assert row is not None
-        if answer["verdict"] == "wait":
+        if answer["verdict"] == "wait" and row["mode"] != "copy":
             # A writer that had it open when it was taken still writes: read it again when it holds still.
             self._retry_at[drop] = self.keeper.clock.monotonic() + RETRY_SECONDS
             return
         if answer["verdict"] == "ignore":
             # Its name promised data and its content is none: it was taken already, so it goes back with a word.
             why = f"{row['name']} came back: {answer['reason']}.\n\nNothing of it was trained on, and nothing was lost.\n"
+            self._return(drop, "rejected", str(answer["reason"]), why, answer)
+            return
+        if answer["verdict"] == "wait":
+            # Our own copy changes no more: whoever waits for it would wait for ever.
+            why = f"{row['name']} was rejected.\n\nWhy: {answer['reason']}\n\nWhat to do: mend the file and bring it again.\n"
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] != "ok":

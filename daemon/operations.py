@@ -1,6 +1,7 @@
 """What a changing command does, once, whether it came over the socket or runs under the home lock.
 
 Each operation takes the engine and plain JSON arguments and returns a plain JSON result, or raises a HeirloomError.
+With `dry_run` among the arguments it judges as ever, changes nothing, and returns what the result would be.
 Slow work (reading a registered file) is only begun here; the engine finishes it and the caller looks at the ledger.
 Not here: confirming with a person (`daemon/cli/`) and the acts themselves (`guard/store/`).
 """
@@ -19,14 +20,16 @@ from guard.errors import CheckFailed, Duplicate, NotFound, UsageError
 from guard.names import safe_name, slugify, split_output
 from guard.store.admission import queue_index
 from guard.store.files import StoredFile, find_file
+from guard.store.indexes import current_documents
 from guard.store.intake import claim
 from guard.store.jobs import Job, add_job, find_job, jobs_in, queued_with_file, set_job
 from guard.store.keeper import Keeper
 from guard.store.restore import restore
 from guard.store.rollback import rollback
 from guard.store.trash import delete
-from guard.store.vault import run_backup
+from guard.store.vault import plan_backup, run_backup
 from guard.store.versions import Version, find_version, line_tip, tips
+from trainer.retrieval.chunk import estimate_chunks
 
 __all__ = ["OPERATIONS", "perform"]
 
@@ -70,6 +73,8 @@ def _restore(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 
 
 def _backup(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    if arguments.get("dry_run"):
+        return plan_backup(engine.keeper)
     engine.drop_backup()  # two at once would take each other's staging away; this one copies what is missing
     return run_backup(engine.keeper)
 
@@ -78,6 +83,8 @@ def _backup(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 
 
 def _pause(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    if arguments.get("dry_run"):
+        return {"state": "paused", "paused": True}
     with engine.keeper.ledger.transaction():
         engine.keeper.ledger.set_meta("paused", "1")
         engine.keeper.ledger.event("queue.paused", "queue")
@@ -86,6 +93,8 @@ def _pause(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 
 
 def _resume(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    if arguments.get("dry_run"):
+        return {"state": "running", "paused": False}
     with engine.keeper.ledger.transaction():
         engine.keeper.ledger.set_meta("paused", "0")
         engine.keeper.ledger.event("queue.resumed", "queue")
@@ -97,12 +106,15 @@ def _cancel(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     if job.state in ("done", "cancelled", "committing", "quarantined"):
         raise CheckFailed(f"job {job.id} is {job.state}; there is nothing to cancel", subject=f"job {job.id}",
                           hint="heirloom queue")  # fmt: skip
+    result = {"job": job.id, "state": "cancelled", "paused": engine.runner.paused}
+    if arguments.get("dry_run"):
+        return result
     if engine.runner.current == job.id:
         engine.runner.stop_current("cancelled")
     # Recorded at once, also while its child still stops: a cancellation that was acknowledged outlives the daemon.
     with engine.keeper.ledger.transaction():
         set_job(engine.keeper.ledger, job.id, "cancelled", "cancelled by a person")
-    return {"job": job.id, "state": "cancelled", "paused": engine.runner.paused}
+    return result
 
 
 def _retry(engine: Engine, arguments: Arguments) -> dict[str, Any]:
@@ -110,14 +122,18 @@ def _retry(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     ledger = engine.keeper.ledger
     job = find_job(ledger, int(arguments["job"]))
     if job.state not in ("parked", "failed", "held", "cancelled", "quarantined"):
-        raise CheckFailed(f"job {job.id} is {job.state}", subject=f"job {job.id}", hint="heirloom queue")
+        raise CheckFailed(f"job {job.id} is {job.state}; there is nothing to try again", subject=f"job {job.id}",
+                          hint="heirloom queue")  # fmt: skip
+    goes_on = job.state in ("parked", "held") and "train" in job.plan
+    state = "training" if goes_on else "queued"
+    if arguments.get("dry_run"):
+        number = None if job.state == "quarantined" else job.id
+        return {"job": number, "state": state, "paused": engine.runner.paused}
     with ledger.transaction():
         if job.state == "quarantined":
             number = add_job(ledger, kind=job.kind, stage=job.stage, line=job.line, slug=job.slug, files=job.files,
                              request={**job.request, "origin": "retry"}, base_id=job.base_id)  # fmt: skip
             return {"job": number, "state": "queued", "paused": engine.runner.paused}
-        goes_on = job.state in ("parked", "held") and "train" in job.plan
-        state = "training" if goes_on else "queued"
         if goes_on:
             set_job(ledger, job.id, state, "tried again by a person", attempts=0)
         else:
@@ -138,13 +154,17 @@ def _move(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     if place < 1:
         raise UsageError(f"--to {place}: places are counted from 1", hint=f"heirloom queue move {number} --to 1")
     order = [item for item in queued if item.id != number]
+    place = min(place, len(queued))
     order.insert(place - 1, job)
+    result = {"job": number, "state": "queued", "place": place, "paused": engine.runner.paused}
+    if arguments.get("dry_run"):
+        return result
     with ledger.transaction():
         first = min(item.position for item in queued)
         for position, item in enumerate(order, start=first):
             ledger.run("UPDATE jobs SET position = ? WHERE id = ?", (position, item.id))
         ledger.event("queue.moved", f"job {number}", to=place)
-    return {"job": number, "state": "queued", "paused": engine.runner.paused}
+    return result
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -166,6 +186,11 @@ def _register(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 
 
 def _rebuild_index(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    if arguments.get("dry_run"):
+        documents, sizes = current_documents(engine.keeper), engine.keeper.settings.index
+        lengths = [Path(item["path"]).stat().st_size for item in documents]
+        chunks = sum(estimate_chunks(length, sizes.chunk_size, sizes.overlap) for length in lengths)
+        return {"job": None, "documents": len(documents), "bytes": sum(lengths), "chunks": chunks}
     with engine.keeper.ledger.transaction():
         return {"job": queue_index(engine.keeper)}
 

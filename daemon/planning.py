@@ -40,8 +40,8 @@ from trainer.template import TEMPLATE_HASH
 from trainer.tokenizer import load_tokenizer
 
 __all__ = [
-    "Target", "base_of", "base_request", "evaluation_sets", "gather_facts", "prepare_request", "recipe_for", "replay_sources",
-    "train_request",
+    "Target", "base_of", "base_request", "cost_of", "evaluation_sets", "gather_facts", "prepare_request", "recipe_for",
+    "replay_sources", "train_request",
 ]  # fmt: skip
 
 GATE_TOKENS = 16_384
@@ -252,15 +252,20 @@ def numbers_of(keeper: Keeper, target: Target) -> Numbers:
 
 def _cost(keeper: Keeper, target: Target, tokens: int) -> tuple[int, Estimate]:
     """(steps, estimate) of training so many first-pass tokens with the target's recipe."""
-    recipe, shape = target.recipe, shape_of(keeper, target.base)
+    return cost_of(target.recipe, shape_of(keeper, target.base), numbers_of(keeper, target), tokens,
+                   iterations=target.job.request.get("iterations"),
+                   measured=target.base.record.get("metrics", {}).get("tokens_per_second"))  # fmt: skip
+
+
+def cost_of(
+    recipe: Recipe, shape: ModelConfig, numbers: Numbers, tokens: int, *, iterations: int | None, measured: float | None
+) -> tuple[int, Estimate]:
+    """(steps, estimate) of so many first-pass tokens on a model of that shape; `iterations`: exactly so many steps."""
     per_step = recipe.training.batch_sequences * shape.block_size
-    asked = target.job.request.get("iterations")
-    steps = int(asked or max(1, -(-tokens * recipe.training.epochs // per_step)))
-    facts, numbers = hardware_facts(), numbers_of(keeper, target)
-    work = steps * per_step if asked else tokens * recipe.training.epochs
+    steps = int(iterations or max(1, -(-tokens * recipe.training.epochs // per_step)))
+    work = steps * per_step if iterations else tokens * recipe.training.epochs
     return steps, estimate_job(shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences,
-                               flags=facts["cpu_flags"], cores=numbers.threads,
-                               measured=target.base.record.get("metrics", {}).get("tokens_per_second"))  # fmt: skip
+                               flags=hardware_facts()["cpu_flags"], cores=numbers.threads, measured=measured)  # fmt: skip
 
 
 def needed_bytes(keeper: Keeper, target: Target, tokens: int) -> int:

@@ -194,7 +194,7 @@ def live_facts(engine: Any) -> dict[str, Any]:
     """What only the running engine knows, for `compose`."""
     waiting = engine.intake.settler.waiting()
     ignored = {str(path): reason for path, reason in engine.intake.last.ignored.items()}
-    problems = [text for text in (engine.home_problem, engine.intake.problem, engine.backup_problem,
+    problems = [text for text in (engine.home_problem, engine.machine_problem, engine.intake.problem, engine.backup_problem,
                                 engine.watch_problem) if text]
     shown = dict(list(waiting.items())[:100])
     return {"waiting": {_shown(key): value for key, value in shown.items()}, "waiting_count": len(waiting),

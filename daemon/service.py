@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC
 from types import FrameType
 from typing import Any
@@ -25,7 +25,7 @@ from daemon.reactor import Reactor
 from daemon.report import live_facts, publish_status
 from daemon.watch import Watcher
 from guard.clock import SYSTEM_CLOCK
-from guard.errors import CheckFailed
+from guard.errors import CheckFailed, HeirloomError, is_environment
 from guard.home import Home
 from guard.lock import home_lock
 from guard.store import views
@@ -37,6 +37,7 @@ __all__ = ["Service", "run"]
 
 STATUS_SECONDS = 1.0
 STOP_SECONDS = 600.0
+HOLD_SECONDS = 5.0
 TIMERS = {"sweep": 30, "disk": 60, "views": 300, "heartbeat": 10, "watcher": 5}
 EXIT_TROUBLED = 3
 
@@ -55,6 +56,7 @@ class Service:
         self._due: deque[str] = deque()
         self._status_at = 0.0
         self._idle_rounds = 0
+        self._held_until = 0.0
         self._scheduler = BackgroundScheduler(timezone=UTC)
 
     # --- asked from outside --------------------------------------------------------------------------------------
@@ -107,15 +109,30 @@ class Service:
             self.stop_since = now
             self.notifier.send("STOPPING=1", "STATUS=finishing the step")
             self.engine.runner.begin_stop()
-        if not self.asked_to_stop:
-            self.engine.loop(now)
-        self._publish(now)
+        if not self.asked_to_stop and now >= self._held_until:
+            self._unless_held(now, lambda: self.engine.loop(now))
+        self._unless_held(now, lambda: self._publish(now))
         self.notifier.send("WATCHDOG=1")
         self._idle_rounds = self._idle_rounds + 1 if self.engine.idle else 0
         self.reactor.woken = False
-        self.reactor.poll(0.1 if self.asked_to_stop else self.engine.wait_seconds(self.keeper.clock.monotonic()))
+        wait = 0.1 if self.asked_to_stop else self.engine.wait_seconds(self.keeper.clock.monotonic())
+        self._unless_held(now, lambda: self.reactor.poll(max(wait, 0.1) if now < self._held_until else wait))
         if self.reactor.woken:
             self.engine.hint()
+
+    def _unless_held(self, now: float, act: Callable[[], object]) -> None:
+        """Do a part of a round; a full disk, even the ledger's or a view's, holds the daemon and does not end it.
+
+        With `once` somebody waits for the answer: then the fault goes up and is the answer.
+        """
+        try:
+            act()
+            if now >= self._held_until:
+                self.engine.machine_problem = ""
+        except (OSError, HeirloomError) as error:
+            if self.once or not is_environment(error):
+                raise
+            self.engine.machine_problem, self._held_until = f"everything is held: {error}", now + HOLD_SECONDS
 
     def _timers(self, now: float) -> None:
         while self._due:

@@ -13,16 +13,35 @@ from daemon.client import local_engine
 from guard.clock import SYSTEM_CLOCK, Clock
 from guard.errors import CheckFailed, UsageError
 from guard.home import Home
-from guard.store.create import create_home
+from guard.store.create import check_place, create_home
 from guard.store.jobs import add_job, find_job, jobs_in
-from guard.store.keeper import Keeper
+from guard.store.keeper import Keeper, open_reader
 from guard.store.versions import all_versions
-from trainer.recipe import find_recipe, load_recipe, resolve
+from trainer.estimate import version_bytes
+from trainer.model_config import ModelConfig
+from trainer.recipe import Recipe, find_recipe, load_recipe, resolve
+from trainer.tokenizer import load_tokenizer
 
-__all__ = ["SHIPPED_CONFIGS", "init_home", "queue_base"]
+__all__ = ["SHIPPED_CONFIGS", "base_recipe", "base_shape", "init_home", "queue_base"]
 
 SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TOKENIZATIONS = ("gpt2", "char")
+
+
+def base_recipe(home: Home, recipe: str) -> Recipe:
+    """The recipe of a base, from the home's configs or the shipped ones. Raises UsageError, NotFound."""
+    chosen = load_recipe(find_recipe(recipe, [home.configs, SHIPPED_CONFIGS], "pretrain"))
+    if chosen.model is None:
+        raise UsageError(f"the recipe {recipe} describes no model", subject=recipe,
+                         hint="a base needs a recipe of configs/pretrain/")  # fmt: skip
+    return chosen
+
+
+def base_shape(recipe: Recipe, tokenization: str) -> ModelConfig:
+    """The shape of a base: what its recipe says, with the vocabulary of its tokenizer."""
+    assert recipe.model is not None, "base_recipe refuses a recipe without a model"
+    vocabulary = recipe.model.vocab_size or load_tokenizer(tokenization).padded_vocab_size
+    return ModelConfig.from_recipe(recipe.model.model_dump() | {"vocab_size": vocabulary})
 
 
 def queue_base(keeper: Keeper, recipe: str, tokenization: str, *, line: str, slug: str, seed: int | None = None) -> int:
@@ -30,10 +49,7 @@ def queue_base(keeper: Keeper, recipe: str, tokenization: str, *, line: str, slu
     if tokenization not in TOKENIZATIONS:
         raise UsageError(f"unknown tokenization {tokenization!r}", subject=tokenization,
                          hint=f"one of {', '.join(TOKENIZATIONS)}")  # fmt: skip
-    chosen = load_recipe(find_recipe(recipe, [keeper.home.configs, SHIPPED_CONFIGS], "pretrain"))
-    if chosen.model is None:
-        raise UsageError(f"the recipe {recipe} describes no model", subject=recipe,
-                         hint="a base needs a recipe of configs/pretrain/")  # fmt: skip
+    chosen = base_recipe(keeper.home, recipe)
     if seed is not None:
         chosen = resolve(chosen, {"seed": seed})
     return add_job(keeper.ledger, kind="base", stage="base", line=line, slug=slug,
@@ -42,22 +58,30 @@ def queue_base(keeper: Keeper, recipe: str, tokenization: str, *, line: str, slu
 
 def init_home(
     directory: Path, *, recipe: str, tokenization: str, seed: int | None, progress: Callable[[str], None],
-    clock: Clock = SYSTEM_CLOCK,
+    dry_run: bool = False, clock: Clock = SYSTEM_CLOCK,
 ) -> dict[str, Any]:  # fmt: skip
-    """Make a home and seal its base. Raises CheckFailed over a finished home, UsageError for a wrong recipe."""
+    """Make a home and seal its base. Raises CheckFailed over a finished home, UsageError for a wrong recipe.
+
+    `dry_run`: makes nothing, and returns what would be made: home, version, recipe, tokenization, seed, parameters, bytes.
+    """
     home = Home(directory.expanduser().absolute())
     # A wrong name must be refused before the first folder is made.
     if tokenization not in TOKENIZATIONS:
         raise UsageError(f"unknown tokenization {tokenization!r}", hint=f"one of {', '.join(TOKENIZATIONS)}")
-    load_recipe(find_recipe(recipe, [home.configs, SHIPPED_CONFIGS], "pretrain"))
+    chosen = base_recipe(home, recipe)
+    if chosen.stage != "pretrain":
+        raise UsageError(f"the recipe {recipe} is for {chosen.stage}; a base is made by one for pretraining",
+                         subject=recipe, hint="--recipe pretrain/small")  # fmt: skip
+    if dry_run:
+        return _would_make(home, chosen, tokenization, seed)
     if not home.store_id_file.exists():
+        check_place(home)
         progress(f"making a home in {home.root}")
         create_home(home, clock=clock, recipes=SHIPPED_CONFIGS)
     with local_engine(home, "init") as engine:
         keeper = engine.keeper
         if all_versions(keeper.ledger):
-            raise CheckFailed(f"{home.root} is a home already", subject=str(home.root),
-                              hint=f"heirloom --home {home.root} status")  # fmt: skip
+            raise _home_already(home)
         waiting = [job for job in jobs_in(keeper.ledger, "queued", "training", "held") if job.kind == "base"]
         if waiting:
             number = waiting[0].id
@@ -66,6 +90,24 @@ def init_home(
                 number = queue_base(keeper, recipe, tokenization, line="policy", slug="baseline", seed=seed)
         progress("making the base from its recipe")
         return _work_off(engine, number)
+
+
+def _home_already(home: Home) -> CheckFailed:
+    return CheckFailed(f"{home.root} is a home already", subject=str(home.root),
+                       hint=f"heirloom --home {home.root} status")  # fmt: skip
+
+
+def _would_make(home: Home, recipe: Recipe, tokenization: str, seed: int | None) -> dict[str, Any]:
+    if not home.store_id_file.exists():
+        check_place(home)
+    else:
+        with open_reader(home) as keeper:
+            if all_versions(keeper.ledger):
+                raise _home_already(home)
+    shape = base_shape(recipe, tokenization)
+    return {"home": str(home.root), "version": "v001_baseline", "recipe": recipe.name, "tokenization": tokenization,
+            "seed": recipe.seed if seed is None else seed, "parameters": shape.parameter_count(),
+            "bytes": version_bytes(shape)}  # fmt: skip
 
 
 def _work_off(engine: Any, number: int) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def _file(row: sqlite3.Row) -> dict[str, Any]:
         "sha256": row["sha256"], "name": row["name"], "kind": row["kind"], "size_bytes": row["size_bytes"],
         "examples": row["examples"], "tokens": row["tokens_approx"], "description": row["description"],
         "first_seen": row["first_seen"], "bad_rows": record.get("bad_rows") or [],
+        "bad_rows_count": record.get("bad_rows_count") or len(record.get("bad_rows") or []),
+        "unusable_rows": record.get("unusable_rows") or [], "unusable_rows_count": record.get("unusable_rows_count") or 0,
     }  # fmt: skip
 
 

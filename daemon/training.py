@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from daemon.planning import parts_sha256, resolve_base
-from daemon.setup import queue_base
+from daemon.planning import cost_of, parts_sha256, resolve_base, shape_of
+from daemon.setup import base_recipe, base_shape, queue_base
 from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, write_bytes
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
 from guard.names import parse_version_number, safe_name, slugify
@@ -25,13 +25,16 @@ from guard.store.keeper import Keeper
 from guard.store.versions import Version, line_tip
 from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset
-from trainer.recipe import load_recipe
+from trainer.hardware import resolve_numbers
+from trainer.recipe import Recipe, load_recipe
 from trainer.tokenizer import load_tokenizer, require_same_tokenizer
 
 if TYPE_CHECKING:
     from daemon.engine import Engine
 
 __all__ = ["admit_dataset", "train"]
+
+_SPEECHLESS = "fine-tuning starts from a random base: it will not speak. Name one: --init-from-model"
 
 
 def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
@@ -94,8 +97,9 @@ def _find_base(keeper: Keeper, text: str) -> Version:
 
 
 def train(engine: Engine, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Queue the training of a prepared dataset; returns {job, output, line, warnings}.
+    """Queue the training of a prepared dataset; returns {job, output, line, base, recipe, examples, estimate, warnings}.
 
+    With `dry_run` everything is checked, and `job` is None: nothing is admitted or queued.
     Raises CheckFailed naming both sides when tokenizers differ, NotFound for a missing folder, recipe or base.
     """
     keeper = engine.keeper
@@ -115,9 +119,17 @@ def train(engine: Engine, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if named and tip is not None and base is not None and base.id != tip.id:
         raise CheckFailed(f"the model {line} exists already and stands on {tip.name}", subject=line,
                           hint=f"--model-name for a new one, or leave --init-from-model away to go on with {line}")  # fmt: skip
-    sha256 = admit_dataset(keeper, folder, dataset)
-    warnings = []
     steps = arguments.get("max_iters")
+    # A random base takes its shape from the recipe, or from the pretraining one of the same size.
+    pretraining = str(arguments["config_file"]) if recipe.model else f"pretrain/{Path(recipe.name).name}"
+    result = {
+        "job": None, "output": line, "line": line, "base": base.name if base else None, "recipe": recipe.name,
+        "examples": dataset.train.count, "estimate": _estimate(keeper, recipe, base, pretraining, dataset, steps),
+        "warnings": [_SPEECHLESS] if base is None and dataset.stage == "sft" else [],
+    }  # fmt: skip
+    if arguments.get("dry_run"):
+        return result
+    sha256 = admit_dataset(keeper, folder, dataset)
     request: dict[str, Any] = {"recipe": str(Path(arguments["config_file"]).absolute()), "origin": "train"}
     if steps:
         request["iterations"] = int(steps)
@@ -125,18 +137,24 @@ def train(engine: Engine, arguments: Mapping[str, Any]) -> dict[str, Any]:
     request["allow_repeat"] = bool(arguments.get("allow_repeat") or (steps and tip is not None))
     with keeper.ledger.transaction():
         if base is None:
-            pretraining = str(arguments["config_file"]) if recipe.model else _shape_for(recipe.name)
             queue_base(keeper, pretraining, str(dataset.tokenizer_state["tokenization"]), line=line, slug=f"{line}_base")
-            if dataset.stage == "sft":
-                warnings.append("fine-tuning starts from a random base: it will not speak. Name one: --init-from-model")
-        job = add_job(keeper.ledger, kind="train", stage=dataset.stage, line=line, slug=line, files=[sha256],
-                      request=request, base_id=base.id if base and base is not tip else None)  # fmt: skip
-    return {"job": job, "output": line, "line": line, "warnings": warnings}
+        result["job"] = add_job(keeper.ledger, kind="train", stage=dataset.stage, line=line, slug=line,
+                                files=[sha256], request=request,
+                                base_id=base.id if base and base is not tip else None)  # fmt: skip
+    return result
 
 
-def _shape_for(recipe: str) -> str:
-    """The pretraining recipe of the same size as a fine-tuning one: a random base takes its shape from there."""
-    return f"pretrain/{Path(recipe).name}"
+def _estimate(
+    keeper: Keeper, recipe: Recipe, base: Version | None, pretraining: str, dataset: Dataset, iterations: int | None
+) -> dict[str, Any]:
+    """First-pass tokens, steps, seconds and bytes; `pretraining` names the recipe of a base that is yet to be made."""
+    shape = (shape_of(keeper, base) if base else
+             base_shape(base_recipe(keeper.home, pretraining), str(dataset.tokenizer_state["tokenization"])))  # fmt: skip
+    measured = base.record.get("metrics", {}).get("tokens_per_second") if base else None
+    tokens = dataset.train.total_tokens
+    numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape)
+    steps, cost = cost_of(recipe, shape, numbers, tokens, iterations=iterations, measured=measured)
+    return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": cost.staging_bytes + cost.version_bytes}
 
 
 def _refuse_mismatch(dataset: Dataset, folder: Path, base: Version | None) -> None:

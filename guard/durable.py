@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,8 +66,13 @@ def fsync_dir(path: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def open_new(path: Path | str, mode: int = FILE_MODE) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not."""
+def open_new(
+    path: Path | str, mode: int = FILE_MODE, check: Callable[[Path], None] | None = None
+) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not.
+
+    `check` looks at the synced file before it takes its name; when it raises, `path` keeps its old bytes.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -77,6 +82,8 @@ def open_new(path: Path | str, mode: int = FILE_MODE) -> Iterator[BinaryIO]:
             handle.flush()
             os.fchmod(handle.fileno(), mode)
             _fsync(handle.fileno())
+        if check is not None:
+            check(temporary)
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -110,18 +117,21 @@ def publish(path: Path | str, data: bytes) -> None:
     """Replace `path` in one step WITHOUT syncing: for hints such as progress that may be lost with the power."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.rename(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def make_dir(path: Path | str) -> None:
-    """Make a folder and its missing parents, each entry durable."""
+    """Make a folder and its missing parents, each entry durable. Raises FileExistsError over what is no folder."""
     path = Path(path)
     if path.is_dir():
         return
     make_dir(path.parent)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
+    path.mkdir(exist_ok=True)
     fsync_dir(path.parent)
 
 
@@ -133,9 +143,13 @@ def _fsync_file(path: Path | str) -> None:
         os.close(descriptor)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def fsync_tree(path: Path | str) -> None:
-    """Sync every file below `path`, then every folder from the bottom up, `path` itself last."""
-    for folder, _names, files in os.walk(path, topdown=False):
+    """Sync every file below `path`, then every folder from the bottom up, `path` itself last. Raises OSError."""
+    for folder, _names, files in os.walk(path, topdown=False, onerror=_raise):
         for name in files:
             if not os.path.islink(os.path.join(folder, name)):
                 _fsync_file(os.path.join(folder, name))
@@ -193,21 +207,21 @@ def sha256_file(path: Path | str) -> str:
 def copy_verified(source: Path | str, target: Path | str, expected: str | None = None) -> str:
     """Copy a file durably, read the copy back and compare hashes; returns the SHA-256 in hex.
 
-    Raises Damage when the copy, or the source against `expected`, differs; the target is then not left behind.
+    Raises Damage when the copy, or the source against `expected`, differs; an older target then keeps its bytes.
     """
-    target = Path(target)
     digest = hashlib.sha256()
+
+    def check(copy: Path) -> None:
+        if sha256_file(copy) != digest.hexdigest() or digest.hexdigest() != (expected or digest.hexdigest()):
+            raise Damage(f"the copy of {source} is not what it should be", subject=str(source),
+                         hint="check the disk; the original was not touched")  # fmt: skip
+
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as reader, open_new(target) as writer:
+    with os.fdopen(descriptor, "rb") as reader, open_new(target, check=check) as writer:
         while block := reader.read(_CHUNK_BYTES):
             digest.update(block)
             writer.write(block)
-    written = digest.hexdigest()
-    if (expected is not None and written != expected) or sha256_file(target) != written:
-        os.unlink(target)
-        raise Damage(f"the copy of {source} is not what it should be", subject=str(source),
-                     hint="check the disk; the original was not touched")  # fmt: skip
-    return written
+    return digest.hexdigest()
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:
@@ -236,7 +250,8 @@ def unseal_tree(path: Path | str) -> None:
     os.chmod(path, 0o755)
     for folder, names, _files in os.walk(path):
         for name in names:
-            os.chmod(os.path.join(folder, name), 0o755)
+            if not os.path.islink(os.path.join(folder, name)):  # chmod would change the link's target
+                os.chmod(os.path.join(folder, name), 0o755)
 
 
 def remove_tree(path: Path | str) -> None:

@@ -45,9 +45,10 @@ def home_lock(home: Home, *, command: str, since: str, timeout: float = 0.0) -> 
     lock = _lock(home, timeout)
     try:
         lock.acquire()
-    except filelock.Timeout as error:
-        raise Busy(f"{home.root} is in use by {_describe(holder_of(home))}", subject=str(home.root), cause=error,
-                   hint="wait for it, or stop it; `heirloom status` works meanwhile") from error  # fmt: skip
+    except filelock.Timeout:
+        # filelock's own text adds nothing to who holds it.
+        raise Busy(f"{home.root} is in use by {_describe(holder_of(home))}", subject=str(home.root),
+                   hint="wait for it, or stop it; `heirloom status` works meanwhile") from None  # fmt: skip
     try:
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command}
         publish(home.state / "lock.json", json.dumps(facts).encode())

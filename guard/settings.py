@@ -165,6 +165,8 @@ _POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "train
 def _convert(key: str, raw: object, default: object, source: str) -> object:
     """Bring a raw value to the type of the default. Raises UsageError naming key, value and source."""
     try:
+        if raw is None or isinstance(raw, list | dict):
+            raise ValueError("one value is needed here")
         if isinstance(default, bool):
             word = str(raw).strip().lower()
             if word not in {"1", "0", "true", "false", "yes", "no", "on", "off"}:
@@ -193,8 +195,8 @@ def _check_range(key: str, value: object) -> None:
     if key == "storage.seal" and value == "immutable":
         raise ValueError("this version seals by mode only; immutable folders are not there yet")
     if isinstance(value, float | int) and not isinstance(value, bool):
-        if value != value or value < 0:
-            raise ValueError("must not be negative")
+        if not 0 <= value < float("inf"):
+            raise ValueError("must be a number, not negative and not endless")
         if key in _FRACTIONS and value > 1:
             raise ValueError("is a fraction between 0 and 1")
         if key in _POSITIVE and value <= 0:

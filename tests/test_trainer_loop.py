@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import os
@@ -41,7 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(home: Path) -> Any:
-    return trainer_help.make_dataset(home / "text", amount=2600)
+    return trainer_help.make_dataset(home / "text", amount=1300)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,11 @@ def uninterrupted(home: Path, text: Any) -> tuple[dict[str, Any], list[dict[str,
 
 
 def _text_job(home: Path, text: Any, name: str, **changes: Any) -> dict[str, Any]:
-    return trainer_help.train_job(home / name, home / "base" / "out", text, threads=2, steps=60, **changes)
+    return trainer_help.train_job(home / name, home / "base" / "out", text, steps=24, **changes)
+
+
+def _is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 def _result(staging: Path) -> dict[str, Any]:
@@ -74,15 +80,16 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 def test_killed_again_and_again_the_weights_are_the_same_to_the_bit(
     home: Path, text: Any, uninterrupted: tuple[dict[str, Any], list[dict[str, Any]]]
 ) -> None:
-    _text_job(home, text, "killed", snapshot={"every_steps": 7, "every_seconds": 0})
+    _text_job(home, text, "killed", snapshot={"every_steps": 4, "every_seconds": 0})
     staging, deaths = home / "killed", 0
-    for at_step in (3, 11, 19, 40, 58):
+    for at_step in (2, 9, 17):
         _number, pid = shared_server().spawn(staging)
-        if not wait_until(lambda at=at_step: steps_logged(staging) >= at, lambda pid=pid: not Path(f"/proc/{pid}").exists()):
+        gone = functools.partial(_is_gone, pid)
+        if not wait_until(lambda at=at_step: steps_logged(staging) >= at, gone):
             break
         os.kill(pid, signal.SIGKILL)
         deaths += shared_server().ended() == -signal.SIGKILL
-    assert deaths >= 3
+    assert deaths >= 2
     assert shared_server().run(staging) == 0
     result, (wanted, rows) = _result(staging), uninterrupted
     assert result["weights_sha256"] == wanted["weights_sha256"]
@@ -90,7 +97,7 @@ def test_killed_again_and_again_the_weights_are_the_same_to_the_bit(
     assert (result["exactness"], wanted["exactness"]) == ("RESUMED-EXACT", "EXACT")
     assert result["resumes"] >= 1
     assert _rows(staging / "out") == rows
-    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert [row["step"] for row in rows] == list(range(1, 25))
     assert result["evaluation"] == wanted["evaluation"] and result["generation"] == wanted["generation"]
 
 
@@ -131,14 +138,14 @@ def test_asked_to_stop_it_saves_at_a_step_boundary_and_goes_on_later(
 
 def test_the_proof_says_what_was_done(home: Path, uninterrupted: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     job, result = json.loads((home / "uninterrupted" / "job.json").read_text()), uninterrupted[0]
-    assert result["steps_executed"] == job["steps"] == 60
+    assert result["steps_executed"] == job["steps"] == 24
     assert result["consumed_sha256"] == job["consumed_sha256"]
     assert result["finite"] and result["weights_changed"] is True
     assert result["parent_weights_sha256"] == _result(home / "base")["weights_sha256"] != result["weights_sha256"]
-    assert result["final_loss"] == uninterrupted[1][-1]["loss"] < uninterrupted[1][0]["loss"] - 1
+    assert result["final_loss"] == uninterrupted[1][-1]["loss"] < uninterrupted[1][0]["loss"] - 0.5
     assert result["fed_tokens"] == sum(row["tokens"] for row in uninterrupted[1]) == result["loss_tokens"]
     for row in result["evaluation"]:
-        assert row["role"] == "new_held_out" and row["child_loss"] < row["parent_loss"] - 1 and row["examples"] > 0
+        assert row["role"] == "new_held_out" and row["child_loss"] < row["parent_loss"] - 0.5 and row["examples"] > 0
     assert len(result["generation"]) == 2 and all(0 < item["distinct_ratio"] <= 1 for item in result["generation"])
     model, _tokenizer = load_version(home / "uninterrupted" / "out")
     assert not torch.equal(model.head_weight, load_version(home / "base" / "out")[0].head_weight)
@@ -160,8 +167,8 @@ def test_conversations_train_their_answers_only(home: Path, chat: Any) -> None:
 def test_micro_batches_change_the_sum_by_rounding_only(home: Path, chat: Any) -> None:
     weights = []
     for micro in (1, 3, 4):
-        job = trainer_help.train_job(home / f"micro{micro}", home / "base" / "out", chat, micro_sequences=micro, steps=3)
-        run_train(job)
+        staging = home / f"micro{micro}"
+        run_train(trainer_help.train_job(staging, home / "base" / "out", chat, micro_sequences=micro, steps=3))
         weights.append(load_version(home / f"micro{micro}" / "out")[0].head_weight)
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], rtol=1e-3, atol=2e-5)
@@ -282,7 +289,7 @@ def test_the_rate_warms_up_stays_and_falls_without_ever_being_zero() -> None:
     training = {"learning_rate": 2.0, "min_learning_rate_ratio": 0.0, "warmup_fraction": 0.1, "decay_fraction": 0.2}
     rates = [learning_rate(step, 100, training) for step in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == rates[50] == rates[79] == 2.0
-    assert all(math.isclose(a - b, 2.0 / 21) for a, b in zip(rates[79:], rates[80:], strict=False))
+    assert all(math.isclose(a - b, 2.0 / 21) for a, b in itertools.pairwise(rates[79:]))
     assert 0 < rates[99] < 0.1
     assert learning_rate(0, 1, training) > 0
     flat = {**training, "warmup_fraction": 0.0, "decay_fraction": 0.0}
@@ -294,7 +301,8 @@ def test_numbers_come_from_a_table() -> None:
     wide = ModelConfig(layers=12, heads=12, width=768, hidden=2048, block_size=1024, vocab_size=50304)
     assert choose_numbers(small, 16, ["avx512f"], 2) == choose_numbers(small, 16, ["avx512f", "amx_bf16"], 2)
     assert choose_numbers(small, 16, [], 2).micro_sequences == 8
-    assert choose_numbers(small, 4, [], 2, threads=1).threads == 1
+    assert [choose_numbers(small, 4, [], 2, threads=threads).threads for threads in (0, 1)] == [2, 1]
+    assert choose_numbers(ModelConfig.from_recipe(trainer_help.SHAPE), 4, [], 2).threads == 1
     assert choose_numbers(wide, 16, ["amx_bf16"], 8).dtype == "bfloat16"
     assert choose_numbers(wide, 16, ["avx512f"], 8).dtype == "float32"
     assert choose_numbers(wide, 16, [], 8).micro_sequences == 2

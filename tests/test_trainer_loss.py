@@ -45,7 +45,7 @@ def test_huge_logits_neither_overflow_nor_vanish() -> None:
     hidden.grad = head.grad = None
     reference = _reference(hidden, head, targets, weights)
     reference.backward()
-    assert float((hidden @ head.t()).abs().max()) > 1000
+    assert (hidden @ head.t()).abs().max().item() > 1000
     torch.testing.assert_close(loss, reference, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(ours, (hidden.grad, head.grad), rtol=1e-4, atol=1e-3)
 
@@ -55,14 +55,14 @@ def test_positions_without_weight_cost_nothing_and_get_no_gradient() -> None:
     chunked_cross_entropy(hidden, head, targets, weights).backward()
     assert torch.count_nonzero(hidden.grad[weights == 0]) == 0
     assert torch.count_nonzero(hidden.grad[weights == 1]) > 0
-    assert float(chunked_cross_entropy(hidden, head, targets, torch.zeros(37))) == 0.0
+    assert chunked_cross_entropy(hidden, head, targets, torch.zeros(37)).item() == 0.0
 
 
 def test_without_gradients_the_value_is_the_same() -> None:
     hidden, head, targets, weights = _case()
     with torch.no_grad():
         value = chunked_cross_entropy(hidden, head, targets, weights, 8, 32)
-    assert float(value) == float(chunked_cross_entropy(hidden, head, targets, weights, 8, 32))
+    assert value.item() == chunked_cross_entropy(hidden, head, targets, weights, 8, 32).item()
 
 
 def test_bf16_stays_near_fp32() -> None:

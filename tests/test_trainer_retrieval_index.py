@@ -234,7 +234,7 @@ def test_parts_that_do_not_fit_are_refused_on_opening(tmp_path: Path, documents:
     def refused(match: str) -> None:
         with pytest.raises(Damage, match=match) as caught:
             open_index(folder)
-        assert caught.value.hint.startswith("heirloom index rebuild")
+        assert caught.value.hint.startswith("heirloom index build")
         for path, data in whole.items():
             path.write_bytes(data)
 

@@ -71,7 +71,7 @@ def _harm(path: Path, harm: str) -> None:
 def test_when_all_are_damaged_it_is_damage_and_not_a_fresh_start(tmp_path: Path) -> None:
     for step in (4, 5):
         (_save(tmp_path, step) / "optimizer.safetensors").unlink()
-    with pytest.raises(Damage, match="no snapshot .* is intact") as told:
+    with pytest.raises(Damage, match=r"no snapshot .* is intact") as told:
         newest_snapshot(tmp_path)
     assert "step-00000004" in str(told.value) and "step-00000005" in str(told.value)
 

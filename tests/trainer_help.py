@@ -72,7 +72,7 @@ def write_job(staging: Path, job: dict[str, Any]) -> dict[str, Any]:
     """job.json of a staging folder, with what every job has."""
     staging.mkdir(parents=True, exist_ok=True)
     whole = {"schema": 1, "job": 1, "staging": str(staging), "tokenization": "char", "seed": 1337, "threads": 1,
-             "dtype": "float32", "micro_sequences": 2, **job}  # fmt: skip
+             "dtype": "float32", "micro_sequences": 4, **job}  # fmt: skip
     (staging / "job.json").write_text(json.dumps(whole), "utf-8")
     return whole
 
@@ -96,7 +96,8 @@ def train_job(staging: Path, base: Path, dataset: Dataset, **changes: Any) -> di
         "steps": steps, "selection_sha256": chosen.selection.save(staging),
         "consumed_sha256": chosen.selection.consumed_hash(1337, steps, batch),
         "dataset": {"id": dataset.id, "path": str(dataset.folder)},
-        "evaluation": [{"name": "new", "role": "new_held_out", "dataset": str(dataset.folder), "split": "val",
+        "evaluation": [{"name": "new", "role": "new_held_out", "dataset": str(dataset.folder),
+                        "split": "val" if dataset.val.count else "train",
                         "stage": dataset.stage, "max_tokens": 2000}],
         "snapshot": {"every_steps": 0, "every_seconds": 0},
     }  # fmt: skip
@@ -106,11 +107,14 @@ def train_job(staging: Path, base: Path, dataset: Dataset, **changes: Any) -> di
 class ServerClient:
     """The other end of a torch server, as the daemon holds it."""
 
-    def __init__(self) -> None:
+    def __init__(self, light: bool = False) -> None:
+        """`light`: without importing torch first, for what only concerns processes."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.process = subprocess.Popen(
-            [PYTHON, "-m", "trainer.server", "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=ROOT
-        )
+        number = str(theirs.fileno())
+        whole = [PYTHON, "-m", "trainer.server", "--fd", number]
+        code = f"import socket; from trainer.server import Server; Server(socket.socket(fileno={number})).serve()"
+        command = [PYTHON, "-c", code] if light else whole
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT)
         theirs.close()
         self.channel = ours
         self._unread = b""

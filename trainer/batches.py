@@ -109,7 +109,7 @@ class Feed:
         for source, start, length in self.selection.ranges[first:end]:
             split = self.datasets[int(source)].train
             tokens.append(split.tokens(int(start), int(length)))
-            if self._use_mask or self.datasets[int(source)].stage == "sft":
+            if self._use_mask or (int(source) > 0 and self.datasets[int(source)].stage == "sft"):
                 # Replayed conversations train their answers only, whatever the job itself trains.
                 masks.append(split.mask(int(start), int(length)))
         return np.concatenate(tokens), np.concatenate(masks) if masks else None

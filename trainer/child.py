@@ -73,9 +73,15 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def preload_tasks() -> None:
-    """Import every task's module: done once by the server, so that its children need not."""
+    """Import what the tasks need: done once by the server, so that its children need not."""
     for module, _function in _TASKS.values():
         importlib.import_module(module)
+    from trainer.objectives import OBJECTIVES, find_objective
+
+    for name in OBJECTIVES:
+        find_objective(name)
+    # torch imports this by itself with the first optimizer: 800 modules, two seconds, in every child anew.
+    importlib.import_module("torch._dynamo")
 
 
 def _attempt(folder: Path, stop: Callable[[], bool]) -> int:

@@ -36,6 +36,8 @@ _LIBRARIES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
 
 # bf16 matrix units pay only where the matrices are wide enough to hide the conversions around them.
 _BF16_MIN_WIDTH = {"amx_bf16": 256, "avx512_bf16": 512}
+# Below this the operators are too short to be worth waking a second thread for.
+_SMALL_PARAMETERS = 500_000
 # Tokens in one forward and backward pass: enough to fill matrix products, few enough to stay near the cache.
 _MICRO_TOKENS = ((256, 4096), (1024, 2048))
 _MICRO_TOKENS_WIDE = 1024
@@ -88,11 +90,13 @@ def usable_cores(limit_file: Path = _CPU_LIMIT) -> int:
 
 
 def choose_numbers(model: ModelConfig, batch_sequences: int, flags: list[str], cores: int, threads: int = 0) -> Numbers:
-    """The table. `threads` 0 means all `cores`."""
+    """The table. `threads` 0 means all `cores`, or one for a very small model."""
     dtype = "float32"
     for flag, width in _BF16_MIN_WIDTH.items():
         if flag in flags and model.width >= width:
             dtype = "bfloat16"
+    if model.parameter_count() < _SMALL_PARAMETERS:
+        cores = 1
     tokens = next((tokens for width, tokens in _MICRO_TOKENS if model.width <= width), _MICRO_TOKENS_WIDE)
     micro = max(1, min(batch_sequences, tokens // model.block_size))
     return Numbers(threads=threads or cores, dtype=dtype, micro_sequences=micro)

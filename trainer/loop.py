@@ -180,11 +180,10 @@ def _tell(plan: LoopPlan, run: Outcome, batch: StepBatch, seconds: float) -> Non
 
 
 def _snapshot_due(plan: LoopPlan, step: int, unsaved_seconds: float, stopping: bool) -> bool:
-    if step == plan.steps:
-        return stopping or unsaved_seconds >= WORTH_SAVING_SECONDS
     by_steps = plan.snapshot_steps > 0 and step % plan.snapshot_steps == 0
     by_time = plan.snapshot_seconds > 0 and unsaved_seconds >= plan.snapshot_seconds
-    return stopping or by_steps or by_time
+    at_the_end = step == plan.steps and unsaved_seconds >= WORTH_SAVING_SECONDS
+    return stopping or by_steps or by_time or at_the_end
 
 
 def _save(model: Decoder, optimizer: torch.optim.Optimizer, plan: LoopPlan, run: Outcome, logs: RunLogs) -> None:

@@ -12,10 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
-from daemon.cli.output import human_bytes, plural, tick, visible
+from daemon.cli.flags import DryRun, Yes
+from daemon.cli.output import human_bytes, moment, plural, short_hash, tick, visible
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
 
-__all__ = ["add_to", "check_rows", "parse_share", "vault_lines", "verify_lines"]
+__all__ = ["add_to", "backup_plan_lines", "check_rows", "parse_share", "vault_lines", "verify_lines"]
+
+
+_SHOWN_NAMES = 20
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 
 def verify(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(metavar="[VERSION]", help="One version; all of them otherwise.")] = None,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="One version; all of them otherwise.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Versions, originals, indexes, ledger and views.")] = False,
     backup: Annotated[bool, typer.Option("--backup", help="Read the vault instead.")] = False,
     sample: Annotated[str | None, typer.Option("--sample", metavar="5%", help="Read only this share of the bytes.")] = None,
@@ -92,13 +96,30 @@ def backup(context: typer.Context) -> None:
         backup_status(context)
 
 
-def backup_run(context: typer.Context) -> None:
+def backup_run(context: typer.Context, yes: Yes = False, dry_run: DryRun = False) -> None:
     """Bring the vault up to date now."""
     caller: Caller = context.obj
+    if dry_run:
+        found = caller.call("backup.run", {"dry_run": True})
+        caller.console.emit({**found, "dry_run": True})
+        caller.console.say(*backup_plan_lines(found))
+        return
     found = caller.call("backup.run", {})
     caller.console.emit(found)
     counts = f"{len(found['copied']):,} copied, {len(found['verified']):,} read back"
     caller.console.note(f"✅ {counts}, {human_bytes(found['bytes'])} to {visible(found['vault'])}", *_same_disk(found))
+
+
+def backup_plan_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a backup would copy."""
+    versions, originals = found["versions"], found["originals"]
+    if not versions and not originals:
+        return [f"Nothing new to copy: {visible(found['vault'])} holds every version and original.", *_same_disk(found)]
+    counts = f"{plural(len(versions), 'version')} and {plural(len(originals), 'original')}"
+    names = [*versions, *(f"{item['name']} ({short_hash(item['sha256'])})" for item in originals)]
+    more = [f"   and {len(names) - _SHOWN_NAMES:,} more"] if len(names) > _SHOWN_NAMES else []
+    return [f"Would copy {counts}, {human_bytes(found['bytes'])}, to {visible(found['vault'])}:",
+            *(f"   {visible(name)}" for name in names[:_SHOWN_NAMES]), *more, *_same_disk(found)]  # fmt: skip
 
 
 def _same_disk(found: Mapping[str, Any]) -> list[str]:
@@ -129,13 +150,18 @@ def vault_lines(found: Mapping[str, Any]) -> list[str]:
         f"   Versions: {found['versions']['verified']:,} of {found['versions']['total']:,} read back",
         f"   Originals: {found['originals']['verified']:,} of {found['originals']['total']:,} read back",
         f"   Ledger: {visible(newest)} ({plural(found['ledger']['behind'], 'event')} behind)",
-        f"   Last read back: {visible(found['last_verified'] or 'never')}, {human_bytes(found['bytes'])}",
+        f"   Last read back: {moment(found['last_verified']) or 'never'}, {human_bytes(found['bytes'])}",
     ]
     missing = [*found["versions"]["missing"], *found["originals"]["missing"]]
     if missing:
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-        lines += [f"   Not safe yet: {', '.join(map(visible, missing[:5]))}{more}", "      try: heirloom backup run"]
+        lines += [f"   Not safe yet: {', '.join(map(_short_name, missing[:5]))}{more}", "      try: heirloom backup run"]
     return lines + (_same_disk(found) if found["present"] else [])
+
+
+def _short_name(name: str) -> str:
+    """A version by its name, an original by the start of its hash."""
+    return short_hash(name) if re.fullmatch(r"[0-9a-f]{64}", name) else visible(name)
 
 
 # --- doctor ------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def fitting_turns(
 
 def chat(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(metavar="[VERSION]", help="The active one otherwise.")] = None,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The active one otherwise.")] = None,
     index: Annotated[str | None, typer.Option("--index", metavar="I", help="v002 of this home, or a folder.")] = None,
     index_dir: Annotated[str | None, typer.Option("--index-dir", help="An index folder.")] = None,
     model_name: Annotated[str | None, typer.Option("--model-name", help="The version, as an option.")] = None,
@@ -173,7 +173,7 @@ def _one_shot(caller: Caller, talk: _Talk, prompt: str) -> None:
 
 def shown(answer: str, citations: Sequence[Mapping[str, Any]]) -> list[str]:
     """The answer (whatever the model wrote, safe to print) and its numbered sources."""
-    lines = [visible(line) for line in answer.split("\n")]
+    lines = [visible(line) for line in answer.split("\n")] if answer.strip() else ["(the model said nothing)"]
     cited = [f"[{item['number']}] {visible(place_of(item))}" for item in citations]
     return [*lines, "", *cited] if cited else lines
 

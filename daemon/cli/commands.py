@@ -57,7 +57,7 @@ def build(groups: Sequence[str] = tuple(GROUPS)) -> Any:
 
 
 def _root() -> None:
-    """Keeps one language model learning and never loses any of it. Alone: `heirloom status`."""
+    """Keeps one language model learning and never loses any of it. Alone: `heirloom status`. `--version` says which."""
 
 
 def status(

@@ -12,10 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
-from daemon.cli.output import human_count, human_tokens, plural, table, visible
+from daemon.cli.flags import DryRun, Yes
+from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, table, visible
 from guard.errors import NotFound, UsageError
 
-__all__ = ["add_to", "dataset_lines", "find_index", "index_lines", "name_or_folder", "place_of", "result_lines"]
+__all__ = [
+    "add_to", "dataset_lines", "find_index", "index_lines", "index_plan_lines", "name_or_folder", "place_of", "result_lines",
+]  # fmt: skip
 
 _EXCERPT = 400
 
@@ -88,9 +91,9 @@ def dataset_lines(found: Mapping[str, Any]) -> list[str]:
     train, held = found["train"], found["val"]
     lines = [
         f"✅ Dataset ready: {visible(found['output_dir'])}",
-        f"   Train: {human_count(train['examples'])} examples ({human_tokens(train['tokens'])} tokens,"
+        f"   Train: {plural(train['examples'], 'example')} ({human_tokens(train['tokens'])} tokens,"
         f" {plural(train['shards'], 'shard')})",
-        f"   Held out: {human_count(held['examples'])} examples ({human_tokens(held['tokens'])} tokens)",
+        f"   Held out: {plural(held['examples'], 'example')} ({human_tokens(held['tokens'])} tokens)",
         f"   Tokenization: {visible(found['tokenization'])}",
     ]
     if found["kind"] == "sft":
@@ -115,6 +118,8 @@ def index_build(
     out_dir: Annotated[str | None, typer.Option("--out-dir", help="Where the index goes; with --docs-dir.")] = None,
     chunk_size: Annotated[int | None, typer.Option("--chunk-size", min=1, help="Characters in one piece.")] = None,
     overlap: Annotated[int | None, typer.Option("--overlap", min=0, help="Characters neighbours share.")] = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Build an index; without --docs-dir, rebuild the home's from its stored documents."""
     from guard.settings import IndexSettings
@@ -127,23 +132,33 @@ def index_build(
         if chunk_size is not None or overlap is not None:
             raise UsageError("the home's index takes its sizes from the settings",
                              hint="set index.chunk_size and index.overlap in configs/heirloom.yaml")  # fmt: skip
-        _rebuild(caller)
+        _rebuild(caller, dry_run=dry_run)
         return
-    from trainer.retrieval.build import build_from_folder
+    from trainer.retrieval.build import build_from_folder, plan_from_folder
 
     usual = IndexSettings()
     folder = caller.folder / Path(docs_dir).expanduser()
     target = (caller.folder / Path(out_dir).expanduser()).absolute()
-    report = build_from_folder(folder, target, chunk_size=chunk_size or usual.chunk_size,
-                               overlap=usual.overlap if overlap is None else overlap)  # fmt: skip
+    size, shared = chunk_size or usual.chunk_size, usual.overlap if overlap is None else overlap
+    if dry_run:
+        found = plan_from_folder(folder, target, chunk_size=size, overlap=shared)
+        caller.console.emit({"out_dir": str(target), **found, "dry_run": True})
+        caller.console.say(*index_plan_lines(found, str(target)))
+        return
+    report = build_from_folder(folder, target, chunk_size=size, overlap=shared)
     caller.console.emit({"out_dir": str(target), **report})
     caller.console.note(*index_lines(report, str(target)))
 
 
-def _rebuild(caller: Caller) -> None:
+def _rebuild(caller: Caller, *, dry_run: bool) -> None:
     from daemon.cli.queue import Teller, finish
     from daemon.client import run_until_done
 
+    if dry_run:
+        found = caller.call("index.rebuild", {"dry_run": True})
+        caller.console.emit({**found, "dry_run": True})
+        caller.console.say(*index_plan_lines(found, "a new index of this home"))
+        return
     job = caller.call("index.rebuild", {})["job"]
     run_until_done(caller.home(), job, Teller(job, caller.console.progress))
     finish(caller, job)
@@ -157,6 +172,13 @@ def index_lines(report: Mapping[str, Any], folder: str) -> list[str]:
         f" {human_count(report['embedded_new'])} embedded now",
     ]
     return lines + [f"   ⚠️ left out {visible(item['name'])}: {visible(item['reason'])}" for item in report["skipped"]]
+
+
+def index_plan_lines(found: Mapping[str, Any], target: str) -> list[str]:
+    """What an index would be made of."""
+    size = f"{plural(found['documents'], 'document')}, {human_bytes(found['bytes'])}"
+    lines = [f"Would build {visible(target)}", f"   {size}, about {plural(found['chunks'], 'chunk')}"]
+    return lines + [f"   ⚠️ left out {visible(item['name'])}: {visible(item['reason'])}" for item in found.get("skipped", [])]
 
 
 def index_ls(context: typer.Context) -> None:
@@ -177,7 +199,7 @@ def index_ls(context: typer.Context) -> None:
                       "chunks": record.get("chunks")})  # fmt: skip
     caller.console.emit({"indexes": found})
     shown: list[Sequence[object]] = [("INDEX", "CREATED", "DOCUMENTS", "CHUNKS", "")]
-    shown += [(item["name"], item["created"], item["documents"], item["chunks"], "ACTIVE" if item["active"] else "")
+    shown += [(item["name"], moment(item["created"]), item["documents"], item["chunks"], "ACTIVE" if item["active"] else "")
               for item in found]  # fmt: skip
     caller.console.say(*(table(shown) if found else ["There is no index yet: drop documents into inbox/."]))
 

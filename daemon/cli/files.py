@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
-from daemon.cli.output import human_bytes, human_count, human_tokens, plural, short_hash, table, visible
+from daemon.cli.flags import DryRun, Yes
+from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, visible
 from guard.errors import CheckFailed, Duplicate, NotFound, UsageError
 
 __all__ = ["add_to", "exit_code_of", "register_lines", "register_record", "story_lines"]
@@ -22,6 +23,7 @@ _STATUS_WORDS = {
     "registered": "Not yet trained",
     "queued": "Queued for training",
 }
+_DOCUMENT_WORDS = {"queued": "Queued for the index", "registered": "In the index"}
 _SHOWN_ROWS = 20
 
 
@@ -33,23 +35,30 @@ def add_to(app: typer.Typer) -> None:
 
 def register(
     context: typer.Context,
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files to make known; they stay where they are.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files to make known; they stay where they are.")],
     description: Annotated[str, typer.Option("--description", help="What this data is, for later readers.")] = "",
     kind: Annotated[str | None, typer.Option("--kind", help="pretrain, sft or docs, instead of detecting it.")] = None,
     queue: Annotated[bool, typer.Option("--queue", help="Queue it for training too.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Fingerprint files and make them known, without training them."""
-    from daemon.client import call_register
-
     caller: Caller = context.obj
     home = caller.home()
     paths = [_regular_file(caller.folder / Path(name).expanduser()) for name in files]
-    results = call_register(home, paths=paths, description=description, kind=kind, queue=queue)
-    records = [register_record(result) for result in results]
+    if dry_run:
+        from daemon.rehearsal import rehearse_registration
+
+        results = rehearse_registration(home, paths=paths, kind=kind, queue=queue)
+    else:
+        from daemon.client import call_register
+
+        results = call_register(home, paths=paths, description=description, kind=kind, queue=queue)
+    records = [register_record(result) | ({"dry_run": True} if dry_run else {}) for result in results]
     caller.console.emit(records[0] if len(records) == 1 else {"files": records})
     for result in results:
-        lines = register_lines(result)
-        caller.console.note(*lines) if _code(result) == 0 else caller.console.say(*lines)
+        lines = register_lines(result, dry_run=dry_run)
+        caller.console.note(*lines) if _code(result) == 0 and not dry_run else caller.console.say(*lines)
     code = exit_code_of(results)
     if code:
         raise typer.Exit(code)
@@ -61,7 +70,8 @@ def _regular_file(path: Path) -> str:
     if not path.is_file():
         raise UsageError(f"{visible(path)} is not a regular file", subject=str(path),
                          hint="name the files in it: heirloom register DIR/*.jsonl")  # fmt: skip
-    return str(path.absolute())
+    # A link is meant as what it points to; what is taken into the house is never a link.
+    return str(path.resolve() if path.is_symlink() else path.absolute())
 
 
 def register_record(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,36 +93,58 @@ def exit_code_of(results: Sequence[Mapping[str, Any]]) -> int:
     return next((code for code in (CheckFailed.exit_code, Duplicate.exit_code) if code in codes), 0)
 
 
-def register_lines(result: Mapping[str, Any]) -> list[str]:
-    """What a person reads about one registered, known or refused file."""
+def register_lines(result: Mapping[str, Any], *, dry_run: bool = False) -> list[str]:
+    """What a person reads about one registered, known or refused file; with `dry_run` of one that would be."""
     name, code = visible(result.get("name")), _code(result)
     if code == Duplicate.exit_code:
         return [f"❌ Already known: {name}", f"   Fingerprint: {short_hash(result.get('sha256'))}",
                 f"   Equals: {visible(result.get('reason') or 'a file that was learnt before')}"]  # fmt: skip
     if code:
-        told = _why_lines(result.get("why")) or [f"   {visible(result.get('reason') or 'it did not pass')}"]
-        return [f"❌ Rejected: {name}", *told]
-    size = f"{human_count(result.get('examples') or 0)} examples ({human_tokens(result.get('tokens') or 0)} tokens)"
-    lines = [f"✅ Data registered: {name}", f"   Fingerprint: {short_hash(result.get('sha256'))}", f"   Size: {size}"]
+        return [f"❌ {'Would be rejected' if dry_run else 'Rejected'}: {name}",
+                *_why_lines(result.get("why"), result.get("reason"))]  # fmt: skip
+    tokens, document = f"{human_tokens(result.get('tokens') or 0)} tokens", result.get("kind") == "docs"
+    size = f"about {tokens}" if document else f"{human_count(result.get('examples') or 0)} examples ({tokens})"
+    notes = _notes(result, name, dry_run=dry_run)
+    status = str(result.get("status"))
+    words = _DOCUMENT_WORDS.get(status) if document else None
+    return [
+        f"✅ {'Can be registered' if dry_run else 'Data registered'}: {name}",
+        f"   Fingerprint: {short_hash(result.get('sha256'))}",
+        f"   Size: {size}",
+        *([f"   Note: {', '.join(notes)}"] if notes else []),
+        f"   Status: {words or _STATUS_WORDS.get(status, visible(status))}"
+        + (" (dry run: nothing was registered)" if dry_run else ""),
+    ]
+
+
+def _notes(result: Mapping[str, Any], name: str, *, dry_run: bool) -> list[str]:
+    """What a person should know beside the sizes."""
     notes = [plural(result["duplicates"], "repeated example")] if result.get("duplicates") else []
+    more = "" if dry_run else f" (heirloom why {name})"
     if result.get("bad_rows"):
-        notes.append(f"{plural(len(result['bad_rows']), 'row')} skipped (heirloom why {name})")
-    lines += [f"   Note: {', '.join(notes)}"] if notes else []
-    return [*lines, f"   Status: {_STATUS_WORDS.get(str(result.get('status')), visible(result.get('status')))}"]
+        notes.append(f"{plural(result['bad_rows'], 'row')} skipped{more}")
+    if result.get("unusable_rows"):
+        notes.append(f"{plural(result['unusable_rows'], 'row')} that cannot be trained on{more}")
+    if result.get("kind") == "docs":
+        notes.append("a document: it is searched, not trained on (--kind pretrain trains text)")
+    return notes
 
 
-def _why_lines(text: object) -> list[str]:
-    """Intake's own account of a refusal, less its headline: counts, the first 20 rows by line, what to do."""
-    return [f"   {visible(line)}" for line in str(text or "").splitlines()[1:] if line]
+def _why_lines(text: object, reason: object) -> list[str]:
+    """Intake's own account of a refusal, less its headline: the reason, the first 20 rows by line, what to do."""
+    lines = [f"   {visible(line)}" for line in str(text or "").splitlines()[1:] if line]
+    if any(line.startswith("   Why: ") for line in lines):
+        return lines
+    return [f"   Why: {visible(reason or 'it did not pass')}", *lines]
 
 
-def _row_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows that were skipped, by line."""
+def _row_lines(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    """Rows that were left out, by line; `count` of them were, of which the first are recorded."""
     lines = []
     for row in rows[:_SHOWN_ROWS]:
         place = f"line {row['line']}" + (f", {visible(row['field'])}" if row["field"] else "")
         lines.append(f"      {place}: {visible(row['reason'])}")
-    return lines + ([f"      and {len(rows) - _SHOWN_ROWS:,} more"] if len(rows) > _SHOWN_ROWS else [])
+    return lines + ([f"      and {count - len(lines):,} more"] if count > len(lines) else [])
 
 
 def why(
@@ -141,14 +173,15 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
                   f"{human_count(file['examples'])} examples ({human_tokens(file['tokens'])} tokens)"]  # fmt: skip
         if file["description"]:
             lines.append(f"    {visible(file['description'])}")
-        if file["bad_rows"]:
-            lines += [f"    {plural(len(file['bad_rows']), 'row')} skipped:", *_row_lines(file["bad_rows"])]
-    lines += _section("Arrivals", [(d["seen"], d["name"], d["state"], d["reason"]) for d in story["drops"]])
-    lines += _returned(story["drops"])
+        for rows, what in (("bad_rows", "skipped"), ("unusable_rows", "that cannot be trained on")):
+            if file[rows]:
+                lines += [f"    {plural(file[f'{rows}_count'], 'row')} {what}:", *_row_lines(file[rows], file[f"{rows}_count"])]
+    lines += _section("Arrivals", [(moment(d["seen"]), d["name"], d["state"], d["reason"]) for d in story["drops"]])
+    lines += _returned(story["drops"], told=story.get("reason"))
     lines += _section("Jobs", [(f"job {j['id']}", j["state"], j["output"] or "", j["reason"]) for j in story["jobs"]])
     lines += _section("Learnt by", [(v["name"], v["line"], v["objective"], f"{v['examples']:,} examples ({v['state']})")
                                     for v in story["versions"]])  # fmt: skip
-    lines += _section("Events", [(e["utc"], e["verb"], e["subject"], e["actor"]) for e in story["events"]])
+    lines += _section("Events", [(moment(e["utc"]), e["verb"], e["subject"], e["actor"]) for e in story["events"]])
     return lines
 
 
@@ -156,11 +189,14 @@ def _section(title: str, rows: list[tuple[Any, ...]]) -> list[str]:
     return ["", f"  {title}", *table(rows, "    ")] if rows else []
 
 
-def _returned(drops: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where refused bytes lie now, and what was wrong with the last of them."""
+def _returned(drops: Sequence[Mapping[str, Any]], told: object) -> list[str]:
+    """Where refused bytes lie now, and what was wrong with the last of them, but for the reason that was told above."""
     lines: list[str] = []
     for drop in drops:
         if drop["returned_to"]:
             lines.append(f"    given back as {visible(drop['returned_to'])}")
-    refused = [drop["why"] for drop in drops if drop["state"] == "rejected"]
-    return [*lines, "", "  The last refusal", *(f" {line}" for line in _why_lines(refused[-1]))] if refused else lines
+    refused = [drop for drop in drops if drop["state"] == "rejected"]
+    if refused:
+        account = _why_lines(refused[-1]["why"], refused[-1]["reason"])
+        lines += ["", "  The last refusal", *(f" {line}" for line in account if line != f"   Why: {visible(told)}")]
+    return lines

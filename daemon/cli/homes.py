@@ -5,17 +5,27 @@ Both acts are elsewhere (`daemon/setup.py`, `daemon/service.py`); here they get 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
-from daemon.cli.output import visible
+from daemon.cli.flags import DryRun, Yes
+from daemon.cli.output import human_bytes, human_count, visible
 from guard.errors import UsageError
+from guard.home import Home
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "happened_lines", "init_plan_lines"]
 
+_MOST_TOLD = 20
+_HAPPENED = {
+    "version.sealed": "✅ {subject} is sealed", "index.switched": "✅ the index {subject} is active",
+    "drop.rejected": "❌ {subject} was rejected: {reason}", "drop.duplicate": "❌ {subject} was learnt before: {reason}",
+    "job.failed": "❌ {subject} failed: {reason}", "job.quarantined": "❌ {subject} did not pass the gate: {reason}",
+    "job.parked": "⚠️ {subject} is parked: {reason}", "job.held": "⚠️ {subject} is held: {reason}",
+}  # fmt: skip
 TOKENIZATIONS = ("gpt2", "char")
 
 
@@ -27,10 +37,12 @@ def add_to(app: typer.Typer) -> None:
 
 def init(
     context: typer.Context,
-    directory: Annotated[str | None, typer.Argument(metavar="[DIR]", help="Where; this folder otherwise.")] = None,
+    directory: Annotated[str | None, typer.Argument(metavar="DIR", help="Where; this folder otherwise.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="The model to begin with: a recipe for a base.")] = "pretrain/small",
     tokenization: Annotated[str, typer.Option("--tokenization", metavar="gpt2|char", help="Its tokens, for ever.")] = "gpt2",
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The recipe's own otherwise.")] = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Make a home with its first version, v001_baseline."""
     from daemon.setup import init_home
@@ -40,13 +52,28 @@ def init(
         raise UsageError(f"--tokenization {tokenization!r} is not known", hint=f"one of {', '.join(TOKENIZATIONS)}")
     given = directory or caller.home_given or "."
     target = (caller.folder / Path(given).expanduser()).absolute()
-    found = init_home(target, recipe=recipe, tokenization=tokenization, seed=seed, progress=caller.console.progress)
-    caller.console.emit({"home": str(target), **found})
+    found = init_home(target, recipe=recipe, tokenization=tokenization, seed=seed, progress=caller.console.progress,
+                      dry_run=dry_run)  # fmt: skip
+    caller.console.emit({"home": str(target), **found, **({"dry_run": True} if dry_run else {})})
+    if dry_run:
+        caller.console.say(*init_plan_lines(found))
+        return
     there = "" if target == caller.folder else f" --home {visible(target)}"
     caller.console.note(
         f"✅ {visible(found.get('version', 'v001_baseline'))} is sealed in {visible(target / 'models')}",
         f"   Drop data into {visible(target / 'inbox')}, then: heirloom{there} run",
+        "   (.jsonl is learnt; .txt and .md are learnt in inbox/pretrain/ and become searchable documents elsewhere)",
     )
+
+
+def init_plan_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a home would begin with."""
+    return [
+        f"Would make a home in {visible(found['home'])}",
+        f"   First version: {visible(found['version'])} by the recipe {visible(found['recipe'])}, seed {found['seed']}",
+        f"   Size: {human_count(found['parameters'])} parameters, about {human_bytes(found['bytes'])}",
+        f"   Tokens: {visible(found['tokenization'])}, for ever",
+    ]
 
 
 def run(
@@ -54,13 +81,50 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="Work until nothing is left, then end.")] = False,
 ) -> None:
     """The daemon in the foreground: watch the inbox, train, back up, until Ctrl-C."""
+    from daemon.report import daemon_running, status
     from daemon.service import run as run_service
 
     caller: Caller = context.obj
-    code = run_service(caller.home(), once)
-    if caller.console.json:
-        from daemon.report import status
-
-        caller.console.emit(status(caller.home()))
+    home, console = caller.home(), caller.console
+    before = _last_event(home)
+    if not daemon_running(home):
+        console.progress(f"working until nothing is left in {visible(home.inbox)}" if once else
+                         f"watching {visible(home.inbox)}; Ctrl-C ends, and what trains goes on next time")  # fmt: skip
+    code = run_service(home, once)
+    console.note(*happened_lines(_events_since(home, before)))
+    if once and code:
+        console.say("Something is held or failed: heirloom queue, heirloom status")
+    if console.json:
+        console.emit(status(home))
     if code:
         raise typer.Exit(code)
+
+
+def _last_event(home: Home) -> int:
+    from guard.store.keeper import open_reader
+
+    with open_reader(home) as keeper:
+        return keeper.ledger.sequence()
+
+
+def _events_since(home: Home, last: int) -> list[dict[str, Any]]:
+    import orjson
+
+    from guard.store.keeper import open_reader
+
+    with open_reader(home) as keeper:
+        rows = keeper.ledger.rows("SELECT verb, subject, payload FROM events WHERE seq > ? ORDER BY seq", (last,))
+    return [{"verb": row["verb"], "subject": row["subject"], **orjson.loads(row["payload"])} for row in rows
+            if row["verb"] in _HAPPENED]  # fmt: skip
+
+
+def happened_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What came of a run, oldest first; of several words on one thing (held, held again) the last."""
+    told: dict[tuple[str, str], str] = {}
+    for event in events:
+        key = (event["verb"], event["subject"])
+        told.pop(key, None)
+        told[key] = _HAPPENED[event["verb"]].format(subject=visible(event["subject"]), reason=visible(event.get("reason") or ""))
+    lines = [line.removesuffix(": ") for line in told.values()]
+    more = [f"and {len(lines) - _MOST_TOLD:,} more (heirloom log)"] if len(lines) > _MOST_TOLD else []
+    return lines[-_MOST_TOLD:] + more or ["nothing was new"]

@@ -43,7 +43,7 @@ def log(
     since: Annotated[str | None, typer.Option("--since", metavar="2d", help="45s, 30m, 6h, 2d, 1w or a date.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the newest so many.")] = None,
 ) -> None:
-    """The audit trail: everything that happened here, by whom and when."""
+    """The audit trail: everything that happened here, by whom and when (UTC)."""
     caller: Caller = context.obj
     console, last = caller.console, _newest(context.obj)
     cutoff = parse_since(since, time.time()) if since else ""
@@ -101,7 +101,11 @@ def event_line(event: Mapping[str, Any]) -> str:
 
 
 def _short(value: object) -> str:
-    """The start of a hash is enough for a person."""
+    """The start of a hash is enough for a person; lists and truths in words."""
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     text = visible(value)
     return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
@@ -113,9 +117,9 @@ def parse_since(text: str, now_seconds: float) -> str:
         return utc_text(max(0.0, now_seconds - float(match.group(1)) * _UNITS[match.group(2)]))
     try:
         moment = datetime.datetime.fromisoformat(text.strip())
-    except ValueError as error:
+    except ValueError:
         raise UsageError(f"--since {text!r} is neither a time span nor a date",
-                         hint="heirloom log --since 2d, or --since 2026-11-20", cause=error) from error  # fmt: skip
+                         hint="heirloom log --since 2d, or --since 2026-11-20") from None  # fmt: skip
     # A moment without a zone is meant in the zone of the person who types it.
     return utc_text(moment.astimezone(datetime.UTC).timestamp())
 

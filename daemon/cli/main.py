@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str], console: Console) -> int:
     found, line = normalise(words, _STATUS_SHAPE)
+    if line == [DEFAULT_COMMAND, "--version"]:
+        return _tell_version(_caller(found, console).console)
     if line[0] == DEFAULT_COMMAND and set(line[1:]) <= _STATUS_SWITCHES:
         from daemon.cli.status import show
 
@@ -63,6 +65,18 @@ def _run(words: list[str], console: Console) -> int:
     command = build(groups_for(words))
     found, line = normalise(words, shape_of(command))
     return run(command, line, _caller(found, console))
+
+
+def _tell_version(console: Console) -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("heirloom")
+    except PackageNotFoundError:
+        number = "unknown (not installed: make venv)"
+    console.emit({"version": number})
+    console.say(f"heirloom {number}")
+    return 0
 
 
 def _caller(found: Globals, console: Console) -> Caller:
@@ -81,6 +95,9 @@ def as_error(problem: BaseException) -> HeirloomError | None:
     if "ClickException" in family:
         context = getattr(problem, "ctx", None)
         path = context.command_path if context is not None else "heirloom"
+        if "NoArgsIsHelpError" in family and context is not None:
+            # Its message is the whole help: too much for an error.
+            return UsageError(f"{path} needs a command: {', '.join(context.command.commands)}", hint=f"{path} --help")
         return UsageError(problem.format_message(), hint=f"{path} --help")  # type: ignore[attr-defined]
     if not isinstance(problem, Exception):
         return None

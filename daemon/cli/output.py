@@ -26,6 +26,7 @@ __all__ = [
     "human_count",
     "human_duration",
     "human_tokens",
+    "moment",
     "plural",
     "short_duration",
     "short_hash",
@@ -81,6 +82,8 @@ def human_duration(seconds: float | None) -> str:
     """`45 seconds`, `12 minutes`, `6 hours`, `1 hour 30 minutes`, `3 days 4 hours`, `22.8 years`."""
     if seconds is None or not math.isfinite(seconds):
         return "unknown"
+    if 0 < seconds < 1:
+        return "less than a second"
     if seconds < 60:
         return plural(max(0, round(seconds)), "second")
     minutes = round(seconds / 60)
@@ -122,6 +125,12 @@ def tick(ok: bool | None) -> str:
     return "➖" if ok is None else "✅" if ok else "❌"
 
 
+def moment(utc: object) -> str:
+    """`2026-11-21 03:18:49 UTC` of a recorded moment; "" of none."""
+    text = visible(utc or "")
+    return f"{text[:19].replace('T', ' ')} UTC" if text else ""
+
+
 def bar(share: float, width: int = 24) -> str:
     """`[██████░░░░]` for a share between 0 and 1."""
     full = round(min(max(share, 0.0), 1.0) * width)
@@ -132,10 +141,8 @@ def table(rows: Iterable[Sequence[object]], indent: str = "") -> list[str]:
     """Rows in columns, two spaces apart; the last column is not padded."""
     cells = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        indent + "  ".join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]])
-        for row in cells
-    ]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]) for row in cells]
+    return [(indent + line).rstrip() for line in lines]
 
 
 def _plain(value: Any) -> Any:

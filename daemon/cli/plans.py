@@ -13,17 +13,19 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.flags import DryRun, Yes
 from daemon.cli.output import (
     human_bytes,
     human_duration,
     human_tokens,
+    plural,
     tick,
     visible,
 )
 from daemon.cli.queue import Teller, finish
 from guard.errors import CheckFailed, NotFound
 
-__all__ = ["add_to", "check_lines", "plan_lines"]
+__all__ = ["add_to", "check_lines", "plan_lines", "train_plan_lines"]
 
 _SHOWN_FILES = 20
 
@@ -126,6 +128,23 @@ def plan_lines(plan: Mapping[str, Any], *, is_tip: bool, free_bytes: int | None)
     return lines + check_lines(plan["checks"], free_bytes)
 
 
+def train_plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What `train` would do."""
+    estimate = plan["estimate"]
+    return [
+        f"Would train {visible(plan['output'])} from {visible(plan['base'] or 'a new base')}",
+        f"   Data: {plural(plan['examples'], 'example')}, {human_tokens(estimate['tokens'])} tokens",
+        f"   Recipe: {visible(plan['recipe'])}, {plural(estimate['steps'], 'step')}",
+        f"   Est. time: {human_duration(estimate['seconds'])}",
+        f"   Est. disk: {human_bytes(estimate['bytes'])}",
+        *_warnings(plan),
+    ]
+
+
+def _warnings(plan: Mapping[str, Any]) -> list[str]:
+    return [f"   ⚠️ {visible(text)}" for text in plan["warnings"]]
+
+
 def check_lines(checks: list[dict[str, Any]], free_bytes: int | None) -> list[str]:
     """One line for each check; what fails says why and what to type, what does not apply says so."""
     lines: list[str] = []
@@ -162,6 +181,8 @@ def train(
     ] = None,
     max_iters: Annotated[int | None, typer.Option("--max-iters", min=1, help="Train exactly so many steps.")] = None,
     allow_repeat: Annotated[bool, typer.Option("--allow-repeat", help="Train again what was learnt already.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a prepared dataset now, and wait for the new version."""
     from daemon.client import run_until_done
@@ -173,8 +194,12 @@ def train(
                        hint="heirloom prepare text --input FILE --output-dir DIR makes one")  # fmt: skip
     request = {"model_name": model_name, "dataset_dir": str(dataset.absolute()), "init_from_model": init_from_model,
                "config_file": caller.file_argument(config_file), "max_iters": max_iters,
-               "allow_repeat": allow_repeat}  # fmt: skip
+               "allow_repeat": allow_repeat, "dry_run": dry_run}  # fmt: skip
     queued = caller.call("train", request)
-    caller.console.note(f"Job {queued['job']} trains {visible(queued['output'])}")
+    if dry_run:
+        caller.console.emit({**queued, "dry_run": True})
+        caller.console.say(*train_plan_lines(queued))
+        return
+    caller.console.note(f"Job {queued['job']} trains {visible(queued['output'])}", *_warnings(queued))
     run_until_done(caller.home(), queued["job"], Teller(queued["job"], caller.console.progress))
     finish(caller, queued["job"])

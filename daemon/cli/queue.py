@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.flags import DryRun, Yes
 from daemon.cli.output import table, visible
 from daemon.cli.status import progress_line
 from guard.errors import CheckFailed, DaemonNotRunning
@@ -101,9 +102,14 @@ def job_lines(records: list[dict[str, Any]], *, everything: bool) -> list[str]:
     if not shown:
         return ["The queue is empty."]
     rows = [("ID", "STATE", "KIND", "OUTPUT", "FILES", "WHY")]
-    rows += [(str(item["id"]), item["state"], item["kind"], item["output"] or item["line"], _files(item["files"]),
+    rows += [(str(item["id"]), item["state"], item["kind"], item["output"] or _to_come(item), _files(item["files"]),
               item["reason"]) for item in shown]  # fmt: skip
     return [*(line.rstrip() for line in table(rows)), *([f"({len(hidden)} more finished: --all)"] if hidden else [])]
+
+
+def _to_come(item: Mapping[str, Any]) -> str:
+    """What will come of a job that has no number for it yet."""
+    return "next index" if item["kind"] == "index" else f"next of {item['line']}"
 
 
 def _files(names: list[str | None]) -> str:
@@ -190,42 +196,55 @@ def finish(caller: Caller, number: int) -> None:
     raise typer.Exit(CheckFailed.exit_code)
 
 
-def pause(context: typer.Context) -> None:
+def pause(context: typer.Context, yes: Yes = False, dry_run: DryRun = False) -> None:
     """Start nothing more; what trains now takes a snapshot and waits."""
-    _change(context.obj, "queue.pause", {}, "Paused. heirloom queue resume goes on.")
+    _change(context.obj, "queue.pause", {"dry_run": dry_run})
+    context.obj.console.note("The queue would be paused." if dry_run else "Paused. heirloom queue resume goes on.")
 
 
-def resume(context: typer.Context) -> None:
+def resume(context: typer.Context, yes: Yes = False, dry_run: DryRun = False) -> None:
     """Go on after a pause."""
-    _change(context.obj, "queue.resume", {}, "Going on.")
+    _change(context.obj, "queue.resume", {"dry_run": dry_run})
+    context.obj.console.note("The queue would go on." if dry_run else "Going on.")
 
 
 _Number = Annotated[int, typer.Argument(metavar="ID", help="The job's number.")]
 
 
-def cancel(context: typer.Context, job: _Number) -> None:
+def cancel(context: typer.Context, job: _Number, yes: Yes = False, dry_run: DryRun = False) -> None:
     """Take a job out of the queue; its data stays and may be planned again."""
-    _change(context.obj, "queue.cancel", {"job": job}, f"Job {job} is cancelled.")
+    _change(context.obj, "queue.cancel", {"job": job, "dry_run": dry_run})
+    context.obj.console.note(f"Job {job} {'would be' if dry_run else 'is'} cancelled.")
 
 
-def retry(context: typer.Context, job: _Number) -> None:
+def retry(context: typer.Context, job: _Number, yes: Yes = False, dry_run: DryRun = False) -> None:
     """Queue a failed, parked or cancelled job again."""
-    caller: Caller = context.obj
-    found = caller.call("queue.retry", {"job": job})
-    caller.console.emit(found)
-    again = "goes on" if found["job"] == job else f"is tried again as job {found['job']}"
-    caller.console.note(f"Job {job} {again}.")
+    found = _change(context.obj, "queue.retry", {"job": job, "dry_run": dry_run})
+    context.obj.console.note(f"Job {job} {retry_words(found, job, dry_run=dry_run)}.")
+
+
+def retry_words(found: Mapping[str, Any], job: int, *, dry_run: bool) -> str:
+    """What a second try is: the rest of the work, all of it, or another job."""
+    if found["state"] == "training":
+        return "would go on where it stopped" if dry_run else "goes on where it stopped"
+    if found["job"] != job:
+        return "would be tried again as a new job" if dry_run else f"is tried again as job {found['job']}"
+    return "would be queued again" if dry_run else "is queued again"
 
 
 def move(
     context: typer.Context,
     job: _Number,
     to: Annotated[int, typer.Option("--to", min=1, metavar="N", help="Its new place among the queued ones, from 1.")],
+    yes: Yes = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Give a queued job another place."""
-    _change(context.obj, "queue.move", {"job": job, "to": to}, f"Job {job} is number {to} now.")
+    found = _change(context.obj, "queue.move", {"job": job, "to": to, "dry_run": dry_run})
+    context.obj.console.note(f"Job {job} {'would be' if dry_run else 'is'} number {found['place']} in the queue.")
 
 
-def _change(caller: Caller, operation: str, arguments: Mapping[str, Any], words: str) -> None:
-    caller.console.emit(caller.call(operation, arguments))
-    caller.console.note(words)
+def _change(caller: Caller, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    found = caller.call(operation, arguments)
+    caller.console.emit({**found, "dry_run": True} if arguments["dry_run"] else found)
+    return found

@@ -84,7 +84,9 @@ def render_status(report: Mapping[str, Any], root: str, style: Callable[..., str
 
 def _counts(counts: Mapping[str, Any]) -> str:
     """What there is; zeros say nothing."""
-    return ", ".join(f"{human_count(number)} {visible(word)}" for word, number in counts.items() if number) or "empty"
+    told = [(number, visible(word).removesuffix("s") if number == 1 else visible(word))
+            for word, number in counts.items() if number]  # fmt: skip
+    return ", ".join(f"{human_count(number)} {word}" for number, word in told) or "empty"
 
 
 def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
-from daemon.cli.output import human_bytes, human_count, human_tokens, plural, short_hash, table, tick, visible
+from daemon.cli.flags import DryRun, Yes
+from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, tick, visible
 from guard.errors import NotFound
 
 __all__ = ["add_to", "file_lines", "rollback_lines", "version_lines"]
 
 _NEWEST = 50
 _Version = Annotated[str, typer.Argument(metavar="VERSION", help="v003 or the full name.")]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 def lineage(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Only it, its ancestors and heirs.")] = None,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="Only it, its ancestors and heirs.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All versions instead of the newest 50.")] = False,
 ) -> None:
     """The tree: what descends from what, and which data made the difference."""
@@ -98,9 +98,9 @@ def show(
 def _find_file(find: Any, keeper: Any, what: str) -> Any:
     try:
         return find(keeper.ledger, what)
-    except NotFound as error:
-        raise NotFound(f"there is no version and no file {what!r} here", subject=what, cause=error,
-                       hint="heirloom lineage lists versions; heirloom why FILE") from error  # fmt: skip
+    except NotFound:
+        raise NotFound(f"there is no version and no file {what!r} here", subject=what,
+                       hint="heirloom lineage lists versions; heirloom why FILE") from None  # fmt: skip
 
 
 def _file_record(keeper: Any, file: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         ("Parent", record.get("parent") or "none (a base)"),
         ("Line of birth", record.get("line")),
         ("State", record.get("state")),
-        ("Created", record.get("created")),
+        ("Created", moment(record.get("created")) or None),
         ("Exactness", record.get("exactness")),
         ("Size", human_bytes(record["size_bytes"]) if record.get("size_bytes") else None),
         *(
@@ -151,23 +151,27 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
 
 def _number(value: object) -> object:
     if isinstance(value, float):
-        return f"{value:.5g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"
     return f"{value:,}" if isinstance(value, int) else value
 
 
 def file_lines(record: Mapping[str, Any]) -> list[str]:
     """A file for a person."""
-    bad = record.get("bad_rows") or []
+    document, bad = record["kind"] == "docs", record.get("bad_rows_count") or len(record.get("bad_rows") or [])
+    learnt = "nothing: documents are searched, not learnt" if document else ", ".join(record["trained_in"]) or "nothing yet"
     rows = [
         ("SHA-256", record["sha256"]), ("Kind", record["kind"]), ("Size", human_bytes(record["size_bytes"])),
-        ("Examples", human_count(record["num_examples"])), ("Tokens", f"about {human_tokens(record['tokens_approx'])}"),
-        ("First seen", record["first_seen"]), ("Status", record["status"]),
-        ("Trained in", ", ".join(record["trained_in"]) or "nothing yet"), ("Bytes", record["path"]),
+        *([] if document else [("Examples", human_count(record["num_examples"]))]),
+        ("Tokens", f"about {human_tokens(record['tokens_approx'])}"),
+        ("First seen", moment(record["first_seen"])), ("Status", record["status"]), ("Trained in", learnt),
+        ("Bytes", record["path"]),
     ]  # fmt: skip
     if record["description"]:
         rows.insert(1, ("Description", record["description"]))
     if bad:
-        rows.append(("Bad rows", f"{len(bad)} (heirloom why tells which)"))
+        rows.append(("Bad rows", f"{bad:,} (heirloom why tells which)"))
+    if record.get("unusable_rows_count"):
+        rows.append(("Unusable", f"{plural(record['unusable_rows_count'], 'row')} (heirloom why tells which)"))
     return [visible(record["filename"]), *table(rows, "  ")]
 
 
@@ -177,7 +181,8 @@ def _sample(keeper: Any, file: Any) -> list[dict[str, Any]]:
     from guard.store.files import stored_path
 
     if file.kind not in ("sft", "pretrain"):
-        raise NotFound(f"{visible(file.name)} is {file.kind}: nothing of it is trained", subject=file.sha256,
+        kind = "a document" if file.kind == "docs" else file.kind
+        raise NotFound(f"{visible(file.name)} is {kind}: nothing of it is trained", subject=file.sha256,
                        hint="heirloom search finds what stands in documents")  # fmt: skip
     example = next(iter_examples(stored_path(keeper.home, file), file.kind))
     if file.kind == "pretrain":
@@ -206,7 +211,7 @@ def rollback(
     line: Annotated[str | None, typer.Option("--line", help="The line to move; the version's own otherwise.")] = None,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Answer the question with yes.")] = False,
-    dry_run: _DryRun = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Make an earlier version the active one. Nothing is deleted; what it had not learnt is trainable again."""
     caller: Caller = context.obj
@@ -245,7 +250,7 @@ def delete(
     force: Annotated[bool, typer.Option("--force", help="Needed for every deletion.")] = False,
     confirm_lineage: Annotated[bool, typer.Option("--confirm-lineage", help="Needed when others stand on it.")] = False,
     confirm: Annotated[str | None, typer.Option("--confirm", metavar="FULL_NAME", help="Type the name here.")] = None,
-    dry_run: _DryRun = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Move a version to the trash. Base and active versions are protected, others by their children."""
     from guard.store.keeper import open_reader
@@ -278,8 +283,8 @@ def restore(
     context: typer.Context,
     version: _Version,
     source: Annotated[str | None, typer.Option("--from", metavar="trash|backup|PATH", help="Where to take it from.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Accepted for scripts; nothing is asked.")] = False,
-    dry_run: _DryRun = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Bring a version back, checked against its hashes. Nothing that exists is replaced before that."""
     caller: Caller = context.obj

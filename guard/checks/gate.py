@@ -42,7 +42,7 @@ class LossPair:
 def loss_pairs(evaluation: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -> list[LossPair]:
     """The child's evaluation rows as pairs; `best` maps a set's name to the line's best loss so far."""
     return [
-        LossPair(row["name"], row["role"], row["child_loss"], row["parent_loss"], best.get(row["name"]),
+        LossPair(row["name"], row["role"], row.get("child_loss"), row.get("parent_loss"), best.get(row["name"]),
                  int(row["examples"]), int(row["loss_tokens"]))  # fmt: skip
         for row in evaluation
     ]
@@ -102,8 +102,11 @@ def _something_judged(pairs: Sequence[LossPair]) -> Check:
 def _generation(generations: Sequence[Mapping[str, Any]]) -> Check:
     if not generations:
         return Check("generation", False, "no sample was generated", "report this")
-    worst = min(float(item["distinct_ratio"]) for item in generations)
-    if not math.isfinite(worst) or worst < MIN_DISTINCT_RATIO:
+    ratios = [float(item["distinct_ratio"]) for item in generations]
+    worst = min(ratios)
+    if not all(map(math.isfinite, ratios)):
+        return Check("generation", False, "a sample has no ratio of distinct tokens", "report this")
+    if worst < MIN_DISTINCT_RATIO:
         return Check("generation", False, f"it repeats itself without end (distinct tokens {worst:.1%})",
                      "the child is kept as quarantined")  # fmt: skip
     return Check("generation", True, f"distinct tokens at least {worst:.1%}")

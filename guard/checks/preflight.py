@@ -188,7 +188,7 @@ def _mask(facts: Facts) -> Check:
         return Check(name, None, "plain text: every token is trained")
     if facts.mask_ratio is None:
         return Check(name, True, "will be checked when the data is prepared")
-    if facts.mask_ratio <= 0.0:
+    if not facts.mask_ratio > 0.0:  # also when it is not a number
         return Check(name, False, "no token of this data would be trained", "the rows need assistant answers")
     if facts.mask_ratio >= 1.0:
         return Check(name, False, "every token would be trained, questions too", "prepare the data again as chat")

@@ -40,7 +40,7 @@ def _true(name: str, value: object, problem: str) -> Check:
 def _equal(name: str, planned: object, done: object, at_least: int | None = None) -> Check:
     if at_least is not None and (not isinstance(done, int) or done < at_least):
         return Check(name, False, f"{done} executed: nothing was trained", "the child is not published")
-    if planned != done:
+    if planned is None or planned != done:
         return Check(name, False, f"planned {planned}, done {done}", "the child is not published")
     return Check(name, True, f"{done}")
 

@@ -18,7 +18,7 @@ from guard.settings import load_settings
 from guard.store.keeper import default_actor
 from guard.store.ledger import Ledger
 
-__all__ = ["SETTINGS_TEXT", "create_home"]
+__all__ = ["SETTINGS_TEXT", "check_place", "create_home"]
 
 SETTINGS_TEXT = """\
 # Settings of this Heirloom. Everything has a default: `heirloom config show --origin` lists all of them.
@@ -34,10 +34,7 @@ SETTINGS_TEXT = """\
 
 def create_home(home: Home, *, clock: Clock, recipes: Path) -> None:
     """Make the folders, ledger and identity of a home. Raises CheckFailed over a finished or foreign one."""
-    if home.store_id_file.exists():
-        raise CheckFailed(f"{home.root} is a home already", subject=str(home.root),
-                          hint=f"heirloom --home {home.root} status")  # fmt: skip
-    _refuse_foreign(home)
+    check_place(home)
     for folder in home.folders():
         make_dir(folder)
     point("init.folders")
@@ -71,6 +68,14 @@ def _create_ledger(home: Home, clock: Clock) -> str:
         ledger.close()
 
 
+def check_place(home: Home) -> None:
+    """Whether a home may be made here; changes nothing. Raises CheckFailed over a finished home and in a wrong place."""
+    if home.store_id_file.exists():
+        raise CheckFailed(f"{home.root} is a home already", subject=str(home.root),
+                          hint=f"heirloom --home {home.root} status")  # fmt: skip
+    _refuse_foreign(home)
+
+
 def _refuse_foreign(home: Home) -> None:
     """Never settle into models/ or data/ that somebody else filled, nor inside another home's working folders."""
     for folder in (home.models, home.data):
@@ -82,7 +87,7 @@ def _refuse_foreign(home: Home) -> None:
     for parent in home.root.absolute().parents:
         if (parent / ".heirloom").is_dir():
             raise CheckFailed(f"{home.root} lies inside the home {parent}", subject=str(home.root),
-                              hint="homes do not nest; choose a folder outside it")  # fmt: skip
+                              hint=f"homes do not nest: choose a folder outside {parent}")  # fmt: skip
 
 
 _OWN_NAMES = {"README.md", ".staging", ".trash", ".incoming", "files", "shards", "docs", "index", "pairs", "density"}

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from guard.durable import copy_verified, fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, write_text
-from guard.errors import HeirloomError
+from guard.errors import HeirloomError, is_environment
 from guard.failpoints import point
 from guard.names import safe_name
 from guard.store.keeper import Keeper
@@ -85,9 +85,13 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
     if not content.exists():
         try:
             mode = _take(source, content, move)
-        except FileNotFoundError:
+        except OSError as error:
+            if is_environment(error):
+                raise
+            gone = isinstance(error, FileNotFoundError)
+            reason = "it was removed before it could be taken" if gone else f"it could not be taken: {error.strerror}"
             with keeper.ledger.transaction():
-                set_drop(keeper, drop, "gone", "it was removed before it could be taken")
+                set_drop(keeper, drop, "gone", reason)
             remove_tree(content.parent)
             return "gone"
     point("claim.renamed")

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from guard.clock import SYSTEM_CLOCK, Clock
-from guard.durable import fsync_dir
+from guard.durable import fsync_dir, rename_new
 from guard.errors import Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.home import boot_id
@@ -83,7 +83,10 @@ class Ledger:
         target = self.path.with_name(f"{self.path.name}.schema{found}")
         if target.exists():
             return
-        self.copy_to(target)
+        staged = target.with_name(f"{target.name}.tmp")
+        staged.unlink(missing_ok=True)
+        self.copy_to(staged)
+        rename_new(staged, target)
 
     @classmethod
     def create(cls, path: Path, *, clock: Clock = SYSTEM_CLOCK, actor: str = "cli") -> Ledger:
@@ -96,14 +99,17 @@ class Ledger:
         self._db.close()
 
     def copy_to(self, target: Path) -> None:
-        """Copy the ledger with SQLite's backup interface, check it, and make it durable. Raises Damage."""
-        copy = sqlite3.connect(target)
+        """Copy the ledger with SQLite's backup interface, check it, and make it durable.
+
+        Raises Damage, or EnvironmentFault when there is no room; what then lies at `target` is not to be believed.
+        """
         try:
-            self._db.backup(copy)
-            copy.execute("PRAGMA journal_mode=DELETE")
-            verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
-        finally:
-            copy.close()
+            with contextlib.closing(sqlite3.connect(target)) as copy:
+                self._db.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")
+                verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise _translate(error, target) from error
         if verdict != "ok":
             raise Damage(f"the ledger copy {target} fails its check: {verdict}", subject=str(target))
         descriptor = os.open(target, os.O_RDONLY)
@@ -167,7 +173,7 @@ class Ledger:
         """One changing statement; returns the id of an inserted row."""
         assert self._depth or sql == "BEGIN IMMEDIATE", "changes need a transaction"
         try:
-            return self._db.execute(sql, values).lastrowid or 0
+            return self._db.execute(sql, _text_only(values)).lastrowid or 0
         except sqlite3.DatabaseError as error:
             raise _translate(error, self.path) from error
 
@@ -187,7 +193,7 @@ class Ledger:
         last = self.row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
         previous = last["hash"] if last else GENESIS
         sequence = (last["seq"] if last else 0) + 1
-        body = orjson.dumps(payload, option=orjson.OPT_SORT_KEYS, default=str).decode()
+        body = orjson.dumps(_text_only(payload), option=orjson.OPT_SORT_KEYS, default=str).decode()
         fields = [sequence, self.clock.utc(), boot_id(), self.actor, verb, _clean(subject), body]
         self.run("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                  (*fields, previous, event_hash(previous, fields)))  # fmt: skip
@@ -213,7 +219,19 @@ class Ledger:
 
 def _clean(text: str) -> str:
     """Names with bytes that are not UTF-8 are shown escaped: SQLite and JSON hold only real text."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a character, from somebody's JSON
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _text_only(value: Any) -> Any:
+    """The value with every text in it cleaned: a message that names an odd file must not stop what it tells of."""
+    if isinstance(value, str):
+        return value if value.isascii() else _clean(value)
+    if isinstance(value, list | tuple):
+        return [_text_only(item) for item in value]
+    return {key: _text_only(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _translate(error: sqlite3.DatabaseError, path: Path) -> Exception:

@@ -35,10 +35,10 @@ from guard.store.keeper import Keeper
 from guard.store.sums import SUMS, drain, hash_steps, problem_steps, read_sums
 from guard.store.vault_ledger import ledger_steps
 from guard.store.vault_run import BackupRun, Steps, named
-from guard.store.vault_state import config_files, open_vault, other_device
+from guard.store.vault_state import config_files, find_vault, open_vault, other_device
 from guard.store.versions import Version, find_version, high_water, version_by_id
 
-__all__ = ["backup_steps", "run_backup"]
+__all__ = ["backup_steps", "plan_backup", "run_backup"]
 
 _KEPT_STATES = ("sealed", "quarantined")
 
@@ -49,6 +49,22 @@ def run_backup(keeper: Keeper, *, recheck: bool = False) -> dict[str, Any]:
     Raises what `backup_steps` raises.
     """
     return drain(backup_steps(keeper, recheck=recheck))
+
+
+def plan_backup(keeper: Keeper) -> dict[str, Any]:
+    """What `run_backup` would copy, or read back where a copy lies already; changes nothing.
+
+    Returns versions (names), originals (sha256, name), bytes (of both), vault, other_device. Raises what `find_vault`
+    raises.
+    """
+    vault, _there = find_vault(keeper)
+    run = BackupRun(keeper, vault, other_device(keeper, vault))
+    versions = [version_by_id(keeper.ledger, number) for number in _unsafe_versions(run)]
+    originals = [file for sha256 in _unsafe_originals(run) if (file := get_file(keeper.ledger, sha256)) is not None]
+    return {"versions": [version.name for version in versions],
+            "originals": [{"sha256": file.sha256, "name": file.name} for file in originals],
+            "bytes": sum(version.size_bytes for version in versions) + sum(file.size_bytes for file in originals),
+            "vault": str(vault), "other_device": run.apart}  # fmt: skip
 
 
 def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, None, dict[str, Any]]:
@@ -102,7 +118,7 @@ def _clear_leftovers(run: BackupRun) -> None:
 
 def _unsafe_versions(run: BackupRun) -> list[int]:
     """Ids of the versions in models/ that no row vouches for, or whose copy is not there any more; ascending."""
-    present = set(os.listdir(run.vault / "versions"))
+    present = _listed(run, "versions")
     rows = run.keeper.ledger.rows(
         "SELECT v.id, v.name, b.sums_sha256 IS v.sums_sha256 AS vouched FROM versions v LEFT JOIN backups b ON "
         "b.what = 'version' AND b.name = v.name AND b.vault = ? WHERE v.state IN (?, ?) ORDER BY v.id",
@@ -112,11 +128,17 @@ def _unsafe_versions(run: BackupRun) -> list[int]:
 
 def _unsafe_originals(run: BackupRun) -> list[str]:
     """The same for originals, by SHA-256, in the order they came."""
-    present = set(os.listdir(run.vault / "files"))
+    present = _listed(run, "files")
     rows = run.keeper.ledger.rows(
         "SELECT f.sha256, b.name IS NOT NULL AS vouched FROM files f LEFT JOIN backups b ON b.what = 'original' "
         "AND b.name = f.sha256 AND b.vault = ? ORDER BY f.first_seen, f.sha256", (str(run.vault),))  # fmt: skip
     return [row["sha256"] for row in rows if run.recheck or not row["vouched"] or row["sha256"] not in present]
+
+
+def _listed(run: BackupRun, place: str) -> set[str]:
+    """Names in a folder of the vault; none while the vault is not begun."""
+    folder = run.vault / place
+    return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 def _originals_of(run: BackupRun, number: int) -> list[str]:

@@ -25,6 +25,7 @@ __all__ = [
     "backup_status",
     "check_vault",
     "config_files",
+    "find_vault",
     "ledger_head",
     "open_vault",
     "other_device",
@@ -56,18 +57,29 @@ def check_vault(keeper: Keeper) -> Path:
     return vault
 
 
-def open_vault(keeper: Keeper) -> Path:
-    """The vault, begun when there never was one. Raises EnvironmentFault when it vanished, CheckFailed when foreign."""
+def find_vault(keeper: Keeper) -> tuple[Path, bool]:
+    """The vault and whether it is there; False: it never was and may be begun. Changes nothing.
+
+    Raises EnvironmentFault when it vanished, CheckFailed when it is foreign or would stand in a wrong place.
+    """
     vault = vault_of(keeper)
     _refuse_inside(keeper.home, vault)
-    if not (vault / "store-id").exists():
-        held = keeper.ledger.value("SELECT count(*) FROM backups WHERE vault = ?", (str(vault),))
-        if held:
-            raise EnvironmentFault(f"the vault {vault} held {held} copies and is not there now", subject=str(vault),
-                                   hint="mount its disk; another backup.path begins a new vault")  # fmt: skip
-        if vault.is_dir() and any((vault / name).exists() for name in ("versions", "files", "ledger")):
-            raise CheckFailed(f"{vault} looks like a vault and carries no store-id", subject=str(vault),
-                              hint="whose is it? set backup.path to another folder")  # fmt: skip
+    if (vault / "store-id").exists():
+        return check_vault(keeper), True
+    held = keeper.ledger.value("SELECT count(*) FROM backups WHERE vault = ?", (str(vault),))
+    if held:
+        raise EnvironmentFault(f"the vault {vault} held {held} copies and is not there now", subject=str(vault),
+                               hint="mount its disk; another backup.path begins a new vault")  # fmt: skip
+    if vault.is_dir() and any((vault / name).exists() for name in ("versions", "files", "ledger")):
+        raise CheckFailed(f"{vault} looks like a vault and carries no store-id", subject=str(vault),
+                          hint="whose is it? set backup.path to another folder")  # fmt: skip
+    return vault, False
+
+
+def open_vault(keeper: Keeper) -> Path:
+    """The vault, begun when there never was one. Raises EnvironmentFault when it vanished, CheckFailed when foreign."""
+    vault, there = find_vault(keeper)
+    if not there:
         make_dir(vault)
         write_text(vault / "store-id", f"{keeper.home.store_id()}\n")
     check_vault(keeper)
@@ -85,8 +97,9 @@ def _refuse_inside(home: Home, vault: Path) -> None:
 
 
 def other_device(keeper: Keeper, vault: Path) -> bool:
-    """Whether the vault lies on another device than the models: only then does it protect against a lost disk."""
-    return os.stat(vault).st_dev != os.stat(keeper.home.models).st_dev
+    """Whether the vault lies, or would be begun, on another device than the models: only then it protects."""
+    there = next(place for place in (vault, *vault.parents) if place.exists())
+    return os.stat(there).st_dev != os.stat(keeper.home.models).st_dev
 
 
 def config_files(home: Home) -> dict[str, bytes]:

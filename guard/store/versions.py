@@ -138,7 +138,8 @@ def tokens_trained(ledger: Ledger, number: int) -> int:
 
 
 def _number_on_disk(home: Home) -> int:
-    found = [parse_version_number(path.name) or 0 for place in (home.models, home.trash) for path in place.iterdir()]
+    places = [place for place in (home.models, home.trash) if place.is_dir()]
+    found = [parse_version_number(path.name) or 0 for place in places for path in place.iterdir()]
     return max(found, default=0)
 
 
@@ -161,7 +162,8 @@ def reserve_number(keeper: Keeper, wanted: int | None = None) -> int:
 
     The file is written first: a crash in between costs a number and never repeats one.
     """
-    number = wanted if wanted is not None else high_water(keeper) + 1
-    write_text(keeper.home.high_water_file, f"{max(number, high_water(keeper))}\n")
-    keeper.ledger.set_meta("version_high_water", str(number))
+    before = high_water(keeper)
+    number = wanted if wanted is not None else before + 1
+    write_text(keeper.home.high_water_file, f"{max(number, before)}\n")
+    keeper.ledger.set_meta("version_high_water", str(max(number, before)))
     return number

@@ -20,7 +20,7 @@ import orjson
 from guard.durable import json_bytes, make_dir, open_new, remove_tree, rename_new, sha256_file, write_bytes
 from guard.errors import DataFault, NotFound, UsageError
 from guard.store.sums import SUMS
-from trainer.retrieval.chunk import CHUNKER_VERSION, Chunk, check_sizes, chunk_text
+from trainer.retrieval.chunk import CHUNKER_VERSION, Chunk, check_sizes, chunk_text, estimate_chunks
 from trainer.retrieval.documents import Document, documents_below, read_document
 from trainer.retrieval.embed import DIMENSIONS, HashedNgramEmbedder
 from trainer.retrieval.index import CONFIG, EMBEDDINGS, INDEX_SCHEMA, META
@@ -29,7 +29,7 @@ from trainer.retrieval.reuse import EarlierRows, earlier_rows, embed_new
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CHUNK_SIZE", "OVERLAP", "Document", "Progress", "build_from_folder", "build_index"]
+__all__ = ["CHUNK_SIZE", "OVERLAP", "Document", "Progress", "build_from_folder", "build_index", "plan_from_folder"]
 
 CHUNK_SIZE, OVERLAP = 800, 120
 
@@ -93,7 +93,7 @@ def build_from_folder(
     """
     docs, out = Path(docs_dir), Path(out_dir).absolute()
     if not docs.is_dir():
-        raise NotFound(f"there is no folder {docs}", subject=str(docs), hint="--docs-dir names the folder of documents")
+        raise _no_documents(docs)
     check_sizes(chunk_size, overlap)
     _claim_empty(out)
     documents, refused = documents_below(docs)
@@ -107,6 +107,28 @@ def build_from_folder(
         remove_tree(staging)
     report["skipped"] = sorted(report["skipped"] + refused, key=lambda item: item["name"])
     return report
+
+
+def plan_from_folder(docs_dir: Path | str, out_dir: Path | str, *, chunk_size: int = CHUNK_SIZE,
+                     overlap: int = OVERLAP) -> dict[str, Any]:  # fmt: skip
+    """What `build_from_folder` would index: {documents, bytes, chunks (about), skipped}; writes nothing.
+
+    Raises what `build_from_folder` raises before it builds.
+    """
+    docs, out = Path(docs_dir), Path(out_dir).absolute()
+    if not docs.is_dir():
+        raise _no_documents(docs)
+    check_sizes(chunk_size, overlap)
+    if os.path.lexists(out):
+        _claim_empty(out)
+    documents, refused = documents_below(docs)
+    lengths = [Path(document.path).stat().st_size for document in documents]
+    return {"documents": len(documents), "bytes": sum(lengths), "skipped": refused,
+            "chunks": sum(estimate_chunks(length, chunk_size, overlap) for length in lengths)}  # fmt: skip
+
+
+def _no_documents(docs: Path) -> NotFound:
+    return NotFound(f"there is no folder {docs}", subject=str(docs), hint="--docs-dir names the folder of documents")
 
 
 def _claim_empty(folder: Path) -> None:

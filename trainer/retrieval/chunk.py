@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from guard.errors import UsageError
 
-__all__ = ["CHUNKER_VERSION", "Chunk", "check_sizes", "chunk_text"]
+__all__ = ["CHUNKER_VERSION", "Chunk", "check_sizes", "chunk_text", "estimate_chunks"]
 
 CHUNKER_VERSION = 1
 
@@ -66,6 +66,17 @@ def chunk_text(text: str, size: int, overlap: int) -> list[Chunk]:
             chunks.append(chunk)
         start = end if strength == _HEADING or not overlap else cuts.first_best(end - overlap, end)
     return chunks
+
+
+def estimate_chunks(length: int, size: int, overlap: int) -> int:
+    """About how many chunks a text of `length` characters (or bytes) gives, to be told before it is read.
+
+    A chunk ends between its middle and its end, so on average it brings three quarters of `size`, less the overlap.
+    """
+    check_sizes(size, overlap)
+    if length <= size:
+        return min(length, 1)
+    return -(-length * 4 // (3 * size - 4 * overlap))
 
 
 def _trimmed(text: str, lines: list[int], start: int, end: int) -> Chunk | None:

@@ -74,10 +74,10 @@ class HashedNgramEmbedder:
             embedder = cls(config["dimensions"], (shortest, longest), config["projections"], config["saturation"])
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise CheckFailed("the index's embedder settings cannot be understood", cause=error,
-                              hint="heirloom index rebuild") from error  # fmt: skip
+                              hint="heirloom index build") from error  # fmt: skip
         if embedder.config() != dict(config):
             raise CheckFailed("the index was embedded by another version of Heirloom, so questions cannot be compared"
-                              " with it", hint="heirloom index rebuild")  # fmt: skip
+                              " with it", hint="heirloom index build")  # fmt: skip
         return embedder
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:

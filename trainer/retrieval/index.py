@@ -31,7 +31,7 @@ __all__ = ["CONFIG", "EMBEDDINGS", "INDEX_SCHEMA", "META", "Index", "open_index"
 
 EMBEDDINGS, META, CONFIG = "embeddings.npy", "meta.jsonl", "config.json"
 INDEX_SCHEMA = 1
-_HINT = "heirloom index rebuild makes it again from the stored documents"
+_HINT = "heirloom index build makes it again from the stored documents"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def open_index(folder: Path | str) -> Index:
         raise _damage(folder, f"{CONFIG} cannot be read", error) from error
     if schema != INDEX_SCHEMA:
         raise CheckFailed(f"the index {folder.name} has format {schema}; this version reads {INDEX_SCHEMA}",
-                          subject=str(folder), hint="heirloom index rebuild")  # fmt: skip
+                          subject=str(folder), hint="heirloom index build")  # fmt: skip
     embedder = HashedNgramEmbedder.from_config(settings)
     embeddings = _map_embeddings(folder)
     meta, lines = _map_lines(folder)

@@ -1,0 +1,76 @@
+"""`register --dry-run`: what would become of files, judged as intake would and with nothing admitted.
+
+Files are read in limited reader children (law 12) and decided about with a ledger that is only read; what the readers
+write lies in a scratch folder that goes. Needs no lock and no daemon. Files of one line are judged each by itself: that
+the second is a copy of the first is told only by the real thing. Not here: the judgement (`guard/store/admission.py`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from daemon.children import ReaderPool
+from daemon.client import drop_result
+from daemon.reactor import Reactor
+from guard.errors import EnvironmentFault
+from guard.home import Home
+from guard.names import safe_name
+from guard.store.admission import decide
+from guard.store.keeper import Keeper, open_reader
+
+__all__ = ["judge_registration", "rehearse_registration"]
+
+
+def rehearse_registration(
+    home: Home, *, paths: Sequence[str], kind: str | None = None, queue: bool = False
+) -> list[dict[str, Any]]:
+    """What `client.call_register` would return for these files. Raises EnvironmentFault when one cannot be read now."""
+    with open_reader(home) as keeper, tempfile.TemporaryDirectory(prefix="heirloom-") as scratch:
+        folders = [Path(scratch) / str(number) for number in range(len(paths))]
+        answers = _read_all(keeper, paths, kind, folders)
+        return [judge_registration(keeper, Path(path), answer, folder, queue=queue)
+                for path, answer, folder in zip(paths, answers, folders, strict=True)]  # fmt: skip
+
+
+def _read_all(keeper: Keeper, paths: Sequence[str], kind: str | None, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Every file's identity, by limited readers."""
+    reactor, intake = Reactor(), keeper.settings.intake
+    pool = ReaderPool(reactor, intake.memory_mb)
+    limits = {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True}
+    answers: dict[int, dict[str, Any]] = {}
+    try:
+        for number, path in enumerate(paths):
+            body = {"id": number, "task": "identify", "path": path, "name": safe_name(Path(path).name),
+                    "forced_kind": kind, "out_folder": str(folders[number]), "limits": limits}  # fmt: skip
+            pool.submit(body, Path(path).stat().st_size, partial(answers.__setitem__, number))
+        while len(answers) < len(paths):
+            pool.tick(time.monotonic())
+            reactor.poll(0.05)
+    finally:
+        pool.close()
+        reactor.close()
+    return [answers[number] for number in range(len(paths))]
+
+
+def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], folder: Path, *, queue: bool) -> dict[str, Any]:
+    """The verdict on one file from its reader's answer; `folder` holds the fingerprints. Raises EnvironmentFault."""
+    name = safe_name(path.name)
+    if answer.get("fault") == "environment":
+        raise EnvironmentFault(f"{path} cannot be read now: {answer['message']}", subject=str(path),
+                               hint="heirloom doctor; then try again")  # fmt: skip
+    if answer.get("fault"):
+        return drop_result(name, "rejected", f"it could not be read: {answer['message']}", None, {})
+    # What a file that waits or is ignored in the inbox should do there is no advice for one that is refused here.
+    why = answer["why"] if answer["verdict"] == "reject" else ""
+    record = {**answer, "name": name, "dropped_as": name, "why": why}
+    if answer["verdict"] != "ok":
+        return drop_result(name, "rejected", str(answer["reason"]), answer.get("sha256") or None, record)
+    decision = decide(keeper, record, {"queue": queue}, folder)
+    verdict = "duplicate" if decision.verdict == "duplicate" else "admitted" if decision.queue != "none" else "registered"
+    return drop_result(name, verdict, decision.reason, str(answer["sha256"]), {**record, "decision": asdict(decision)})

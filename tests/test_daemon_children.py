@@ -1,0 +1,236 @@
+"""Readers of dropped files: each is watched for time and memory, and its death costs the file one chance.
+
+`reader_stand_in.py` takes the real reader's place: it does what the file's name says.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import Toy, chat_of
+
+from daemon import children
+from daemon.children import JobChild, ReaderPool, child_environment, resident_mb
+from daemon.reactor import Reactor
+from guard import durable
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _the_stand_in_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+
+
+class Readers:
+    """A pool of stand-ins with a clock of its own."""
+
+    def __init__(self, memory_mb: int = 200) -> None:
+        self.reactor, self.now = Reactor(), 0.0
+        self.pool = ReaderPool(self.reactor, memory_mb, module="reader_stand_in")
+        self.answers: dict[str, dict[str, Any]] = {}
+
+    def submit(self, name: str, size: int = 0) -> None:
+        def done(answer: dict[str, Any]) -> None:
+            self.answers[name] = answer
+
+        self.pool.submit({"id": name, "path": name, "name": name}, size, done)
+
+    def work(self, until: Callable[[], object]) -> None:
+        end = time.monotonic() + 10
+        while not until():
+            assert time.monotonic() < end, f"nothing came of it: {self.answers}"
+            self.pool.tick(self.now)
+            self.reactor.poll(0.02)
+
+    def ask(self, name: str) -> dict[str, Any]:
+        self.submit(name)
+        self.work(lambda: name in self.answers)
+        return self.answers[name]
+
+    def pids(self) -> list[int]:
+        return [reader.process.pid for reader in self.pool.readers if reader.process is not None]
+
+
+@pytest.fixture
+def readers() -> Iterator[Readers]:
+    made = Readers()
+    yield made
+    pids = made.pids()
+    made.pool.close()
+    made.reactor.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_one_reader_serves_many_files(readers: Readers) -> None:
+    assert readers.ask("fine 1")["verdict"] == "ok"
+    before = readers.pids()
+    readers.submit("fine 2")
+    readers.submit("fine 3")
+    assert readers.pool.busy
+    readers.work(lambda: not readers.pool.busy)
+    assert set(readers.answers) == {"fine 1", "fine 2", "fine 3"} and set(before) <= set(readers.pids())
+
+
+def test_a_reader_that_dies_costs_its_file_an_attempt_and_the_next_file_gets_another(readers: Readers) -> None:
+    answer = readers.ask("die")
+    assert answer == {"fault": "crash", "message": "the reader ended with status -11"}
+    assert readers.ask("fine")["verdict"] == "ok"
+
+
+def test_a_reader_that_hangs_is_ended_when_its_time_is_over(readers: Readers) -> None:
+    readers.submit("hang", size=int(children.BYTES_PER_SECOND) * 10)
+    readers.pool.tick(0.0)
+    readers.now = children.BASE_SECONDS + 9.9
+    readers.pool.tick(readers.now)
+    assert "hang" not in readers.answers and not any(reader.ended_because for reader in readers.pool.readers)
+    readers.now += 0.2
+    readers.work(lambda: "hang" in readers.answers)
+    assert readers.answers["hang"] == {"fault": "crash", "message": "reading took too long"}
+
+
+def test_a_stopped_reader_is_ended_too(readers: Readers) -> None:
+    readers.ask("fine")
+    readers.submit("hang")
+    readers.pool.tick(0.0)
+    for pid in readers.pids():
+        os.kill(pid, signal.SIGSTOP)
+    readers.now = children.BASE_SECONDS + 1
+    readers.work(lambda: "hang" in readers.answers)
+    assert readers.answers["hang"]["fault"] == "crash"
+
+
+def test_a_reader_that_grows_beyond_its_memory_is_ended(readers: Readers) -> None:
+    answer = readers.ask("grow")
+    assert answer["fault"] == "crash" and "MiB of memory" in answer["message"]
+
+
+def test_an_answer_that_cannot_be_read_is_a_crash_of_the_reader(readers: Readers) -> None:
+    answer = readers.ask("babble")
+    assert answer == {"fault": "crash", "message": "the reader gave an answer that cannot be read"}
+    assert readers.ask("fine")["verdict"] == "ok"
+
+
+def test_a_reader_that_died_while_idle_is_replaced_without_a_trace(readers: Readers) -> None:
+    readers.ask("fine 1")
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for round_number in range(3):
+        reader = next(reader for reader in readers.pool.readers if reader.process is not None)
+        assert reader.process is not None
+        reader.process.kill()
+        reader.process.wait()
+        assert readers.ask(f"fine again {round_number}")["verdict"] == "ok"
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
+    assert readers.reactor.poll(0) == 0, "no descriptor of a dead reader is left to wake us for ever"
+
+
+def test_one_giant_never_starves_the_small_ones(readers: Readers) -> None:
+    readers.submit("hang giant", size=20 << 30)
+    readers.submit("hang giant 2", size=20 << 30)
+    for number in range(5):
+        readers.submit(f"fine {number}", size=100)
+    readers.work(lambda: len(readers.answers) == 5)
+    assert not any("giant" in name for name in readers.answers)
+
+
+def test_what_a_child_inherits_says_nothing_of_our_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    environment = child_environment()
+    assert "NOTIFY_SOCKET" not in environment and environment["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_resident_memory_is_told_in_mebibytes_and_nothing_is_none() -> None:
+    assert 5 < resident_mb(os.getpid()) < 10_000 and resident_mb(2**22 + 1) == 0.0
+
+
+def test_a_one_shot_child_tells_its_end_and_leaves_its_words(tmp_path: Path) -> None:
+    reactor, ends = Reactor(), []
+    child = JobChild(reactor, ["-c", "print('words'); raise SystemExit(7)"], ends.append)
+    child.start(tmp_path / "log")
+    end = time.monotonic() + 10
+    while not ends and time.monotonic() < end:
+        reactor.poll(0.1)
+    assert ends == [7] and (tmp_path / "log").read_text() == "words\n"
+    killed = JobChild(reactor, ["-c", "import time; time.sleep(60)"], ends.append)
+    killed.start(tmp_path / "log")
+    killed.kill()
+    reactor.poll(0)
+    assert ends == [7] and killed.process is not None and killed.process.returncode == -9
+    reactor.close()
+
+
+# --- what a death costs the file ----------------------------------------------------------------------------------
+
+
+class DyingReaders:
+    """Stands in for the pool: the first so many readings end in a death."""
+
+    def __init__(self, toy: Toy, deaths: int) -> None:
+        self.pool, self.deaths, self.tried = toy.engine.pool, deaths, 0
+        really = self.pool.submit
+
+        def submit(body: dict[str, Any], size: int, done: Callable[[dict[str, Any]], None]) -> None:
+            def crash(answer: dict[str, Any]) -> None:
+                self.tried += body["task"] == "identify"
+                dead = body["task"] == "identify" and self.tried <= self.deaths
+                done({"fault": "crash", "message": "the reader ended with status -9"} if dead else answer)
+
+            really(body, size, crash)
+
+        self.pool.submit = submit  # type: ignore[assignment, method-assign]
+
+
+@pytest.fixture
+def toy(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
+    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+    made = Toy(scratch / "home", backup__auto=False)
+    made.keeper.ledger._db.execute("INSERT INTO meta VALUES ('paused', '1')")
+    yield made
+    made.die()
+
+
+@pytest.mark.parametrize("deaths, state", [(2, "admitted"), (3, "rejected")])
+def test_after_three_deaths_the_file_comes_back_and_not_before(toy: Toy, deaths: int, state: str) -> None:
+    dying = DyingReaders(toy, deaths)
+    toy.drop("a.jsonl", chat_of(5))
+    toy.settle()
+    assert [found for _name, found, _why in toy.drops()] == [state] and dying.tried == 3
+    if state == "rejected":
+        assert "(3 attempts)" in toy.drops()[0][2]
+        assert (toy.home.rejected / "a.jsonl").read_text() == chat_of(5)
+        assert "status -9" in (toy.home.rejected / "a.jsonl.why.txt").read_text()
+
+
+def test_the_chances_of_a_file_outlive_the_daemon(toy: Toy) -> None:
+    DyingReaders(toy, 1)
+    toy.drop("a.jsonl", chat_of(5))
+    while not toy.keeper.ledger.value("SELECT max(attempts) FROM drops"):
+        toy.step()
+    toy.again()
+    DyingReaders(toy, 9)
+    toy.settle()
+    assert toy.drops()[0][1] == "rejected" and toy.keeper.ledger.value("SELECT attempts FROM drops") == 3
+
+
+def test_a_fault_of_the_machine_while_reading_costs_no_chance(toy: Toy) -> None:
+    pool, faults = toy.engine.pool, [5]
+    really = pool.submit
+
+    def submit(body: dict[str, Any], size: int, done: Callable[[dict[str, Any]], None]) -> None:
+        def no_room(answer: dict[str, Any]) -> None:
+            faults[0] -= body["task"] == "identify"
+            held = body["task"] == "identify" and faults[0] >= 0
+            done({"fault": "environment", "message": "No space left on device"} if held else answer)
+
+        really(body, size, no_room)
+
+    pool.submit = submit  # type: ignore[assignment, method-assign]
+    toy.drop("a.jsonl", chat_of(5))
+    toy.settle(rounds=400)
+    assert toy.drops()[0][1] == "admitted" and toy.keeper.ledger.value("SELECT attempts FROM drops") == 0

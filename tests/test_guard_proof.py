@@ -1,0 +1,88 @@
+"""Proof of training: one missing or wrong fact about a finished child, and it is not published."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from guard.checks.proof import prove
+
+PLAN: dict[str, Any] = {"task": "train", "steps": 10, "consumed_sha256": "c0ffee", "base": {"weights_sha256": "old"}}
+RESULT: dict[str, Any] = {
+    "steps_executed": 10, "consumed_sha256": "c0ffee", "parent_weights_sha256": "old", "weights_sha256": "new",
+    "weights_changed": True, "finite": True, "final_loss": 2.5, "files": {"model.safetensors": "new", "config.json": "cc"},
+}  # fmt: skip
+FOUND = {"model.safetensors": "new", "config.json": "cc"}
+
+
+def failing(change: Callable[[dict[str, Any], dict[str, Any], dict[str, str]], object]) -> list[str]:
+    plan, result, found = copy.deepcopy(PLAN), copy.deepcopy(RESULT), dict(FOUND)
+    change(plan, result, found)
+    verdict = prove(plan, result, found)
+    assert verdict.ok == (not verdict.failures)
+    return [check.name for check in verdict.failures]
+
+
+def test_a_child_that_did_what_was_planned_is_proven() -> None:
+    assert failing(lambda plan, result, found: None) == []
+
+
+def both(result: dict[str, Any], found: dict[str, str], digest: str) -> None:
+    result["weights_sha256"] = result["files"]["model.safetensors"] = found["model.safetensors"] = digest
+
+
+@pytest.mark.parametrize("name, change", [
+    ("steps", lambda p, r, f: r.update(steps_executed=0)),
+    ("steps", lambda p, r, f: (p.update(steps=0), r.update(steps_executed=0))),
+    ("steps", lambda p, r, f: r.update(steps_executed=9)),
+    ("steps", lambda p, r, f: r.update(steps_executed=11)),
+    ("steps", lambda p, r, f: r.update(steps_executed="10")),
+    ("steps", lambda p, r, f: r.update(steps_executed=None)),
+    ("examples", lambda p, r, f: r.update(consumed_sha256="other")),
+    ("examples", lambda p, r, f: (p.update(consumed_sha256=None), r.update(consumed_sha256=None))),
+    ("base weights", lambda p, r, f: r.update(parent_weights_sha256="another parent")),
+    ("base weights", lambda p, r, f: (p["base"].update(weights_sha256=None), r.update(parent_weights_sha256=None))),
+    ("weights changed", lambda p, r, f: both(r, f, "old")),
+    ("weights changed", lambda p, r, f: r.update(weights_changed=False)),
+    ("weights changed", lambda p, r, f: r.update(weights_changed="yes")),
+    ("weights finite", lambda p, r, f: r.update(finite=False)),
+    ("weights finite", lambda p, r, f: r.update(finite=1)),
+    ("weights finite", lambda p, r, f: r.update(finite=None)),
+    ("loss", lambda p, r, f: r.update(final_loss=float("nan"))),
+    ("loss", lambda p, r, f: r.update(final_loss=float("inf"))),
+    ("loss", lambda p, r, f: r.update(final_loss=None)),
+    ("files", lambda p, r, f: f.update({"config.json": "changed"})),
+    ("files", lambda p, r, f: f.update({"model.safetensors": "changed"})),
+    ("files", lambda p, r, f: f.update({"extra.py": "ee"})),
+    ("files", lambda p, r, f: f.pop("config.json")),
+    ("files", lambda p, r, f: (f.pop("config.json"), r["files"].pop("config.json"))),
+    ("files", lambda p, r, f: (f.pop("model.safetensors"), r["files"].pop("model.safetensors"))),
+    ("files", lambda p, r, f: r["files"].update({"tokenizer.json": "tt"})),
+    ("files", lambda p, r, f: r.update(weights_sha256="something else")),
+])  # fmt: skip
+def test_each_missing_proof_is_refused_alone(name: str, change: Callable[..., object]) -> None:
+    assert failing(change) == [name]
+
+
+@pytest.mark.parametrize("key", sorted(RESULT))
+def test_a_result_without_a_figure_is_refused(key: str) -> None:
+    assert failing(lambda plan, result, found: result.pop(key))
+
+
+@pytest.mark.parametrize("key", ["steps", "consumed_sha256", "base"])
+def test_a_plan_without_a_figure_is_refused(key: str) -> None:
+    assert failing(lambda plan, result, found: plan.pop(key))
+
+
+def test_an_empty_answer_proves_nothing() -> None:
+    assert len(prove(PLAN, {}, FOUND).failures) == 7
+
+
+def test_a_base_has_no_steps_but_its_files_and_weights_are_proven() -> None:
+    result = {key: RESULT[key] for key in ("files", "weights_sha256", "finite")}
+    assert prove({"task": "base"}, result, FOUND).ok
+    assert not prove({"task": "base"}, {**result, "finite": False}, FOUND).ok
+    assert not prove({"task": "base"}, result, {**FOUND, "config.json": "x"}).ok
