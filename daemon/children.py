@@ -205,12 +205,12 @@ class TorchServer:
     pids: dict[int, int] = field(default_factory=dict)
     waiting: set[int] = field(default_factory=set)
 
-    def spawn(self, job: int, folder: Path) -> None:
+    def spawn(self, job: int, folder: Path, nice: int = 0) -> None:
         """Fork a child for the job in `folder`; starts the server when there is none."""
         if self.process is None:
             self._start()
         self.waiting.add(job)
-        self._send({"spawn": os.fspath(folder), "id": job})
+        self._send({"spawn": os.fspath(folder), "id": job, "nice": nice})
 
     def signal(self, job: int, number: int = signal.SIGTERM) -> None:
         """Send a signal to a job's child."""

@@ -61,7 +61,7 @@ class Engine:
         self.pool.tick(now)
         self.refresh_views(now)
         self.runner.tick(now)
-        self.index.tick(now)
+        self.index.tick(now, calm=not self.intake.stirring)
         self._back_up(now)
 
     def sweep(self, now: float) -> None:

@@ -25,6 +25,7 @@ __all__ = ["IndexRunner"]
 
 HOLD_SECONDS = 30.0
 MAX_ATTEMPTS = 3
+GATHER_SECONDS = 20.0
 
 
 class IndexRunner:
@@ -36,14 +37,18 @@ class IndexRunner:
         self.child: JobChild | None = None
         self.troubled: set[int] = set()
         self._not_before: dict[int, float] = {}
+        self._first_seen: dict[int, float] = {}
         self._documents: list[str] = []
 
-    def tick(self, now: float) -> None:
-        """Start the next build when none runs."""
+    def tick(self, now: float, *, calm: bool = True) -> None:
+        """Start the next build when none runs. While documents are still arriving (not `calm`) it waits a little,
+        so that a folder of documents becomes one index and not one for each of them."""
         if self.current is not None or self.keeper.ledger.meta("paused") == "1":
             return
         for job in jobs_in(self.keeper.ledger, "committing", "preparing", "queued", "held"):
             if job.kind == "index" and self._not_before.get(job.id, 0.0) <= now:
+                if not calm and now < self._first_seen.setdefault(job.id, now) + GATHER_SECONDS:
+                    return
                 # An announced switch is rolled forward; anything less is built anew.
                 step = partial(finish_index, self.keeper) if job.state == "committing" else self._start
                 self._guarded(job.id, partial(step, job.id))

@@ -54,6 +54,11 @@ class Intake:
     def busy(self) -> bool:
         return bool(self.in_flight or self._peeking or self._retry_at)
 
+    @property
+    def stirring(self) -> bool:
+        """Files are just arriving: what would be made from all of them may wait a moment."""
+        return self.busy or self.settler.next_due(0.0) is not None
+
     def _kept_sources(self) -> set[tuple[str, str]]:
         """Files that could not be moved (a read-only inbox) and were copied: they are not taken a second time."""
         rows = self.keeper.ledger.rows("SELECT source, options FROM drops WHERE mode = 'copy' AND origin = 'inbox'")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.engine import Engine
-from daemon.planning import Target, estimate, gather_facts, recipe_for, resolve_base
+from daemon.planning import Target, estimate, fork_recipe, gather_facts, recipe_for, resolve_base
 from daemon.training import train
 from guard.checks.preflight import preflight
 from guard.errors import CheckFailed, Duplicate, NotFound, UsageError
@@ -238,7 +238,7 @@ def _plan(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     draft = Job(0, "train", "planned", 0, stage, line, base.id, slug, wanted, None, request, {}, "", 0, 0, "", "",
                 tuple(file.sha256 for file in files))  # fmt: skip
     recipe = recipe_for(keeper, stage, request["recipe"], base, {})
-    target = Target(draft, base, recipe, tuple(files))
+    target = Target(draft, base, fork_recipe(recipe), tuple(files))
     verdict = preflight(gather_facts(keeper, target, wanted=wanted))
     queued = [job for file in files if (job := queued_with_file(keeper.ledger, file.sha256)) is not None]
     result = {

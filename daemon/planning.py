@@ -46,6 +46,8 @@ __all__ = [
 
 GATE_TOKENS = 16_384
 """At most so many held-out tokens per set; DESIGN allows 64k, a small CPU has to do it twice per set."""
+SAMPLE_TOKENS = 4_096
+"""Tokens of the trained data itself that the gate looks at."""
 MAX_ANCESTRY_SETS = 8
 SHARD_TOKENS = 1 << 24
 
@@ -86,6 +88,11 @@ def recipe_for(keeper: Keeper, stage: str, named: str, base: Version, overrides:
         raise HeirloomError(f"the recipe {named} is for {recipe.stage}, the data is {stage}", subject=named,
                             hint=f"name one of configs/{stage}/")  # fmt: skip
     return resolve(recipe, overrides) if overrides else recipe
+
+
+def fork_recipe(recipe: Recipe) -> Recipe:
+    """A recipe without its model section: a fork has the shape of its parent, whatever the file describes."""
+    return recipe.model_copy(update={"model": None})
 
 
 def prepare_request(keeper: Keeper, target: Target, known: Path) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def evaluation_sets(keeper: Keeper, target: Target, dataset: Mapping[str, Any]) 
         {"name": f"{names} held out ({mark})", "role": "new_held_out", "dataset": dataset["path"], "split": "val",
          "stage": target.job.stage},
         {"name": f"{names} as trained ({mark})", "role": "new_trained", "dataset": dataset["path"], "split": "train",
-         "stage": target.job.stage},
+         "stage": target.job.stage, "max_tokens": SAMPLE_TOKENS},
     ]  # fmt: skip
     seen = {str(dataset["id"])}
     for number in ancestors(keeper.ledger, target.base.id):
@@ -160,7 +167,7 @@ def evaluation_sets(keeper: Keeper, target: Target, dataset: Mapping[str, Any]) 
             files = ", ".join(item["file"] for item in version.record["data"][:3])
             sets.append({"name": f"{files} held out ({old['id'][:8]})", "role": "ancestry", "dataset": str(folder),
                          "split": "val", "stage": version.record["stage"]})  # fmt: skip
-    return [{**item, "max_tokens": GATE_TOKENS} for item in sets]
+    return [{"max_tokens": GATE_TOKENS, **item} for item in sets]
 
 
 def train_request(
@@ -360,7 +367,7 @@ def target_of(keeper: Keeper, job: Job) -> Target:
         files.append(file)
     base = base_of(keeper, job)
     recipe = recipe_for(keeper, job.stage, str(job.request.get("recipe") or ""), base, job.request.get("overrides") or {})
-    return Target(job, base, recipe, tuple(files))
+    return Target(job, base, fork_recipe(recipe), tuple(files))
 
 
 def resolve_base(keeper: Keeper, text: str) -> Version:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import PurePosixPath
 from typing import Any
 
 from guard.checks.verdict import Verdict
@@ -36,6 +37,11 @@ def _machine(result: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _without_paths(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A home may be moved: a sealed record names datasets by their id, never by where they lay."""
+    return {**row, "dataset": PurePosixPath(str(row.get("dataset", ""))).name}
+
+
 def _gate(verdict: Verdict, mode: str) -> dict[str, Any]:
     passed = verdict.ok or mode != "enforce"
     return {"verdict": "passed" if verdict.ok else ("failed" if mode == "enforce" else f"failed ({mode})"),
@@ -63,7 +69,7 @@ def forked_record(
         "inputs": [], "line": line, "role": "policy", "created": created, "stage": plan["stage"],
         "objective": plan["objective"], "data": data, "skipped": skipped(prepared["counts"]),
         "replay": {"tokens": result["replay_tokens"], "datasets": prepared.get("replay_datasets", [])},
-        "dataset": plan["dataset"] | {"path": ""}, "selection_sha256": plan["selection_sha256"],
+        "dataset": {"id": plan["dataset"]["id"]}, "selection_sha256": plan["selection_sha256"],
         "consumed_sha256": plan["consumed_sha256"], "recipe": plan["recipe"], "recipe_hash": plan["recipe_hash"],
         "seed": plan["seed"], "threads": plan["threads"], "dtype": plan["dtype"],
         "micro_sequences": plan["micro_sequences"], "block_size": plan["block_size"],
@@ -73,7 +79,7 @@ def forked_record(
             "final_loss": result["final_loss"], "steps": result["steps_executed"], "tokens": prepared["tokens"],
             "loss_tokens": prepared["loss_tokens"], "tokens_processed": result["fed_tokens"], "wall_seconds": seconds,
             "tokens_per_second": result["fed_tokens"] / seconds if seconds > 0 else None,
-            "evaluation": result["evaluation"], "resumes": result["resumes"],
+            "evaluation": [_without_paths(row) for row in result["evaluation"]], "resumes": result["resumes"],
         },
         "generation": result["generation"], "gate": _gate(gate, mode), "files": result["files"], **_machine(result),
     }  # fmt: skip

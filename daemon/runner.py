@@ -188,7 +188,7 @@ class Runner:
         for name in ("error.json", "progress.json"):
             (staging / name).unlink(missing_ok=True)
         self.current = job
-        self.server.spawn(job, staging)
+        self.server.spawn(job, staging, self.keeper.settings.nice)
 
     def _prepared(self, job: Job) -> None:
         """The data is ready: judge again with exact figures, take a number, freeze the plan, train."""

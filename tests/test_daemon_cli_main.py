@@ -18,6 +18,8 @@ from daemon.cli import main as cli
 from guard.durable import remove_tree
 from guard.errors import EnvironmentFault, HeirloomError, Interrupted
 from guard.failpoints import Crash
+from guard.home import Home
+from guard.lock import home_lock
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -105,6 +107,26 @@ def test_usage_errors_are_two(run: Run, line: str) -> None:
     assert (code, out) == (2, "") and err.startswith("error: ") and "--help" in err
     code, out, err = run(f"{line} --json")
     assert (code, err) == (2, "") and _object(out)["error"] == "UsageError" and _object(out)["exit_code"] == 2
+
+
+def test_the_program_tells_its_version(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEIRLOOM_HOME", "/nowhere")
+    code, out, _err = run("--version")
+    assert code == 0 and out.startswith("heirloom ") and out.count("\n") == 1
+    assert _object(run("--json --version")[1])["version"] == out.split()[1]
+
+
+@pytest.mark.parametrize("group", ["index", "config", "prepare"])
+def test_a_group_without_a_command_names_its_commands(run: Run, group: str) -> None:
+    code, _out, err = run(group)
+    assert code == 2 and err.startswith(f"error: heirloom {group} needs a command: ") and "Usage" not in err
+
+
+def test_a_busy_home_names_its_holder_and_nothing_else(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.client.LOCK_SECONDS", 0.0)
+    with home_lock(Home(home), command="heirloom run", since="2026"):
+        code, _out, err = run("queue pause")
+    assert code == 11 and "heirloom run (pid " in err and "could not be acquired" not in err and "why:" not in err
 
 
 def test_errors_with_json_are_one_object_on_stdout(run: Run) -> None:
@@ -269,8 +291,12 @@ def test_registering_good_and_bad_files(run: Run, tmp_path: Path) -> None:
     assert len(found["fingerprint"]) == 64 and good.exists()
     code, out, _err = run(f"register {bad} {good}")
     assert code == 3 and "❌ Rejected: bad.jsonl" in out and "line 1" in out and "✅ Data registered: good.jsonl" in out
+    assert (found["bad_rows"], found["bad_row_list"], found["unusable_rows"]) == (0, [], 0)
     assert _object(run(f"why {found['fingerprint']} --json")[1])["status"] == "registered"
-    assert run("why bad.jsonl")[1].startswith("bad.jsonl: rejected")
+    out = run("why bad.jsonl")[1]
+    assert out.startswith("bad.jsonl: rejected") and "line 1: not valid JSON" in out
+    found = _object(run(f"register {bad} --json")[1])
+    assert found["bad_rows"] == 1 and list(found["bad_row_list"][0]) == ["line", "field", "reason", "expected"]
 
 
 def test_search_and_chat_without_an_index_say_what_to_do(run: Run) -> None:

@@ -13,6 +13,7 @@ from daemon.cli.output import (
     human_bytes,
     human_duration,
     human_tokens,
+    moment,
     plural,
     short_duration,
     table,
@@ -38,13 +39,17 @@ def test_bytes_and_plurals() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "long", "short"),
-    [(0, "0 seconds", "0s"), (1, "1 second", "1s"), (45, "45 seconds", "45s"), (725, "12 minutes", "12m 05s"),
+    [(0, "0 seconds", "0s"), (0.2, "less than a second", "0s"), (1, "1 second", "1s"), (45, "45 seconds", "45s"), (725, "12 minutes", "12m 05s"),
      (6 * 3600, "6 hours", "6h 00m"), (5400, "1 hour 30 minutes", "1h 30m"), (76 * 3600, "3 days 4 hours", "3d 4h"),
      (22.8 * 365.25 * 86400, "22.8 years", "8327d 16h"), (None, "unknown", "?"), (float("inf"), "unknown", "?")],
 )  # fmt: skip
 def test_durations(seconds: float | None, long: str, short: str) -> None:
     assert human_duration(seconds) == long
     assert short_duration(seconds) == short
+
+
+def test_a_recorded_moment_is_readable() -> None:
+    assert moment("2026-11-21T03:18:49.123Z") == "2026-11-21 03:18:49 UTC" and moment(None) == ""
 
 
 def test_a_bar_is_as_full_as_the_work() -> None:

@@ -10,9 +10,10 @@ from daemon.cli.care import check_rows, parse_share, vault_lines, verify_lines
 from daemon.cli.chat import fitting_turns, shown
 from daemon.cli.data import dataset_lines, index_lines, name_or_folder, result_lines
 from daemon.cli.files import exit_code_of, register_lines, register_record
+from daemon.cli.homes import happened_lines
 from daemon.cli.journal import event_line, parse_since
 from daemon.cli.plans import plan_lines
-from daemon.cli.queue import Teller, job_lines, watch_job
+from daemon.cli.queue import Teller, job_lines, retry_words, watch_job
 from daemon.cli.status import progress_line, render_status
 from daemon.cli.versions import related, rollback_lines, version_lines
 from guard.errors import DaemonNotRunning, UsageError
@@ -25,7 +26,7 @@ def _report(**changes: Any) -> dict[str, Any]:
     report = {
         "state": "training", "active": {"policy": "v004_full_stack"}, "index": "v002", "training": TRAINING,
         "queue": {"queued": 3, "running": 1, "held": 0, "failed": 0, "done": 12},
-        "inbox": {"waiting": 0, "rejected": 0, "duplicates": 0},
+        "inbox": {"waiting": 0, "rejected": 2, "duplicates": 1},
         "tokens": {"trained": 50_000_000, "goal": 10**12, "per_second": 12400.0, "eta": 81_000_000},
         "disk": {"free_bytes": 127 * 10**9, "forks_left": 40}, "alerts": [],
     }  # fmt: skip
@@ -42,7 +43,7 @@ def test_status_fits_on_one_screen() -> None:
         "  Training   v005_math from v004_full_stack (job 12)",
         "             [████████████░░░░░░░░░░░░] 52 %  step 1,300/2,500  loss 0.1531  12.4K tokens/s  1h 23m left",
         "  Queue      3 queued, 1 running, 12 done",
-        "  Inbox      empty",
+        "  Inbox      2 rejected, 1 duplicate",
         "  Tokens     50M trained of 1T (under 0.01 %), 12.4K/s, 2.6 years to go",
         "  Disk       127 GB free, room for 40 more versions",
     ]
@@ -66,7 +67,7 @@ def test_progress_before_the_first_step_says_the_phase() -> None:
 
 
 REGISTERED = {"name": "my_data.jsonl", "sha256": "0123456789abcdef" * 4, "kind": "sft", "examples": 50_000,
-              "tokens": 50_000_000, "bad_rows": [], "duplicates": 0, "status": "registered", "verdict": "registered",
+              "tokens": 50_000_000, "bad_rows": 0, "unusable_rows": 0, "duplicates": 0, "status": "registered", "verdict": "registered",
               "reason": "50,000 new examples", "why": ""}  # fmt: skip
 
 
@@ -83,6 +84,32 @@ def test_a_refused_file_tells_its_rows_by_line() -> None:
     why = "bad.jsonl was rejected.\n\nWhy: 1 row\n\n1 row:\n  line 7: not JSON\n"
     lines = register_lines(REGISTERED | {"name": "bad.jsonl", "verdict": "rejected", "why": why})
     assert lines == ["❌ Rejected: bad.jsonl", "   Why: 1 row", "   1 row:", "     line 7: not JSON"]
+
+
+def test_a_refused_file_without_an_account_tells_its_reason() -> None:
+    why = "x.csv came back: no rows here.\n\nNothing of it was trained on.\n"
+    lines = register_lines(REGISTERED | {"name": "x.csv", "verdict": "rejected", "reason": "no rows here", "why": why})
+    assert lines == ["❌ Rejected: x.csv", "   Why: no rows here", "   Nothing of it was trained on."]
+
+
+def test_rows_that_were_left_out_are_counted() -> None:
+    lines = register_lines(REGISTERED | {"bad_rows": 31, "unusable_rows": 1})
+    assert lines[3] == ("   Note: 31 rows skipped (heirloom why my_data.jsonl), "
+                        "1 row that cannot be trained on (heirloom why my_data.jsonl)")  # fmt: skip
+
+
+def test_a_document_is_not_said_to_be_trained() -> None:
+    lines = register_lines(REGISTERED | {"kind": "docs", "examples": 0, "tokens": 4000, "status": "queued"})
+    assert lines[2:] == ["   Size: about 4K tokens",
+                         "   Note: a document: it is searched, not trained on (--kind pretrain trains text)",
+                         "   Status: Queued for the index"]  # fmt: skip
+
+
+def test_a_dry_run_of_register_claims_nothing() -> None:
+    assert register_lines(REGISTERED, dry_run=True)[0] == "✅ Can be registered: my_data.jsonl"
+    assert register_lines(REGISTERED, dry_run=True)[-1] == "   Status: Not yet trained (dry run: nothing was registered)"
+    refused = register_lines(REGISTERED | {"verdict": "rejected", "reason": "torn"}, dry_run=True)
+    assert refused == ["❌ Would be rejected: my_data.jsonl", "   Why: torn"]
 
 
 def test_the_promised_keys_of_a_registered_file() -> None:
@@ -147,6 +174,31 @@ def test_the_queue_shows_why_something_does_not_run() -> None:
     lines = job_lines([_job(4, "held", reason="disk full")], everything=False)
     assert lines == ["ID  STATE  KIND   OUTPUT  FILES                  WHY",
                      "4   held   train  v009_x  a\\tb.jsonl and 1 more  disk full"]  # fmt: skip
+
+
+def test_a_job_without_a_number_says_what_it_will_become() -> None:
+    rows = job_lines([_job(1, "queued", output=None), _job(2, "queued", output=None, kind="index"),
+                      _job(3, "cancelled", output=None)], everything=False)  # fmt: skip
+    assert ["next of policy" in rows[1], "next index" in rows[2], "next" in rows[3]] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [({"job": 4, "state": "training"}, "goes on where it stopped"), ({"job": 4, "state": "queued"}, "is queued again"),
+     ({"job": 9, "state": "queued"}, "is tried again as job 9")],
+)  # fmt: skip
+def test_a_second_try_says_what_it_is(found: dict[str, Any], words: str) -> None:
+    assert retry_words(found, 4, dry_run=False) == words
+    assert "would" in retry_words(found, 4, dry_run=True)
+
+
+def test_a_run_tells_what_came_of_it() -> None:
+    events = [{"verb": "job.held", "subject": "job 3", "reason": "disk full"}, {"verb": "version.sealed", "subject": "v002_x"},
+              {"verb": "job.held", "subject": "job 3", "reason": "disk still full"}]  # fmt: skip
+    assert happened_lines(events) == ["✅ v002_x is sealed", "⚠️ job 3 is held: disk still full"]
+    assert happened_lines([]) == ["nothing was new"]
+    many = [{"verb": "drop.rejected", "subject": f"{number}", "reason": ""} for number in range(30)]
+    assert happened_lines(many)[0] == "❌ 10 was rejected" and happened_lines(many)[-1] == "and 10 more (heirloom log)"
 
 
 def test_old_finished_jobs_make_room() -> None:
@@ -227,9 +279,9 @@ def test_shares() -> None:
 def test_a_vault_on_the_same_disk_says_so() -> None:
     lines = vault_lines({"vault": "/b", "present": True, "problem": "", "other_device": False, "bytes": 10,
                          "versions": {"total": 2, "verified": 1, "missing": ["v002_x"]},
-                         "originals": {"total": 0, "verified": 0, "missing": []},
+                         "originals": {"total": 1, "verified": 0, "missing": ["a" * 64]},
                          "ledger": {"newest": None, "behind": 4}, "last_verified": None})  # fmt: skip
-    assert "   Versions: 1 of 2 read back" in lines and "   Not safe yet: v002_x" in lines
+    assert "   Versions: 1 of 2 read back" in lines and f"   Not safe yet: v002_x, {'a' * 12}..." in lines
     assert any("same disk" in line for line in lines)
 
 
@@ -255,6 +307,12 @@ def test_an_event_on_one_line() -> None:
     assert event_line(event) == ("2026-11-21 01:02:03  version.sealed      a\\nb  (me:cli)  sums=cccccccccccc...  line=policy")
 
 
+def test_lists_and_truths_of_an_event_are_words() -> None:
+    event = {"utc": "2026-11-21T01:02:03.456Z", "verb": "job.queued", "subject": "job 3", "actor": "me:cli",
+             "payload": {"files": ["c" * 64, "d" * 64], "once": True}}  # fmt: skip
+    assert event_line(event).endswith("(me:cli)  files=cccccccccccc..., dddddddddddd...  once=yes")
+
+
 def test_search_results_say_where_they_stand() -> None:
     hit = {"file": "guide.md", "text": "a\n b", "score": 0.5, "page": None, "start_line": 3, "end_line": 9}
     assert result_lines([hit]) == ["[1] guide.md:3-9  (0.500)", "    a b"]
@@ -270,7 +328,7 @@ def test_an_index_is_named_by_version_or_folder() -> None:
 def test_an_answer_stands_above_its_sources() -> None:
     source = {"number": 1, "file": "g.md", "page": None, "start_line": 1, "end_line": 7}
     assert shown("Yes.\x07\nReally.", [source]) == ["Yes.\\x07", "Really.", "", "[1] g.md:1-7"]
-    assert shown("Yes.", []) == ["Yes."]
+    assert shown("Yes.", []) == ["Yes."] and shown(" ", []) == ["(the model said nothing)"]
 
 
 def test_old_turns_make_room_and_the_question_stays() -> None:

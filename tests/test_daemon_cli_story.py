@@ -73,6 +73,19 @@ def test_a_duplicate_stays_a_duplicate_and_the_original_trained(keeper: Keeper) 
     assert tell_story(keeper, sha256, Path("/"))["status"] == "trained"
 
 
+def test_rows_that_were_left_out_are_listed_and_counted(keeper: Keeper) -> None:
+    fault = {"line": 8, "field": "text", "reason": "empty", "expected": ""}
+    sha256 = _hash(keeper, "math.jsonl")
+    with keeper.ledger.transaction():
+        for path, value in (("bad_rows", [fault]), ("bad_rows_count", 30), ("unusable_rows", [fault]), ("unusable_rows_count", 1)):
+            keeper.ledger.run("UPDATE files SET record = json_set(record, ?, json(?)) WHERE sha256 = ?",
+                              (f"$.{path}", orjson.dumps(value).decode(), sha256))  # fmt: skip
+    lines = story_lines(tell_story(keeper, "math.jsonl", Path("/")))
+    at = lines.index("    30 rows skipped:")
+    assert lines[at : at + 5] == ["    30 rows skipped:", "      line 8, text: empty", "      and 29 more",
+                                  "    1 row that cannot be trained on:", "      line 8, text: empty"]  # fmt: skip
+
+
 def test_a_refused_file_is_found_where_it_lies_now(keeper: Keeper) -> None:
     where = str(keeper.home.rejected / "bad (2).jsonl")
     _drop(keeper, "bad.jsonl", "rejected", "d" * 64, "1 of 2 rows cannot be read", where)

@@ -56,7 +56,7 @@ class ToyServer:
         self.statuses: list[int] = []
         """Exit statuses to give instead of doing the next jobs."""
 
-    def spawn(self, job: int, folder: Path) -> None:
+    def spawn(self, job: int, folder: Path, nice: int = 0) -> None:
         if self.statuses:
             self.finished.append((job, self.statuses.pop(0)))
             return

@@ -98,7 +98,7 @@ def register_lines(result: Mapping[str, Any], *, dry_run: bool = False) -> list[
     name, code = visible(result.get("name")), _code(result)
     if code == Duplicate.exit_code:
         return [f"❌ Already known: {name}", f"   Fingerprint: {short_hash(result.get('sha256'))}",
-                f"   Equals: {visible(result.get('reason') or 'a file that was learnt before')}"]  # fmt: skip
+                f"   Why: {visible(result.get('reason') or 'everything in it was learnt before')}"]  # fmt: skip
     if code:
         return [f"❌ {'Would be rejected' if dry_run else 'Rejected'}: {name}",
                 *_why_lines(result.get("why"), result.get("reason"))]  # fmt: skip

@@ -109,6 +109,8 @@ def job_lines(records: list[dict[str, Any]], *, everything: bool) -> list[str]:
 
 def _to_come(item: Mapping[str, Any]) -> str:
     """What will come of a job that has no number for it yet."""
+    if item["state"] == "cancelled":
+        return "-"
     return "next index" if item["kind"] == "index" else f"next of {item['line']}"
 
 

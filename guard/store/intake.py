@@ -176,6 +176,7 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str) -> None:
     fsync_tree(ready)
     point("admit.sidecars")
     rename_new(ready, final)
+    os.chmod(final, 0o555)  # after the move: a read-only folder cannot be moved by an ordinary user
 
 
 def give_back(keeper: Keeper, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> Path | None:
