@@ -89,7 +89,7 @@ def drop_result(name: str, verdict: str, reason: str, sha256: str | None, record
     status = {"admitted": "queued"}.get(verdict, verdict)
     return {
         "name": name, "verdict": verdict, "reason": reason, "why": record.get("why", ""),
-        "sha256": sha256, "fingerprint": sha256, "kind": record.get("kind"),
+        "sha256": sha256 or None, "fingerprint": sha256 or None, "kind": record.get("kind"),
         "examples": record.get("examples", 0), "tokens": record.get("tokens_approx", 0),
         "bad_rows": record.get("bad_rows_count", 0), "bad_row_list": record.get("bad_rows", []),
         "unusable_rows": record.get("unusable_rows_count", 0),

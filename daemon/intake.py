@@ -42,13 +42,19 @@ class Intake:
         self.keeper, self.pool = keeper, pool
         self.settler = Settler(keeper.settings.inbox.settle_seconds)
         self.last = Sweep()
-        self.problem = ""
+        self.inbox_problem = ""
         self.views_dirty = False
         self.in_flight: set[int] = set()
         self._peeking: set[Path] = set()
         self._peeked: dict[Path, tuple[tuple[int, ...], str]] = {}
         self._retry_at: dict[int, float] = {}
+        self._held: dict[int, str] = {}
         self._kept = self._kept_sources()
+
+    @property
+    def problem(self) -> str:
+        """What holds intake up now, for the status; "" when nothing does."""
+        return self.inbox_problem or next(iter(self._held.values()), "")
 
     @property
     def busy(self) -> bool:
@@ -71,9 +77,9 @@ class Intake:
         try:
             self.last = sweep(self.keeper.home, ignore_reason)
         except OSError as error:
-            self.problem = f"the inbox cannot be read: {error.strerror or error}"
+            self.inbox_problem = f"the inbox cannot be read: {error.strerror or error}"
             return
-        self.problem = ""
+        self.inbox_problem = ""
         files = [item for item in self.last.files if (str(item.path), _mark(item)) not in self._kept]
         for gone in self._peeked.keys() - {item.path for item in files}:
             del self._peeked[gone]
@@ -85,6 +91,9 @@ class Intake:
 
     def _consider(self, item: Sighting, now: float) -> None:
         try:
+            if os.path.lexists(f"{item.path}.meta.yaml"):
+                self.settler.postpone(item.path, "its side file cannot be read by this version: take .meta.yaml away")
+                return
             if has_writer(item.path):
                 self.settler.postpone(item.path, "somebody still writes to it")
                 return
@@ -137,6 +146,7 @@ class Intake:
             if row["id"] in self.in_flight or self._retry_at.get(row["id"], 0.0) > now:
                 continue
             self._retry_at.pop(row["id"], None)
+            self._held.pop(row["id"], None)
             try:
                 self._go_on(row)
             except (OSError, HeirloomError) as error:
@@ -185,7 +195,7 @@ class Intake:
                 self._crashed(drop, str(answer["message"]))
             elif answer.get("fault"):
                 self._retry_at[drop] = now + RETRY_SECONDS
-                self.problem = f"reading is held: {answer.get('message')}"
+                self._held[drop] = f"reading is held: {answer.get('message')}"
             else:
                 self._conclude(drop, answer)
         except (OSError, HeirloomError) as error:
@@ -195,7 +205,7 @@ class Intake:
         """The machine could not do it: try again later, blame nobody. Anything else is ours to hear about."""
         if not is_environment(error):
             raise error
-        self.problem = f"intake is held: {error}"
+        self._held[drop] = f"intake is held: {error}"
         self._retry_at[drop] = now + RETRY_SECONDS
 
     def _crashed(self, drop: int, message: str) -> None:

@@ -70,7 +70,7 @@ def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], fo
     why = answer["why"] if answer["verdict"] == "reject" else ""
     record = {**answer, "name": name, "dropped_as": name, "why": why}
     if answer["verdict"] != "ok":
-        return drop_result(name, "rejected", str(answer["reason"]), answer.get("sha256") or None, record)
+        return drop_result(name, "rejected", str(answer["reason"]), answer.get("sha256"), record)
     decision = decide(keeper, record, {"queue": queue}, folder)
     verdict = "duplicate" if decision.verdict == "duplicate" else "admitted" if decision.queue != "none" else "registered"
     return drop_result(name, verdict, decision.reason, str(answer["sha256"]), {**record, "decision": asdict(decision)})

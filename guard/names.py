@@ -1,6 +1,6 @@
 """Version names: `v{id:03d}_{slug}`, read and compared as integers, never as strings (v999 < v1000).
 
-Not here: who owns a number. Numbers are taken in the ledger (`guard/store/ids.py`).
+Not here: who owns a number. Numbers are taken in the ledger (`guard/store/versions.py`).
 """
 
 from __future__ import annotations

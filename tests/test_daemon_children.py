@@ -150,7 +150,8 @@ def test_resident_memory_is_told_in_mebibytes_and_nothing_is_none() -> None:
 
 
 def test_a_one_shot_child_tells_its_end_and_leaves_its_words(tmp_path: Path) -> None:
-    reactor, ends = Reactor(), []
+    reactor = Reactor()
+    ends: list[int] = []
     child = JobChild(reactor, ["-c", "print('words'); raise SystemExit(7)"], ends.append)
     child.start(tmp_path / "log")
     end = time.monotonic() + 10

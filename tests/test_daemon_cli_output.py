@@ -39,7 +39,8 @@ def test_bytes_and_plurals() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "long", "short"),
-    [(0, "0 seconds", "0s"), (0.2, "less than a second", "0s"), (1, "1 second", "1s"), (45, "45 seconds", "45s"), (725, "12 minutes", "12m 05s"),
+    [(0, "0 seconds", "0s"), (0.2, "less than a second", "0s"),
+     (1, "1 second", "1s"), (45, "45 seconds", "45s"), (725, "12 minutes", "12m 05s"),
      (6 * 3600, "6 hours", "6h 00m"), (5400, "1 hour 30 minutes", "1h 30m"), (76 * 3600, "3 days 4 hours", "3d 4h"),
      (22.8 * 365.25 * 86400, "22.8 years", "8327d 16h"), (None, "unknown", "?"), (float("inf"), "unknown", "?")],
 )  # fmt: skip

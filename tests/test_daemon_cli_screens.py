@@ -67,8 +67,8 @@ def test_progress_before_the_first_step_says_the_phase() -> None:
 
 
 REGISTERED = {"name": "my_data.jsonl", "sha256": "0123456789abcdef" * 4, "kind": "sft", "examples": 50_000,
-              "tokens": 50_000_000, "bad_rows": 0, "unusable_rows": 0, "duplicates": 0, "status": "registered", "verdict": "registered",
-              "reason": "50,000 new examples", "why": ""}  # fmt: skip
+              "tokens": 50_000_000, "bad_rows": 0, "unusable_rows": 0, "duplicates": 0,
+              "status": "registered", "verdict": "registered", "reason": "50,000 new examples", "why": ""}  # fmt: skip
 
 
 def test_a_registered_file_in_the_words_of_the_person_this_is_for() -> None:

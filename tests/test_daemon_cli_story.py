@@ -77,7 +77,8 @@ def test_rows_that_were_left_out_are_listed_and_counted(keeper: Keeper) -> None:
     fault = {"line": 8, "field": "text", "reason": "empty", "expected": ""}
     sha256 = _hash(keeper, "math.jsonl")
     with keeper.ledger.transaction():
-        for path, value in (("bad_rows", [fault]), ("bad_rows_count", 30), ("unusable_rows", [fault]), ("unusable_rows_count", 1)):
+        facts = {"bad_rows": [fault], "bad_rows_count": 30, "unusable_rows": [fault], "unusable_rows_count": 1}
+        for path, value in facts.items():
             keeper.ledger.run("UPDATE files SET record = json_set(record, ?, json(?)) WHERE sha256 = ?",
                               (f"$.{path}", orjson.dumps(value).decode(), sha256))  # fmt: skip
     lines = story_lines(tell_story(keeper, "math.jsonl", Path("/")))

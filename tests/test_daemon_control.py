@@ -218,7 +218,12 @@ def test_a_daemon_that_dies_over_a_request_may_have_done_it(deaf: tuple[Path, so
 
 def test_a_wake_up_ends_the_wait_from_any_thread_and_many_are_one() -> None:
     reactor = Reactor()
-    thread = threading.Thread(target=lambda: [reactor.wake() for _ in range(100_000)])
+
+    def wake_often() -> None:
+        for _ in range(100_000):
+            reactor.wake()
+
+    thread = threading.Thread(target=wake_often)
     thread.start()
     assert reactor.poll(5) == 1 and reactor.woken
     thread.join()
@@ -229,7 +234,8 @@ def test_a_wake_up_ends_the_wait_from_any_thread_and_many_are_one() -> None:
 
 
 def test_what_is_ready_is_called_until_it_is_removed() -> None:
-    reactor, calls = Reactor(), []
+    reactor = Reactor()
+    calls: list[bytes] = []
     read, write = os.pipe()
     reactor.add(read, lambda: calls.append(os.read(read, 10)))
     assert reactor.poll(0) == 0

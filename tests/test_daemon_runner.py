@@ -44,7 +44,7 @@ def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def begin(template: Path, scratch: Path) -> Iterator[Callable[..., Toy]]:
     """Starts toys with settings, and ends them."""
-    lives = []
+    lives: list[Toy] = []
 
     def start(**settings: object) -> Toy:
         root = scratch / f"home{len(lives)}"
@@ -112,12 +112,12 @@ class Deaths:
 
     def __init__(self, toy: Toy, *deaths: tuple[int, int, dict[str, str] | None]) -> None:
         self.toy, self.left, self.really = toy, list(deaths), toy.server.spawn
-        toy.server.spawn = self.spawn  # type: ignore[method-assign]
+        toy.server.spawn = self.spawn  # type: ignore[assignment, method-assign]
 
-    def spawn(self, job: int, folder: Path) -> None:
+    def spawn(self, job: int, folder: Path, *more: Any) -> None:
         request = json.loads((folder / "job.json").read_text("utf-8"))
         if request["task"] != "train" or not self.left:
-            self.really(job, folder)
+            self.really(job, folder, *more)
             return
         status, step, words = self.left.pop(0)
         (folder / "progress.json").write_text(json.dumps({"step": step}))

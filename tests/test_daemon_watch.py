@@ -75,7 +75,7 @@ def test_a_living_observer_is_kept(watcher: Watcher) -> None:
 
 def test_a_dead_observer_is_replaced_and_asks_for_a_look(inbox: Path, watcher: Watcher, woken: Woken) -> None:
     dead = watcher._observer
-    dead.stop()  # type: ignore[attr-defined,union-attr]
+    dead.stop()  # type: ignore[attr-defined]
     assert ended(dead)
     woken.event.clear()
     watcher.check()
@@ -87,7 +87,7 @@ def test_a_dead_observer_is_replaced_and_asks_for_a_look(inbox: Path, watcher: W
 def test_an_observer_whose_emitter_died_is_replaced_too(watcher: Watcher) -> None:
     """The thread that reads the kernel's events may die alone; the observer still says it lives."""
     half = watcher._observer
-    for emitter in half.emitters:  # type: ignore[attr-defined,union-attr]
+    for emitter in half.emitters:  # type: ignore[attr-defined]
         emitter.stop()
         assert ended(emitter)
     watcher.check()

@@ -49,10 +49,10 @@ def test_a_crash_is_not_caught_as_an_ordinary_error() -> None:
     assert not issubclass(Crash, Exception)
 
 
-@pytest.mark.parametrize("arguments", [("birth.unknown",), ("birth.renamed", "explode")])
-def test_unknown_names_and_actions_are_refused(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("name, action", [("birth.unknown", "crash"), ("birth.renamed", "explode")])
+def test_unknown_names_and_actions_are_refused(name: str, action: str) -> None:
     with pytest.raises(UsageError):
-        arm(*arguments)
+        arm(name, action)
 
 
 def test_an_undeclared_point_is_a_mistake_of_ours_as_soon_as_anything_is_armed() -> None:

@@ -214,6 +214,14 @@ def test_an_infinite_gradient_stops_before_the_weights_are_touched(home: Path, c
     assert torch.equal(before, model.head_weight)
 
 
+def test_bf16_trains_fp32_weights(home: Path, chat: Any) -> None:
+    plain, half = _tiny(), _tiny()
+    losses = [_loop(home, chat, name, model, dtype=name).loss
+              for name, model in (("float32", plain), ("bfloat16", half))]  # fmt: skip
+    assert half.head_weight.dtype is torch.float32 and not torch.equal(plain.head_weight, half.head_weight)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_no_steps_is_not_a_run(home: Path, chat: Any) -> None:
     with pytest.raises(AssertionError, match="without steps"):
         _loop(home, chat, "zero", _tiny(), steps=0)

@@ -18,6 +18,7 @@ _FIXED_VERSION_BYTES = 6_000_000
 _METRICS_BYTES_PER_STEP = 220
 _SNAPSHOTS_KEPT = 2
 _WEIGHTS_PER_SNAPSHOT = 3  # weights and AdamW's two moments
+_HEAD_CHUNK_TOKENS = 128  # as in trainer/loss.py, which cannot be imported here: it imports torch
 _PROCESS_BYTES = 450_000_000  # torch and the interpreter
 
 # Floating point operations per second and core reached in training (not peak): AVX-512 measured on a 2.5 GHz Skylake.
@@ -69,7 +70,7 @@ def estimate_job(
     snapshots = (_SNAPSHOTS_KEPT + 1) * _WEIGHTS_PER_SNAPSHOT * parameters * _BYTES_FP32
     per_token = model.layers * (14 * model.width + 5 * model.hidden) + 6 * model.width
     activations = micro_sequences * model.block_size * per_token * _BYTES_FP32
-    head_chunk = 3 * 256 * model.vocab_size * _BYTES_FP32
+    head_chunk = _HEAD_CHUNK_TOKENS * model.vocab_size * _BYTES_FP32
     # weights, gradients, two moments, the head's own gradient, and one copy while a snapshot is written
     memory = 5 * parameters * _BYTES_FP32 + model.vocab_size * model.width * _BYTES_FP32
     speed = tokens_per_second(model, flags, cores, measured)

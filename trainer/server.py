@@ -16,6 +16,7 @@ When the other end closes it kills its children and ends. Children die with it (
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import selectors
@@ -182,6 +183,9 @@ def _be_modest(nice: int, oom_score_adj: int | None) -> None:
     """Politeness towards the rest of the machine; it changes the speed and never the bits."""
     if nice:
         os.nice(nice)
+        # With autogroups the nice value counts only among processes of one session, and this one is alone in its own.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice), "ascii")
     if oom_score_adj is not None:
         Path("/proc/self/oom_score_adj").write_text(str(int(oom_score_adj)), "ascii")
 

@@ -1,6 +1,6 @@
 """Preflight: is it safe and sensible to train this now? The seven checks of seed 002 and those of DESIGN 6.
 
-Pure: the caller gathers `Facts` (`daemon/facts.py`); a figure it could not get is None and counts as a refusal.
+Pure: the caller gathers `Facts` (`daemon/planning.py`); a figure it could not get is None and counts as a refusal.
 Every refusal says what to do. Nothing here looks at a disk or starts anything.
 """
 

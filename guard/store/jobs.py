@@ -1,7 +1,7 @@
 """The durable queue, as the ledger knows it: jobs, their states, and the order in which they run.
 
 `request` is what a person or a drop asked for; `plan` is frozen when the job starts and never changes afterwards.
-Not here: when a job may run (`guard/checks/preflight.py`) or running it (`daemon/queue.py`).
+Not here: when a job may run (`guard/checks/preflight.py`) or running it (`daemon/runner.py`).
 """
 
 from __future__ import annotations
