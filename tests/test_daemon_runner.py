@@ -603,6 +603,20 @@ def test_the_same_examples_in_another_dress_are_nothing_new(toy: Toy) -> None:
     assert len(toy.versions()) == 2
 
 
+def test_a_queued_file_whose_examples_were_learnt_meanwhile_is_let_go_and_bothers_nobody(toy: Toy) -> None:
+    ask(toy, "queue.pause")
+    toy.drop("a.jsonl", chat_of(30))
+    toy.settle()
+    toy.drop("b.jsonl", "".join(reversed(chat_of(30).splitlines(keepends=True))))
+    toy.settle()
+    assert toy.drops()[-1][1] == "admitted", "nothing of it is learnt yet"
+    ask(toy, "queue.resume")
+    toy.settle()
+    number, found, why = last_job(toy)
+    assert found == "cancelled" and "learnt all of it already" in why and number not in toy.engine.troubled
+    assert len(toy.versions()) == 2 and not toy.home.staging_of(number).exists()
+
+
 def test_of_a_file_that_is_mostly_known_only_the_rest_is_trained_and_repeats_once(toy: Toy) -> None:
     toy.drop("a.jsonl", chat_of(60))
     toy.settle()

@@ -106,7 +106,8 @@ def test_odd_and_temporary_names_are_named_with_their_reasons(home: Home) -> Non
 
 
 def test_names_of_any_bytes_are_found(home: Home) -> None:
-    names = [b"caf\xe9.jsonl", b"-rf.jsonl", b"new\nline.jsonl", "\U0001f600.jsonl".encode(), b"n" * 249 + b".jsonl", b"a'\"\t.jsonl"]
+    names = [b"caf\xe9.jsonl", b"-rf.jsonl", b"new\nline.jsonl", "\U0001f600.jsonl".encode(), b"n" * 249 + b".jsonl",
+             b"a'\"\t.jsonl"]  # fmt: skip
     for name in names:
         with open(os.path.join(os.fsencode(home.inbox), name), "wb") as handle:
             handle.write(b"x")

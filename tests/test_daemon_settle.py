@@ -10,7 +10,9 @@ from daemon.settle import Settler, Sighting
 YEARS = 5 * 365 * 86400 * 10**9
 
 
-def look_at(name: str = "a.jsonl", *, size: int = 10, inode: int = 1, mtime: int = 0, ctime: int = 0, problem: str = "") -> Sighting:
+def look_at(
+    name: str = "a.jsonl", *, size: int = 10, inode: int = 1, mtime: int = 0, ctime: int = 0, problem: str = ""
+) -> Sighting:
     return Sighting(Path(name), (1, inode, size, mtime, ctime), size, problem)
 
 

@@ -85,7 +85,7 @@ def test_a_trained_file_in_a_new_job_is_queued_again(keeper: Keeper) -> None:
 
 def test_the_registry_is_read_and_queried_through_tinydb(keeper: Keeper) -> None:
     table = views.open_registry(keeper.home.registry)
-    assert len(table) == 4 and table.get(Query().name == "v003_reasoning")["parent"] == "v002_syllo"
+    assert len(table) == 4 and table.search(Query().name == "v003_reasoning")[0]["parent"] == "v002_syllo"
     assert table.get(doc_id="v002_syllo")["name"] == "v002_syllo"  # type: ignore[call-overload]
     assert all(isinstance(item.doc_id, str) for item in table)
     assert [item.doc_id for item in table.search(Query().active == True)] == ["v004_full_stack"]  # noqa: E712
