@@ -16,7 +16,7 @@ import orjson
 from daemon.control import ask
 from guard import errors
 from guard.clock import SYSTEM_CLOCK
-from guard.errors import Busy, CheckFailed, DaemonNotRunning, HeirloomError
+from guard.errors import Busy, CheckFailed, DaemonNotRunning, EnvironmentFault, HeirloomError
 from guard.home import Home
 from guard.lock import home_lock
 from guard.store.keeper import Keeper, default_actor, open_reader, open_writer
@@ -134,6 +134,8 @@ def _register_here(home: Home, arguments: Mapping[str, Any]) -> list[dict[str, A
             results = [_drop_result(engine.keeper, number) for number in numbers]
             if all(result is not None for result in results) and not engine.intake.views_dirty:
                 return [result for result in results if result is not None]
+            if engine.intake.held and not engine.intake.busy:
+                raise EnvironmentFault(engine.intake.problem, hint="nothing was lost: it is tried again at the next start")
             now = engine.keeper.clock.monotonic()
             engine.intake.take_up(now)
             engine.pool.tick(now)

@@ -147,15 +147,19 @@ class Engine:
             return False
         if self._backup_due is not None and self.keeper.settings.backup.auto and not self.backup_problem:
             return False
-        if any(item.reason in _PASSING_REASONS for item in self.intake.settler.seen.values()):
+        if self.home_problem:
+            return True  # nothing can be done in a home that is not whole
+        unfinished = any(item.reason in ("", *_PASSING_REASONS) for item in self.intake.settler.seen.values())
+        if unfinished and self.watch_inbox and not self.intake.inbox_problem:
             return False
         if self.runner.paused:
             return True
         return not any(True for job in jobs_in(self.keeper.ledger, "queued", "preparing", "training", "committing")
-                       if not self._blocked(job.line))  # fmt: skip
+                       if not (self._blocked(job.line) or self.runner.waits(job)))  # fmt: skip
 
     def _blocked(self, line: str) -> bool:
-        return any(job.line == line for job in jobs_in(self.keeper.ledger, "held"))
+        waiting = jobs_in(self.keeper.ledger, "held", "committing")
+        return any(job.line == line and (job.state == "held" or self.runner.waits(job)) for job in waiting)
 
     @property
     def troubled(self) -> set[int]:

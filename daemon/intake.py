@@ -20,7 +20,7 @@ from daemon.children import ReaderPool
 from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, sweep
 from daemon.settle import Settler, Sighting
 from guard.checks.kinds import ignore_reason
-from guard.errors import HeirloomError, is_environment
+from guard.errors import EnvironmentFault, HeirloomError, is_environment
 from guard.names import safe_name
 from guard.store.admission import Decision, decide, finish_admission
 from guard.store.files import open_drops
@@ -31,6 +31,7 @@ __all__ = ["Intake"]
 
 MAX_ATTEMPTS = 3
 RETRY_SECONDS = 15.0
+MAX_RETRY_SECONDS = 3600.0
 # Claims per tick: the loop must get back to its children and its socket many times a second.
 CLAIMS_PER_TICK = 50
 
@@ -49,6 +50,7 @@ class Intake:
         self._peeked: dict[Path, tuple[tuple[int, ...], str]] = {}
         self._retry_at: dict[int, float] = {}
         self._held: dict[int, str] = {}
+        self._waits: dict[int, float] = {}
         self._kept = self._kept_sources()
 
     @property
@@ -58,7 +60,12 @@ class Intake:
 
     @property
     def busy(self) -> bool:
-        return bool(self.in_flight or self._peeking or self._retry_at)
+        return bool(self.in_flight or self._peeking)
+
+    @property
+    def held(self) -> bool:
+        """Drops that wait for the machine; they are tried again, and `run --once` ends over them with 3."""
+        return bool(self._retry_at)
 
     @property
     def stirring(self) -> bool:
@@ -149,7 +156,7 @@ class Intake:
             self._held.pop(row["id"], None)
             try:
                 self._go_on(row)
-            except (OSError, HeirloomError) as error:
+            except Exception as error:  # noqa: BLE001 - told in the status; one drop never ends the daemon
                 self._hold(row["id"], error, now)
 
     def _go_on(self, row: sqlite3.Row) -> None:
@@ -198,18 +205,22 @@ class Intake:
                 self._held[drop] = f"reading is held: {answer.get('message')}"
             else:
                 self._conclude(drop, answer)
-        except (OSError, HeirloomError) as error:
+        except Exception as error:  # noqa: BLE001 - told in the status; one drop never ends the daemon
             self._hold(drop, error, now)
 
     def _hold(self, drop: int, error: BaseException, now: float) -> None:
-        """The machine could not do it: try again later, blame nobody. Anything else is ours to hear about."""
-        if not is_environment(error):
-            raise error
-        self._held[drop] = f"intake is held: {error}"
-        self._retry_at[drop] = now + RETRY_SECONDS
+        """It could not be done: try again later, ever more rarely, blame nobody, and say so until it succeeds."""
+        kind = "" if isinstance(error, OSError | HeirloomError) else f"{type(error).__name__}: "
+        self._held[drop] = f"intake of drop {drop} is held: {kind}{error}"
+        self._waits[drop] = min(self._waits.get(drop, RETRY_SECONDS / 2) * 2, MAX_RETRY_SECONDS)
+        self._retry_at[drop] = now + (RETRY_SECONDS if is_environment(error) else self._waits[drop])
 
     def _crashed(self, drop: int, message: str) -> None:
         """A reader that died over a file costs the file one of its chances (law 12)."""
+        if "status -9" in message:
+            # Killed by the kernel or a person and not by our limits: the machine's doing, no chance lost (law 10).
+            self._hold(drop, EnvironmentFault(message), self.keeper.clock.monotonic())
+            return
         attempts = 1 + int(self.keeper.ledger.value("SELECT attempts FROM drops WHERE id = ?", (drop,)))
         with self.keeper.ledger.transaction():
             set_drop(self.keeper, drop, "claimed", message, attempts=attempts)

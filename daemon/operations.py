@@ -52,6 +52,9 @@ def _rollback(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     keeper = engine.keeper
     line = arguments.get("line") or find_version(keeper.ledger, arguments["version"]).line
 
+    if not arguments.get("dry_run"):
+        engine.runner.finish_commits(line)
+
     def park() -> int | None:
         running = engine.runner.current
         on_line = running is not None and find_job(keeper.ledger, running).line == line
@@ -200,7 +203,10 @@ def _rebuild_index(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 
 def _line_of_plan(keeper: Keeper, base: Version, asked: str | None, slug: str) -> str:
     """A plan on a tip goes on with its line; on anything else it gets a line of its own."""
-    active = {version.id: line for line, version in tips(keeper.ledger).items()}
+    active: dict[int, str] = {}
+    for name, version in tips(keeper.ledger).items():
+        if version.id not in active or name in (version.line, "policy"):
+            active[version.id] = name
     if asked:
         tip = line_tip(keeper.ledger, asked)
         if tip is not None and tip.id != base.id:
@@ -209,11 +215,11 @@ def _line_of_plan(keeper: Keeper, base: Version, asked: str | None, slug: str) -
         return slugify(asked)
     if base.id in active:
         return active[base.id]
-    name, number = slug, 1
-    while line_tip(keeper.ledger, name) is not None:
+    free, number = slug, 1
+    while line_tip(keeper.ledger, free) is not None:
         number += 1
-        name = f"{slug}_{number}"
-    return name
+        free = f"{slug}_{number}"
+    return free
 
 
 def _one_stage(files: list[StoredFile]) -> str:

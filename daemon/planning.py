@@ -17,6 +17,7 @@ from typing import Any
 from guard.checks.preflight import DataFact, Facts
 from guard.durable import sha256_bytes, sha256_file
 from guard.errors import HeirloomError, NotFound, UsageError
+from guard.names import parse_version_number
 from guard.store import views
 from guard.store.birth import hash_folder, sums_text
 from guard.store.files import StoredFile, get_file, stored_path
@@ -331,7 +332,8 @@ def _inconsistencies(keeper: Keeper) -> list[str]:
         views.refresh(keeper)
     problems = views.stale(keeper)
     known = {row[0] for row in keeper.ledger.rows("SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')")}
-    on_disk = {entry.name for entry in os.scandir(keeper.home.models) if entry.is_dir() and not entry.name.startswith(".")}
+    on_disk = {entry.name for entry in os.scandir(keeper.home.models)
+               if entry.is_dir() and parse_version_number(entry.name) is not None}  # fmt: skip
     problems += [f"{name} is in the ledger and not in models/" for name in sorted(known - on_disk)]
     problems += [f"models/{name} is not in the ledger" for name in sorted(on_disk - known)]
     return problems

@@ -26,7 +26,7 @@ from guard.durable import remove_tree, write_json
 from guard.errors import HeirloomError, NotFound, is_environment
 from guard.failpoints import point
 from guard.names import slugify, version_name
-from guard.store.birth import finish_birth
+from guard.store.birth import finish_birth, set_birth_aside
 from guard.store.jobs import Job, add_job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.learnt import write_known
@@ -61,6 +61,8 @@ class Runner:
         """Jobs that were held or failed in this life: `run --once` exits 3 over them."""
         self._not_before: dict[int, float] = {}
         self._facts: dict[int, Facts] = {}
+        self._untidy: dict[int, float] = {}
+        """Jobs whose version is recorded and whose views, seal or staging are not finished: when to try again."""
         self._on_stop: dict[int, str] = {}
 
     # --- choosing ------------------------------------------------------------------------------------------------
@@ -73,6 +75,9 @@ class Runner:
         """Start the next thing when nothing runs."""
         if self.current is not None or self.stopping or self.paused:
             return
+        for number in [number for number, due in self._untidy.items() if due <= now]:
+            del self._untidy[number]
+            self._guarded(find_job(self.keeper.ledger, number), self._finish)
         for job in jobs_in(self.keeper.ledger, "committing"):
             if job.kind in KINDS and self._not_before.get(job.id, 0.0) <= now:
                 self._guarded(job, self._finish)
@@ -128,8 +133,12 @@ class Runner:
             step(job)
         except Exception as error:  # noqa: BLE001 - reported: it becomes the job's reason, and the daemon lives on
             self.current = None
+            job = find_job(self.keeper.ledger, job.id)
             told = str(error) if isinstance(error, OSError | HeirloomError) else f"{type(error).__name__}: {error}"
-            if is_environment(error):
+            if job.state in ("done", "quarantined"):
+                # The version is recorded; only tidying up is left, and that is tried again.
+                self._untidy[job.id] = self.keeper.clock.monotonic() + HOLD_SECONDS
+            elif is_environment(error):
                 self._hold(job.id, told)
             elif isinstance(error, NotFound):
                 self._set(job.id, "parked", told)
@@ -228,6 +237,9 @@ class Runner:
         if verdict.environment_only:
             self._hold(job.id, verdict.reason)
             return
+        if len(job.files) > 1 and any(check.name == "Data verified" for check in verdict.failures):
+            self._fail(job.id, verdict.reason)  # one rotten file must not hold up the others of its batch
+            return
         nothing_new = [check.name for check in verdict.failures] == ["No duplicates"]
         self._set(job.id, "cancelled" if nothing_new else "parked", verdict.reason)
         if nothing_new:
@@ -243,6 +255,8 @@ class Runner:
         wish = self._on_stop.pop(number, None)
         if wish is not None:
             self._stopped(job, wish)
+        elif self.stopping and job.state == "preparing":
+            return  # nothing is started any more; the preparation is taken up in the next life
         elif status == 0 and job.state in ("preparing", "training"):
             self._guarded(job, self._prepared if job.state == "preparing" else self._publish)
         elif status == STOPPED or self.stopping:
@@ -279,19 +293,33 @@ class Runner:
         reason = str(fault.get("message") or f"the training process ended with status {status}")
         with self.keeper.ledger.transaction():
             set_job(self.keeper.ledger, job.id, job.state, reason, attempts=attempts, progress=max(step, job.progress))
-        if attempts >= self.keeper.settings.training.max_attempts:
+        if attempts >= self.keeper.settings.training.max_attempts and status == -9 and not fault:
+            # Killed without a word: the kernel out of memory, or a person. The machine's doing, not the data's (law 10).
+            self._hold(job.id, reason, HOLD_SECONDS * 2 ** min(attempts - 1, 7))
+        elif attempts >= self.keeper.settings.training.max_attempts:
             self._fail(job.id, f"{reason} ({attempts} times without progress)")
         else:
             self._not_before[job.id] = self.keeper.clock.monotonic() + CRASH_SECONDS
 
-    def _hold(self, number: int, reason: str) -> None:
+    def waits(self, job: Job) -> bool:
+        """Whether a job is only waiting for a better moment: what `run --once` does not wait for."""
+        return job.state == "committing" and self._not_before.get(job.id, 0.0) > self.keeper.clock.monotonic()
+
+    def finish_commits(self, line: str) -> None:
+        """Roll the announced births of a line forward now, before somebody moves its tip."""
+        for job in jobs_in(self.keeper.ledger, "committing"):
+            if job.kind in KINDS and job.line == line:
+                self._guarded(job, self._finish)
+
+    def _hold(self, number: int, reason: str, seconds: float = HOLD_SECONDS) -> None:
         announced = find_job(self.keeper.ledger, number).state == "committing"
         self._set(number, "committing" if announced else "held", reason)
         self.troubled.add(number)
-        self._not_before[number] = self.keeper.clock.monotonic() + HOLD_SECONDS
+        self._not_before[number] = self.keeper.clock.monotonic() + seconds
 
     def _fail(self, number: int, reason: str) -> None:
         """A batch that failed is split before any file is blamed; a single file's job is failed with its reason."""
+        set_birth_aside(self.keeper, number)
         job = find_job(self.keeper.ledger, number)
         if len(job.files) > 1 and job.request.get("origin") == "drop":
             ledger = self.keeper.ledger

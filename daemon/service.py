@@ -91,7 +91,8 @@ class Service:
                 self.round(self.keeper.clock.monotonic())
         finally:
             self._stop()
-        return EXIT_TROUBLED if self.once and self.engine.troubled and not self.asked_to_stop else 0
+        troubled = self.engine.troubled or self.engine.intake.held or self.engine.home_problem
+        return EXIT_TROUBLED if self.once and troubled and not self.asked_to_stop else 0
 
     def _start(self) -> None:
         for name, seconds in TIMERS.items():

@@ -248,12 +248,22 @@ def test_a_result_with_a_hole_in_it_publishes_nothing_and_the_daemon_lives(toy: 
 
 
 def test_a_child_that_dies_without_progress_has_three_chances(toy: Toy) -> None:
-    Deaths(toy, (-9, 0, None), (-11, 0, None), (-9, 0, None))
+    Deaths(toy, (-11, 0, None), (-9, 0, None), (-11, 0, None))
     toy.drop("a.jsonl", chat_of(30))
     toy.settle()
     number, found, why = last_job(toy)
-    assert found == "failed" and "status -9 (3 times without progress)" in why
+    assert found == "failed" and "status -11 (3 times without progress)" in why
     assert find_job(toy.keeper.ledger, number).attempts == 3 and toy.versions() == {BASE: "sealed"}
+
+
+def test_a_child_killed_again_and_again_is_held_and_its_data_is_not_blamed(toy: Toy) -> None:
+    Deaths(toy, *((-9, 0, None) for _ in range(3)))
+    toy.drop("a.jsonl", chat_of(30))
+    toy.settle()
+    assert last_job(toy)[1] == "held"
+    toy.clock.advance(300)
+    toy.settle()
+    assert tip(toy) == "v002_a"
 
 
 def test_a_child_that_dies_with_progress_each_time_is_never_given_up(toy: Toy) -> None:
@@ -626,7 +636,7 @@ def test_of_a_file_that_is_mostly_known_only_the_rest_is_trained_and_repeats_onc
     record = find_version(toy.keeper.ledger, "v003_b").record
     new = trainable_rows(toy, "b.jsonl") - known
     assert 0 < new <= 8 and learnt_of(toy, "v003_b") == {"b.jsonl": new}
-    assert record["skipped"]["known"] == known and record["skipped"]["repeated"] == 16
+    assert record["skipped"]["known"] == known and record["skipped"]["repeated"] == 2 * new
     assert toy.drops()[-1][2] == f"{new} new examples, {known} were learnt before"
 
 

@@ -19,7 +19,7 @@ from guard.failpoints import point
 from guard.names import safe_name, slugify
 from guard.store.files import get_file, trained_in
 from guard.store.indexes import link_documents
-from guard.store.intake import admit, discard, set_drop
+from guard.store.intake import admit, discard, original_is_sound, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.learnt import Novelty, judge_novelty, read_sidecar
@@ -54,6 +54,8 @@ def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any]
     common: dict[str, Any] = {"line": line, "slug": str(options.get("slug") or slugify(Path(str(record["name"])).stem)),
               "recipe": str(options.get("recipe") or ""), "priority": int(options.get("priority") or 0)}  # fmt: skip
     job = queued_with_file(keeper.ledger, record["sha256"])
+    if known and not original_is_sound(keeper.home, known.sha256, known):
+        return Decision("admit", "none" if job else "train", "replaces the stored copy, which was damaged", **common)
     if job:
         return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state})", **common)
     tip = line_tip(keeper.ledger, line) or line_tip(keeper.ledger, DEFAULT_LINE)
@@ -107,6 +109,8 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
                 (record["sha256"], record["name"], record["kind"], record["size_bytes"], record["examples"],
                  record["tokens_approx"], str(options.get("description") or ""), ledger.clock.utc(),
                  orjson.dumps(record).decode()))  # fmt: skip
+        elif record["kind"] != "docs":
+            _become_trainable(keeper, record)
         if record["kind"] == "docs":
             _make_current(keeper, record)
         job = _queue(keeper, record, decision)
@@ -114,12 +118,22 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
     return job
 
 
+def _become_trainable(keeper: Keeper, record: Mapping[str, Any]) -> None:
+    """Bytes that were only a document until now: the row tells of their examples from here on."""
+    keeper.ledger.run(
+        "UPDATE files SET kind = ?, examples = ?, tokens_approx = ?, record = json_patch(record, ?) "
+        "WHERE sha256 = ? AND kind = 'docs'",
+        (record["kind"], record["examples"], record["tokens_approx"],
+         orjson.dumps({key: record[key] for key in ("kind", "examples", "tokens_approx")}).decode(), record["sha256"]))  # fmt: skip
+
+
 def _make_current(keeper: Keeper, record: Mapping[str, Any]) -> None:
     """The newest document dropped under a path replaces the older one in the index; both stay stored."""
     dropped_as = record.get("dropped_as", record["name"])
-    keeper.ledger.run("UPDATE files SET current_doc = 0 WHERE kind = 'docs' AND json_extract(record, '$.dropped_as') = ?",
+    keeper.ledger.run("UPDATE files SET current_doc = 0 WHERE current_doc = 1 AND json_extract(record, '$.dropped_as') = ?",
                       (dropped_as,))  # fmt: skip
-    keeper.ledger.run("UPDATE files SET current_doc = 1 WHERE sha256 = ?", (record["sha256"],))
+    keeper.ledger.run("UPDATE files SET current_doc = 1, record = json_set(record, '$.dropped_as', ?) WHERE sha256 = ?",
+                      (dropped_as, record["sha256"]))  # fmt: skip
 
 
 def _queue(keeper: Keeper, record: Mapping[str, Any], decision: Decision) -> int | None:

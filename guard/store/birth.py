@@ -31,7 +31,7 @@ from guard.store.keeper import Keeper
 from guard.store.versions import line_tip
 from guard.store.views import refresh
 
-__all__ = ["announce", "finish_birth", "hash_folder", "sums_text", "version_readme"]
+__all__ = ["announce", "finish_birth", "hash_folder", "set_birth_aside", "sums_text", "version_readme"]
 
 _OURS = ("version.json", "README.md", "SHA256SUMS")
 
@@ -107,6 +107,26 @@ def finish_birth(keeper: Keeper, number: int) -> str:
     return record["name"]
 
 
+def set_birth_aside(keeper: Keeper, number: int) -> None:
+    """A birth that cannot be finished: a folder that already stands in models/ without a row goes to the trash.
+
+    Left there it would be an unknown version, and preflight would refuse every later job because of it.
+    """
+    record = find_job(keeper.ledger, number).plan.get("birth", {}).get("record")
+    if not record or keeper.ledger.row("SELECT 1 FROM versions WHERE id = ?", (record["id"],)):
+        return
+    target = keeper.home.models / record["name"]
+    if target.is_dir():
+        aside, count = keeper.home.trash / f"{record['name']}~unfinished", 1
+        while os.path.lexists(aside):
+            count += 1
+            aside = keeper.home.trash / f"{record['name']}~unfinished~{count}"
+        os.chmod(target, 0o755)
+        rename_new(target, aside)
+        with keeper.ledger.transaction():
+            keeper.ledger.event("birth.abandoned", record["name"], moved_to=aside.name)
+
+
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -141,9 +161,12 @@ def _check_sums(folder: Path) -> str:
 def _record(keeper: Keeper, job: Job, birth: Mapping[str, Any], sums: str, size: int) -> None:
     """The one transaction: version, learnt examples, inputs, tip, job and events. Does nothing when it was done."""
     record, ledger = birth["record"], keeper.ledger
-    if ledger.row("SELECT 1 FROM versions WHERE id = ?", (record["id"],)):
-        return
     gated = birth["becomes_tip"]
+    if ledger.row("SELECT 1 FROM versions WHERE id = ?", (record["id"],)):
+        if job.state == "committing":
+            with ledger.transaction():
+                set_job(ledger, job.id, "done" if gated else "quarantined", "" if gated else record["gate"]["reason"])
+        return
     parent = ledger.value("SELECT id FROM versions WHERE name = ?", (record["parent"],)) if record["parent"] else None
     with ledger.transaction():
         ledger.run(

@@ -27,7 +27,7 @@ __all__ = ["active_index", "announce_index", "current_documents", "finish_index"
 
 def current_documents(keeper: Keeper) -> list[dict[str, str]]:
     """The documents the next index is made of: sha256, name, path of the stored bytes, and where it was dropped."""
-    rows = keeper.ledger.rows("SELECT * FROM files WHERE kind = 'docs' AND current_doc = 1 ORDER BY name, sha256")
+    rows = keeper.ledger.rows("SELECT * FROM files WHERE current_doc = 1 ORDER BY name, sha256")
     documents = []
     for row in rows:
         record = orjson.loads(row["record"])

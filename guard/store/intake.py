@@ -19,13 +19,15 @@ from typing import Any
 
 import orjson
 
-from guard.durable import copy_verified, fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, write_text
-from guard.errors import HeirloomError, is_environment
+from guard.durable import copy_verified, fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sha256_file, write_text
+from guard.errors import EnvironmentFault, HeirloomError, is_environment
 from guard.failpoints import point
+from guard.home import Home
 from guard.names import safe_name
+from guard.store.files import StoredFile, get_file, original_hashes
 from guard.store.keeper import Keeper
 
-__all__ = ["admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "resume_claim", "set_drop"]
+__all__ = ["admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "original_is_sound", "resume_claim", "set_drop"]
 
 
 def drop_folder(keeper: Keeper, drop: int) -> Path:
@@ -82,6 +84,8 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
     content = claimed_content(keeper, drop)
     make_dir(content.parent)
     mode = "move" if move else "copy"
+    if content.exists() and move and os.path.lexists(source):
+        mode = _finish_copy(source, content)
     if not content.exists():
         try:
             mode = _take(source, content, move)
@@ -116,6 +120,15 @@ def _take(source: Path, content: Path, move: bool) -> str:
     if move and _unlinked(source, facts):
         return "move"
     return "copy"
+
+
+def _finish_copy(source: Path, content: Path) -> str:
+    """A death between copying and taking the source name away: the very same bytes are not taken twice."""
+    facts = os.lstat(source)
+    same = stat.S_ISREG(facts.st_mode) and facts.st_size == content.stat().st_size
+    if same and sha256_file(source) == sha256_file(content):
+        return "move" if _unlinked(source, facts) else "copy"
+    return "move"
 
 
 def _renamed(source: Path, content: Path) -> bool:
@@ -154,9 +167,41 @@ def admit(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
         set_drop(keeper, drop, "admitting", sha256=record["sha256"], verdict=dict(record))
     point("admit.intended")
     final = keeper.home.files / str(record["sha256"])
+    known = get_file(keeper.ledger, str(record["sha256"]))
+    if final.exists() and not original_is_sound(keeper.home, str(record["sha256"]), known):
+        _set_aside(final)
     if not final.exists():
-        _store(keeper, drop, final, safe_name(str(record["name"])))
+        name = str(known.record["stored_as"]) if known else safe_name(str(record["name"]))
+        _store(keeper, drop, final, name)
+    elif known is not None and known.kind == "docs" != record["kind"]:
+        _replace_sidecars(drop_folder(keeper, drop) / "identity", final)
     point("admit.renamed")
+
+
+def original_is_sound(home: Home, sha256: str, known: StoredFile | None) -> bool:
+    """Whether the stored bytes are what they were admitted as; only then may a second copy of them be let go."""
+    folder = home.files / sha256
+    names = list(original_hashes(known).items()) if known else [
+        (path.name, sha256) for path in folder.iterdir() if path.name not in ("examples.fp", "record.json")]  # fmt: skip
+    return bool(names) and all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in names)
+
+
+def _set_aside(final: Path) -> None:
+    """A damaged original makes room for good bytes; it is kept, hidden beside them, for whoever wants to look."""
+    number = 1
+    while os.path.lexists(aside := final.with_name(f".damaged-{final.name}-{number}")):
+        number += 1
+    os.chmod(final, 0o755)
+    rename_new(final, aside)
+
+
+def _replace_sidecars(identity: Path, final: Path) -> None:
+    """A document that is now training text as well: its examples become known beside the same bytes."""
+    os.chmod(final, 0o755)
+    for name in ("examples.fp", "record.json"):
+        copy_verified(identity / name, final / name)
+        os.chmod(final / name, 0o444)
+    os.chmod(final, 0o555)
 
 
 def _store(keeper: Keeper, drop: int, final: Path, name: str) -> None:
@@ -187,12 +232,15 @@ def give_back(keeper: Keeper, drop: int, verdict: str, reason: str, why: str, re
     row = keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
     assert row is not None
     folder = keeper.home.rejected if verdict == "rejected" else keeper.home.duplicates
+    _ready_folder(folder)
+    content = claimed_content(keeper, drop)
     target = Path(os.fsdecode(row["returned_to"])) if row["returned_to"] else _free_name(folder, row["name"])
+    if content.exists() and os.path.lexists(target):
+        target = _free_name(folder, row["name"])  # somebody took the name since it was chosen
     with keeper.ledger.transaction():
         set_drop(keeper, drop, "returning", reason, returned_to=str(target), sha256=record.get("sha256"),
                  verdict={**record, "verdict": verdict, "why": why})  # fmt: skip
     point("verdict.intended")
-    content = claimed_content(keeper, drop)
     kept = row["mode"] == "copy"
     if not kept:
         if content.exists():
@@ -211,9 +259,16 @@ def _why_name(name: str) -> str:
     return f"{safe_name(name)}.why.txt"
 
 
+def _ready_folder(folder: Path) -> None:
+    """`inbox/rejected/` may be made again; the inbox itself never: where it is missing, its disk may be (law 9)."""
+    if not folder.parent.is_dir():
+        raise EnvironmentFault(f"{folder.parent} has vanished", subject=str(folder.parent),
+                               hint="is its disk mounted? nothing is put under a missing one")  # fmt: skip
+    make_dir(folder)
+
+
 def _free_name(folder: Path, name: str) -> Path:
     """A name in the folder that nothing has: `data.jsonl`, then `data (2).jsonl` ... (an older drop is never replaced)."""
-    make_dir(folder)
     stem, suffix = os.path.splitext(name)
     number = 1
     while True:

@@ -8,6 +8,7 @@ Claimed drops are identified again and running jobs are resumed by the engine, w
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from guard.errors import HeirloomError, is_environment
 from guard.names import index_name
 from guard.store import views
 from guard.store.admission import Decision, finish_admission
-from guard.store.birth import finish_birth
+from guard.store.birth import finish_birth, set_birth_aside
 from guard.store.files import open_drops
 from guard.store.indexes import active_index, finish_index, link_documents
 from guard.store.intake import give_back, resume_claim
@@ -56,18 +57,25 @@ def recover(keeper: Keeper) -> list[str]:
 
 def _recover_drops(keeper: Keeper) -> list[str]:
     done = []
-    for row in open_drops(keeper.ledger, "claiming"):
-        state = resume_claim(keeper, row["id"], Path(os.fsdecode(row["source"])), move=row["mode"] == "move")
-        done.append(f"{row['name']}: claim finished ({state})")
-    for row in open_drops(keeper.ledger, "admitting"):
-        record = orjson.loads(row["verdict"])
-        finish_admission(keeper, row, record, Decision(**record["decision"]))
-        done.append(f"{row['name']}: admission finished")
-    for row in open_drops(keeper.ledger, "returning"):
-        record = orjson.loads(row["verdict"])
-        give_back(keeper, row["id"], record["verdict"], row["reason"], record["why"], record)
-        done.append(f"{row['name']}: return finished")
+    for row in open_drops(keeper.ledger, "claiming", "admitting", "returning"):
+        try:
+            done.append(f"{row['name']}: {_recover_drop(keeper, row)}")
+        except (HeirloomError, OSError) as error:
+            # One drop never keeps a home from starting: it stays open, and intake tries it again and says so.
+            done.append(f"{row['name']}: left for later ({error})")
     return done
+
+
+def _recover_drop(keeper: Keeper, row: sqlite3.Row) -> str:
+    if row["state"] == "claiming":
+        state = resume_claim(keeper, row["id"], Path(os.fsdecode(row["source"])), move=row["mode"] == "move")
+        return f"claim finished ({state})"
+    record = orjson.loads(row["verdict"])
+    if row["state"] == "admitting":
+        finish_admission(keeper, row, record, Decision(**record["decision"]))
+        return "admission finished"
+    give_back(keeper, row["id"], record["verdict"], row["reason"], record["why"], record)
+    return "return finished"
 
 
 def _recover_jobs(keeper: Keeper) -> list[str]:
@@ -84,6 +92,7 @@ def _settle(keeper: Keeper, job: Job, finish: Callable[[Keeper, int], str]) -> s
     except (HeirloomError, OSError) as error:
         if is_environment(error):
             raise
+        set_birth_aside(keeper, job.id)
         with keeper.ledger.transaction():
             set_job(keeper.ledger, job.id, "failed", f"could not be finished after a crash: {error}")
         return f"job {job.id}: set aside ({error})"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from guard.bitmap import unpack_bitmap
-from guard.errors import CheckFailed, Damage, HeirloomError, UsageError
+from guard.errors import Busy, CheckFailed, Damage, HeirloomError, UsageError
 from guard.failpoints import point
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.jobs import Job, jobs_in, set_job
@@ -50,6 +50,10 @@ def rollback(keeper: Keeper, text: str, line: str | None = None, reason: str = "
               "trainable_again": trainable_again(keeper.ledger, tip.id, version.id), "changed": False}  # fmt: skip
     if tip.id == version.id:
         return result
+    committing = [job.id for job in jobs_in(keeper.ledger, "committing") if job.line == name and job.kind != "index"]
+    if committing:
+        raise Busy(f"job {committing[0]} on {name} is just becoming a version", subject=name,
+                   hint="wait until it is done (heirloom queue), then roll back")  # fmt: skip
     _refuse_strange(keeper.ledger, version, tip, name)
     _prove(keeper, version)
     result["changed"] = True
@@ -92,7 +96,7 @@ def _prove(keeper: Keeper, version: Version) -> None:
 
 def _started(job: Job, line: str) -> bool:
     """A job that has its frozen plan and is not over was built on the tip of that moment: it is never rebased."""
-    running = job.state in ("preparing", "training", "committing")
+    running = job.state in ("preparing", "training")
     return job.line == line and (running or (job.state in ("queued", "held") and job.output_id is not None))
 
 

@@ -100,8 +100,10 @@ def deletion_facts(keeper: Keeper, version: Version, *, force: bool, confirm_lin
                    confirm: str | None) -> DeletionFacts:  # fmt: skip
     """What the ledger knows that bears on deleting a version."""
     marks = ", ".join("?" * len(_UNDER_WAY))
-    jobs = keeper.ledger.rows(f"SELECT id FROM jobs WHERE base_id = ? AND state IN ({marks}) ORDER BY id",
-                              (version.id, *_UNDER_WAY))  # fmt: skip
+    # A job that started from a line's tip names its base only in its frozen plan, and a parked one may still go on.
+    jobs = keeper.ledger.rows(
+        f"SELECT id FROM jobs WHERE (base_id = ? OR json_extract(plan, '$.train.base.id') = ?) "
+        f"AND state IN ({marks}, 'parked') ORDER BY id", (version.id, version.id, *_UNDER_WAY))  # fmt: skip
     return DeletionFacts(
         name=version.name,
         has_parent=version.parent_id is not None,
