@@ -205,7 +205,8 @@ def base_request(keeper: Keeper, job: Job, output: Mapping[str, Any]) -> dict[st
         "staging": str(keeper.home.staging_of(job.id)), "tokenization": job.request["tokenization"],
         "recipe": recipe.as_dict(), "recipe_hash": recipe_hash(recipe), "size": Path(recipe.name).name or "small",
         "seed": recipe.seed, "block_size": recipe.model.block_size, "template_hash": TEMPLATE_HASH,
-        "tokenizer_hash": tokenizer.content_hash, "output": dict(output), "nice": keeper.settings.nice, **dataclasses.asdict(numbers),
+        "tokenizer_hash": tokenizer.content_hash, "output": dict(output), "nice": keeper.settings.nice,
+        **dataclasses.asdict(numbers),
     }  # fmt: skip
 
 
@@ -296,7 +297,8 @@ def gather_facts(
         data=_data_facts(keeper, target.files), base=base.name, base_present=present, base_intact=intact,
         base_is_intended=intended, base_problem=problem or "the line's tip has moved",
         examples_new=_examples_new(keeper, target, prepared),
-        examples_too_long=int(prepared["counts"].get("too_long", 0)) if prepared else 0, repeat_allowed=bool(job.request.get("allow_repeat")),
+        examples_too_long=int(prepared["counts"].get("too_long", 0)) if prepared else 0,
+        repeat_allowed=bool(job.request.get("allow_repeat")),
         free_bytes=keeper.home.free_bytes(), needed_bytes=_needed(keeper, target, tokens, present),
         reserve_bytes=int(keeper.settings.disk.reserve_gb * 1e9), device="CPU", device_free=True,
         unfinished_jobs=others, inconsistencies=_inconsistencies(keeper),

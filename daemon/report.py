@@ -178,7 +178,8 @@ def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) ->
         alerts.append({"what": f"only {disk['free_bytes'] / GB:.1f} GB free; {disk['reserve_bytes'] / GB:.1f} GB stay reserved, "
                                "so training waits", "remedy": "free space, or lower disk.reserve_gb"})  # fmt: skip
     for state, remedy in (("held", "it is retried by itself: heirloom queue"), ("parked", "heirloom queue retry ID"),
-                          ("failed", "heirloom queue retry ID"), ("quarantined", "heirloom queue; heirloom show VERSION")):  # fmt: skip
+                          ("failed", "heirloom queue retry ID"),
+                          ("quarantined", "heirloom queue; heirloom show VERSION")):  # fmt: skip
         if jobs.get(state):
             reason = keeper.ledger.value("SELECT reason FROM jobs WHERE state = ? ORDER BY updated DESC LIMIT 1", (state,))
             alerts.append({"what": f"{jobs[state]} job{'s' if jobs[state] > 1 else ''} {state}: {reason}", "remedy": remedy})

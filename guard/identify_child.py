@@ -2,7 +2,8 @@
 
 Request: {"id", "path", "name", "forced_kind", "out_folder", "limits"} (the last three may be left out or null); with
 "task": "tail" only the end is looked at, before the file is taken, and the answer is {"id", "tail": problem or ""}.
-Answer: {"id", ...the identity, "why": the text for a person} or {"id", "fault": "environment" | "bug", "error", "errno", "message"}.
+Answer: {"id", ...the identity, "why": the text for a person}
+or {"id", "fault": "environment" | "bug", "error", "errno", "message"}.
 It lives for many files and imports nothing heavy. It dies with its parent and protects nothing by itself: the
 supervisor watches its memory and its time, and starts another. Every exception ends in an answer, not in a dead
 child. JSON here is ASCII with escapes, so that file names that are not UTF-8 travel both ways.

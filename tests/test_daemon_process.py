@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def make_home(root: Path) -> Path:
 
 def drop_everything(home: Path) -> None:
     (home / "inbox" / "pretrain").mkdir(exist_ok=True)
-    (home / "inbox" / "pretrain" / "text.txt").write_text(text_of(9000))
+    (home / "inbox" / "pretrain" / "text.txt").write_text(text_of(5000))
 
 
 def start(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -79,21 +79,29 @@ def snapshots(home: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home in which nothing ever went wrong."""
-    home = make_home(tmp_path_factory.mktemp("quiet") / "home")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with its base and a text in the inbox; tests take copies of it."""
+    home = make_home(tmp_path_factory.mktemp("fresh") / "home")
     drop_everything(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def quiet(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which nothing ever went wrong."""
+    home = tmp_path_factory.mktemp("quiet") / "home"
+    shutil.copytree(fresh, home, symlinks=True)
     heirloom(home, "run", "--once")
-    yield home
+    return home
 
 
 def weights(home: Path) -> dict[str, str]:
     return {path.parent.name: sha256_file(path) for path in sorted(home.glob("models/v*/model.safetensors"))}
 
 
-def test_daemon_and_child_killed_with_9_end_in_the_bits_of_an_undisturbed_run(quiet: Path, tmp_path: Path) -> None:
-    home = make_home(tmp_path / "home")
-    drop_everything(home)
+def test_daemon_and_child_killed_with_9_end_in_the_bits_of_an_undisturbed_run(fresh: Path, quiet: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(fresh, home, symlinks=True)
     daemon = start(home, "--once")
     until(lambda: snapshots(home))
     progress = next((home / "models" / ".staging").glob("job-*/progress.json"))
@@ -119,7 +127,7 @@ def test_a_running_daemon_takes_commands_stops_politely_and_goes_on_later(quiet:
         until(lambda: told(home, "status")["state"] == "idle")
         refused = heirloom(home, "run", code=11)
         assert f"pid {daemon.pid}" in refused.stderr
-        (home / "inbox" / "chat.jsonl").write_text(chat_of(400))
+        (home / "inbox" / "chat.jsonl").write_text(chat_of(250))
         until(snapshots_of(home))
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(timeout=60) == 0

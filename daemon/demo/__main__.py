@@ -68,8 +68,8 @@ def chat_data(stage: Stage) -> None:
     stage.drop(HERE / "about_heirloom.jsonl", "about_heirloom.jsonl")
     stage.wait("v003", lambda: 3 in stage.versions())
     shown = stage.json("show", stage.versions()[3]["name"])
-    stage.check("v003 descends from v002 and passed the gate",
-                shown["parent"] == stage.versions()[2]["name"] and shown["gate"]["verdict"] == "passed", shown["name"])  # fmt: skip
+    descends = shown["parent"] == stage.versions()[2]["name"] and shown["gate"]["verdict"] == "passed"
+    stage.check("v003 descends from v002 and passed the gate", descends, shown["name"])
     stage.check("it replayed some of the earlier text", shown["replay"]["tokens"] > 0, f"{shown['replay']['tokens']} tokens")
 
 

@@ -27,7 +27,9 @@ class DemoFailed(Exception):
 def _environment() -> dict[str, str]:
     settings = {
         "HEIRLOOM_DISK__RESERVE_GB": "1", "HEIRLOOM_INBOX__SETTLE_SECONDS": "1",
-        "HEIRLOOM_TRAINING__SNAPSHOT_SECONDS": "4", "HEIRLOOM_GOAL__TOKENS": "1e6", "HEIRLOOM_NICE": "0", "HEIRLOOM_TRAINING__MAX_STEPS": "48", "OMP_WAIT_POLICY": "PASSIVE",
+        "HEIRLOOM_TRAINING__SNAPSHOT_SECONDS": "4", "HEIRLOOM_GOAL__TOKENS": "1e6", "HEIRLOOM_NICE": "0",
+        # Enough to see learning on two cores within the demo's time; what the cap leaves over stays trainable.
+        "HEIRLOOM_TRAINING__MAX_STEPS": "48", "OMP_WAIT_POLICY": "PASSIVE",
     }  # fmt: skip
     return {**os.environ, **settings}
 

@@ -43,9 +43,9 @@ def loss_pairs(evaluation: Sequence[Mapping[str, Any]], best: Mapping[str, float
     """The child's evaluation rows as pairs; `best` maps a set's name to the line's best loss so far."""
     return [
         LossPair(row["name"], row["role"], row.get("child_loss"), row.get("parent_loss"), best.get(row["name"]),
-                 int(row["examples"]), int(row["loss_tokens"]))  # fmt: skip
+                 int(row["examples"]), int(row["loss_tokens"]))
         for row in evaluation
-    ]
+    ]  # fmt: skip
 
 
 def judge(pairs: Sequence[LossPair], generations: Sequence[Mapping[str, Any]]) -> Verdict:

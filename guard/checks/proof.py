@@ -26,10 +26,10 @@ def prove(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str
             ("steps", lambda: _equal("steps", plan["steps"], result["steps_executed"], at_least=1)),
             ("examples", lambda: _equal("examples", plan["consumed_sha256"], result["consumed_sha256"])),
             ("base weights", lambda: _equal("base weights", plan["base"]["weights_sha256"],
-                                            result["parent_weights_sha256"])),  # fmt: skip
+                                            result["parent_weights_sha256"])),
             ("weights changed", lambda: _changed(result)),
             ("loss", lambda: _true("loss", math.isfinite(float(result["final_loss"])), "the final loss is not finite")),
-        ]
+        ]  # fmt: skip
     return verdict_of(questions)
 
 

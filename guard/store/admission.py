@@ -120,11 +120,11 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
 
 def _become_trainable(keeper: Keeper, record: Mapping[str, Any]) -> None:
     """Bytes that were only a document until now: the row tells of their examples from here on."""
+    changes = {key: record[key] for key in ("kind", "examples", "tokens_approx")}
     keeper.ledger.run(
         "UPDATE files SET kind = ?, examples = ?, tokens_approx = ?, record = json_patch(record, ?) "
         "WHERE sha256 = ? AND kind = 'docs'",
-        (record["kind"], record["examples"], record["tokens_approx"],
-         orjson.dumps({key: record[key] for key in ("kind", "examples", "tokens_approx")}).decode(), record["sha256"]))  # fmt: skip
+        (*changes.values(), orjson.dumps(changes).decode(), record["sha256"]))  # fmt: skip
 
 
 def _make_current(keeper: Keeper, record: Mapping[str, Any]) -> None:

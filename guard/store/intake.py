@@ -27,7 +27,9 @@ from guard.names import safe_name
 from guard.store.files import StoredFile, get_file, original_hashes
 from guard.store.keeper import Keeper
 
-__all__ = ["admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "original_is_sound", "resume_claim", "set_drop"]
+__all__ = [
+    "admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "original_is_sound", "resume_claim", "set_drop",
+]  # fmt: skip
 
 
 def drop_folder(keeper: Keeper, drop: int) -> Path:

@@ -88,7 +88,8 @@ def render_manifest(keeper: Keeper) -> dict[str, dict[str, Any]]:
         trained.setdefault(row["sha256"], []).append(row["name"])
     waiting = {row[0]: row[1] for row in ledger.rows(
         "SELECT f.sha256, j.state FROM job_files f JOIN jobs j ON j.id = f.job_id WHERE j.state IN "
-        "('queued', 'held', 'parked', 'preparing', 'training', 'committing', 'failed', 'quarantined') ORDER BY j.id")}  # fmt: skip
+        "('queued', 'held', 'parked', 'preparing', 'training', 'committing', 'failed', 'quarantined') "
+        "ORDER BY j.id")}  # fmt: skip
     indexed = _indexed_files(keeper)
     return {
         row["sha256"]: {
