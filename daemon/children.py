@@ -7,6 +7,7 @@ Not here: what their answers mean (`intake.py`, `runner.py`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from daemon.reactor import Reactor
+from guard.durable import write_json
 
 __all__ = ["JobChild", "ReaderPool", "TorchServer", "child_environment", "resident_mb"]
 
 # A second reader takes only files up to this size, so that one giant never starves the small ones.
 SMALL_BYTES = 32 << 20
 BASE_SECONDS = 60.0
+NOT_STARTED = 71  # our own word for a child that the torch server could not fork
 # Healthy files of very short rows are read at 0.5 to 1.7 MB/s; see DECISIONS.md.
 BYTES_PER_SECOND = 5e5
 
@@ -104,7 +107,12 @@ class ReaderPool:
         if reader.process is not None and reader.process.poll() is not None:
             self._retire(reader)  # it died idle, and the reactor has not heard of it yet
         if reader.process is None:
-            self._start(reader)
+            try:
+                self._start(reader)
+            except OSError as error:
+                # Out of descriptors or memory: the file is told so and tried again later, never forgotten.
+                request.done({"fault": "environment", "message": f"no reader could be started: {error.strerror}"})
+                return
         assert reader.process is not None and reader.process.stdin is not None
         reader.request, reader.deadline = request, now + BASE_SECONDS + request.size / BYTES_PER_SECOND
         reader.ended_because = ""
@@ -117,7 +125,7 @@ class ReaderPool:
     def _start(self, reader: _Reader) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", self.module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env=child_environment())  # fmt: skip
+            stderr=subprocess.DEVNULL, env=child_environment(), start_new_session=True)  # fmt: skip
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         reader.process, reader.buffer = process, b""
@@ -203,13 +211,14 @@ class TorchServer:
     line: socket.socket | None = None
     buffer: bytes = b""
     pids: dict[int, int] = field(default_factory=dict)
-    waiting: set[int] = field(default_factory=set)
+    waiting: dict[int, Path] = field(default_factory=dict)
+    """Jobs that were asked for and have not ended, with their staging folders."""
 
     def spawn(self, job: int, folder: Path, nice: int = 0) -> None:
         """Fork a child for the job in `folder`; starts the server when there is none."""
         if self.process is None:
             self._start()
-        self.waiting.add(job)
+        self.waiting[job] = folder
         self._send({"spawn": os.fspath(folder), "id": job, "nice": nice})
 
     def signal(self, job: int, number: int = signal.SIGTERM) -> None:
@@ -220,7 +229,7 @@ class TorchServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer.server", "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL, env=child_environment())  # fmt: skip
+            stdin=subprocess.DEVNULL, env=child_environment(), start_new_session=True)  # fmt: skip
         theirs.close()
         ours.setblocking(False)
         self.line, self.buffer = ours, b""
@@ -256,13 +265,20 @@ class TorchServer:
         elif "exited" in message:
             job = message["exited"]
             self.pids.pop(job, None)
-            self.waiting.discard(job)
+            self.waiting.pop(job, None)
             self.exited(job, message["status"])
+        elif "error" in message and message.get("id") in self.waiting:
+            # No child could be forked (out of memory or processes): the machine's fault, so the job is held.
+            folder = self.waiting.pop(message["id"])
+            fault = {"fault": "environment", "message": str(message["error"]), "hint": "it is tried again by itself"}
+            with contextlib.suppress(OSError):  # on a full disk the status alone ends the job, as a crash would
+                write_json(folder / "error.json", fault)
+            self.exited(message["id"], NOT_STARTED)
 
     def _ended(self) -> None:
         """The server died: every job it had has ended with it, by the kernel's hand if need be."""
         self._shut()
-        lost, self.waiting, self.pids = self.waiting, set(), {}
+        lost, self.waiting, self.pids = self.waiting, {}, {}
         for job in sorted(lost):
             self.exited(job, -int(signal.SIGKILL))
 
@@ -279,7 +295,7 @@ class TorchServer:
     def close(self) -> None:
         """End the server and whatever runs in it."""
         self._shut()
-        self.waiting, self.pids = set(), {}
+        self.waiting, self.pids = {}, {}
 
 
 @dataclass
@@ -297,7 +313,7 @@ class JobChild:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *self.arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                pass_fds=[write], env=child_environment())  # fmt: skip
+                pass_fds=[write], env=child_environment(), start_new_session=True)  # fmt: skip
         os.close(write)
         self.reactor.add(self._read, self._readable)
 

@@ -7,6 +7,8 @@ classes the operation raised. Not here: what a command says to a person (`daemon
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -58,6 +60,8 @@ def local_engine(home: Home, command: str, *, watch_inbox: bool = False) -> Iter
     from daemon.reactor import Reactor
     from guard.store.recovery import recover
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # a lease of `scan.has_writer` was broken: no reason to die
     with home_lock(home, command=f"heirloom {command}", since=SYSTEM_CLOCK.utc(), timeout=LOCK_SECONDS):
         keeper = open_writer(home, actor=default_actor("cli"))
         reactor = Reactor()

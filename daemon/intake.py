@@ -20,7 +20,7 @@ from daemon.children import ReaderPool
 from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, sweep
 from daemon.settle import Settler, Sighting
 from guard.checks.kinds import ignore_reason
-from guard.errors import EnvironmentFault, HeirloomError, is_environment
+from guard.errors import HeirloomError, is_environment
 from guard.names import safe_name
 from guard.store.admission import Decision, decide, finish_admission
 from guard.store.files import open_drops
@@ -217,10 +217,6 @@ class Intake:
 
     def _crashed(self, drop: int, message: str) -> None:
         """A reader that died over a file costs the file one of its chances (law 12)."""
-        if "status -9" in message:
-            # Killed by the kernel or a person and not by our limits: the machine's doing, no chance lost (law 10).
-            self._hold(drop, EnvironmentFault(message), self.keeper.clock.monotonic())
-            return
         attempts = 1 + int(self.keeper.ledger.value("SELECT attempts FROM drops WHERE id = ?", (drop,)))
         with self.keeper.ledger.transaction():
             set_drop(self.keeper, drop, "claimed", message, attempts=attempts)

@@ -165,10 +165,21 @@ def evaluation_sets(keeper: Keeper, target: Target, dataset: Mapping[str, Any]) 
         folder = dataset_folder(keeper, version)
         if folder is not None:
             seen.add(old["id"])
-            files = ", ".join(item["file"] for item in version.record["data"][:3])
-            sets.append({"name": f"{files} held out ({old['id'][:8]})", "role": "ancestry", "dataset": str(folder),
+            sets.append({"name": _held_out_name(version), "role": "ancestry", "dataset": str(folder),
                          "split": "val", "stage": version.record["stage"]})  # fmt: skip
     return [{"max_tokens": GATE_TOKENS, **item} for item in sets]
+
+
+def _held_out_name(version: Version) -> str:
+    files = ", ".join(item["file"] for item in version.record["data"][:3])
+    return f"{files} held out ({version.record['dataset']['id'][:8]})"
+
+
+def pruned_sets(keeper: Keeper, target: Target) -> list[str]:
+    """Names of the ancestry's held-out sets that nobody can be measured on: their prepared data was pruned."""
+    family = [version_by_id(keeper.ledger, number) for number in ancestors(keeper.ledger, target.base.id)]
+    lost = [item for item in family if item.record.get("dataset") and dataset_folder(keeper, item) is None]
+    return list(dict.fromkeys(_held_out_name(item) for item in lost))
 
 
 def train_request(
@@ -176,7 +187,9 @@ def train_request(
 ) -> dict[str, Any]:
     """The frozen plan: the `job.json` of the training child."""
     settings = keeper.settings.training
-    numbers = numbers_of(keeper, target)
+    # The recipe is the one that was frozen when the data was prepared, whatever its file says by now.
+    recipe = parse_recipe(request["recipe"])
+    numbers = numbers_of(keeper, dataclasses.replace(target, recipe=recipe))
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     return {
         **{key: request[key] for key in ("schema", "job", "stage", "objective", "staging", "tokenization", "files",
@@ -187,7 +200,8 @@ def train_request(
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation_sets(keeper, target, dataset),
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
-        "recipe_hash": recipe_hash(target.recipe), "prepared": dict(prepared),
+        "recipe_hash": recipe_hash(recipe), "gate": keeper.settings.gate, "prepared": dict(prepared),
+        "pruned": pruned_sets(keeper, target),
     }  # fmt: skip
 
 
@@ -307,7 +321,7 @@ def gather_facts(
         template_base=base.record.get("template_hash"),
         template_data=prepared.get("template_hash") if prepared else None,
         mask_ratio=prepared.get("mask_ratio") if prepared else None, mask_needed=job.stage == "sft",
-        output_problem=_output_problem(keeper, wanted),
+        output_problem=_output_problem(keeper, wanted, job.id),
     )  # fmt: skip
 
 
@@ -322,8 +336,8 @@ def _needed(keeper: Keeper, target: Target, tokens: int, present: bool) -> int |
     return needed_bytes(keeper, target, tokens) if present else None
 
 
-def _output_problem(keeper: Keeper, wanted: int | None) -> str:
-    if wanted is None or number_is_free(keeper, wanted):
+def _output_problem(keeper: Keeper, wanted: int | None, job: int) -> str:
+    if wanted is None or number_is_free(keeper, wanted, job):
         return ""
     return f"the number {wanted} was used before or lies below one that was"
 

@@ -85,8 +85,13 @@ def publish_child(keeper: Keeper, number: int) -> tuple[str, str]:
         raise CheckFailed(f"no proof of training: {proof.reason}", subject=f"job {job.id}",
                           hint="the data keeps its chances: heirloom queue retry ID")  # fmt: skip
     point("birth.proven")
-    mode = keeper.settings.gate
-    gate = judge(loss_pairs(result["evaluation"], _best_losses(keeper, plan["base"]["id"])), result["generation"])
+    mode = str(plan.get("gate") or keeper.settings.gate)
+    missing = {row["name"] for row in plan["evaluation"]} - {row["name"] for row in result["evaluation"]}
+    if missing:
+        raise CheckFailed(f"the child was not measured on {', '.join(sorted(missing))}", subject=f"job {job.id}",
+                          hint="the data keeps its chances: heirloom queue retry ID")  # fmt: skip
+    gate = judge(loss_pairs(result["evaluation"], _best_losses(keeper, plan["base"]["id"])), result["generation"],
+                 pruned=plan.get("pruned", ()))  # fmt: skip
     base = version_by_id(keeper.ledger, plan["base"]["id"])
     files = []
     for sha256 in job.files:

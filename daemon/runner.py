@@ -30,7 +30,7 @@ from guard.store.birth import finish_birth, set_birth_aside
 from guard.store.jobs import Job, add_job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.learnt import write_known
-from guard.store.versions import number_is_free, reserve_number
+from guard.store.versions import intend_number, number_is_free, reserve_number
 
 __all__ = ["Runner", "read_progress"]
 
@@ -174,8 +174,9 @@ class Runner:
         """Make a base from a recipe: no data, no parent, and so no preflight but the disk's."""
         staging = self._clean_staging(job)
         ledger = self.keeper.ledger
+        intend_number(self.keeper, job.id, job.wanted_id)
         with ledger.transaction():
-            number = reserve_number(self.keeper, job.wanted_id)
+            number = reserve_number(self.keeper, job.wanted_id, job.id)
             point("start.numbered")
             output = {"id": number, "name": version_name(number, job.slug), "slug": job.slug}
             request = base_request(self.keeper, job, output)
@@ -210,8 +211,9 @@ class Runner:
             return
         request = job.plan["request"]
         ledger = self.keeper.ledger
+        intend_number(self.keeper, job.id, job.wanted_id)
         with ledger.transaction():
-            number = reserve_number(self.keeper, job.wanted_id)
+            number = reserve_number(self.keeper, job.wanted_id, job.id)
             point("start.numbered")
             output = {"id": number, "name": version_name(number, job.slug), "slug": job.slug}
             train = train_request(self.keeper, target, request, prepared, output)
@@ -224,7 +226,7 @@ class Runner:
         estimate = self._facts.pop(job.id, None)
         if estimate is None:
             return gather_facts(self.keeper, target, prepared=prepared, wanted=job.wanted_id)
-        taken = job.wanted_id is not None and not number_is_free(self.keeper, job.wanted_id)
+        taken = job.wanted_id is not None and not number_is_free(self.keeper, job.wanted_id, job.id)
         return dataclasses.replace(
             estimate, examples_new=_trainable(prepared),
             examples_too_long=int(prepared["counts"].get("too_long", 0)),

@@ -76,6 +76,7 @@ def _sighting(path: Path, facts: os.stat_result) -> Sighting:
 def has_writer(path: Path) -> bool:
     """Whether somebody holds the file open for writing: a read lease is refused then. False where leases are unknown.
 
+    A writer that opens it meanwhile breaks the lease: the process gets SIGIO, which its `main` has to ignore.
     Raises OSError when the file cannot be opened at all.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -178,6 +178,8 @@ def run(home: Home, once: bool = False) -> int:
             for line in recover(keeper):
                 print(f"recovered: {line}", file=sys.stderr)
             service = Service(home, keeper, once=once, notifier=Notifier.from_environment())
+            # A lease we hold for a moment may be broken by a writer: the kernel's SIGIO would end us.
+            signal.signal(signal.SIGIO, signal.SIG_IGN)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, service.ask_to_stop)
             with keeper.ledger.transaction():

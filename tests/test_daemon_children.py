@@ -16,7 +16,7 @@ import pytest
 from toy import Toy, chat_of
 
 from daemon import children
-from daemon.children import JobChild, ReaderPool, child_environment, resident_mb
+from daemon.children import JobChild, ReaderPool, TorchServer, child_environment, resident_mb
 from daemon.reactor import Reactor
 from guard import durable
 
@@ -145,6 +145,21 @@ def test_what_a_child_inherits_says_nothing_of_our_supervisor(monkeypatch: pytes
     assert "NOTIFY_SOCKET" not in environment and environment["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
+def test_no_reader_shares_our_terminal_s_group(readers: Readers) -> None:
+    readers.ask("fine")
+    assert readers.pids() and all(os.getsid(pid) == pid for pid in readers.pids())
+
+
+def test_a_job_that_could_not_be_forked_ends_even_where_its_fault_cannot_be_written(tmp_path: Path) -> None:
+    ends: list[tuple[int, int]] = []
+    server = TorchServer(Reactor(), lambda job, status: ends.append((job, status)))
+    server.waiting[7] = tmp_path / "gone"
+    server._message({"error": "a line", "id": None})
+    server._message({"error": "BlockingIOError: [Errno 11]", "id": 7})
+    assert ends == [(7, children.NOT_STARTED)] and not server.waiting
+    server.reactor.close()
+
+
 def test_resident_memory_is_told_in_mebibytes_and_nothing_is_none() -> None:
     assert 5 < resident_mb(os.getpid()) < 10_000 and resident_mb(2**22 + 1) == 0.0
 
@@ -233,5 +248,7 @@ def test_a_fault_of_the_machine_while_reading_costs_no_chance(toy: Toy) -> None:
 
     pool.submit = submit  # type: ignore[assignment, method-assign]
     toy.drop("a.jsonl", chat_of(5))
-    toy.settle(rounds=400)
+    for _ in range(6):
+        toy.settle()
+        toy.clock.advance(20)  # a held file is tried again by itself, and nobody waits for it
     assert toy.drops()[0][1] == "admitted" and toy.keeper.ledger.value("SELECT attempts FROM drops") == 0

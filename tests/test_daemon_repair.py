@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy import Toy, chat_of, text_of
 
+from daemon.children import ReaderPool, TorchServer
 from daemon.operations import perform
+from daemon.reactor import Reactor
 from guard import failpoints
 from guard.durable import sha256_bytes
 from guard.errors import Protected
@@ -170,3 +175,35 @@ def test_a_document_dropped_under_another_name_is_replaced_under_that_name(toy: 
     toy.settle()
     current = toy.keeper.ledger.rows("SELECT json_extract(record, '$.dropped_as') FROM files WHERE current_doc = 1 ORDER BY 1")
     assert [row[0] for row in current] == ["a.md", "b.md"]
+
+
+def test_a_reader_that_cannot_be_started_forgets_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    reactor = Reactor()
+    pool = ReaderPool(reactor, memory_mb=100)
+
+    def no_more(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("subprocess.Popen", no_more)
+    told: list[dict[str, Any]] = []
+    pool.submit({"id": 1}, 10, told.append)
+    pool.tick(0.0)
+    assert told == [{"fault": "environment", "message": "no reader could be started: Too many open files"}]
+    reactor.close()
+
+
+def test_a_child_that_could_not_be_forked_ends_its_job_with_the_machines_fault(tmp_path: Path) -> None:
+    ended: list[tuple[int, int]] = []
+    reactor = Reactor()
+    server = TorchServer(reactor, lambda job, status: ended.append((job, status)))
+    server.waiting[7] = tmp_path
+    server._message({"error": "fork: Cannot allocate memory", "id": 7})
+    assert ended == [(7, 71)] and json.loads((tmp_path / "error.json").read_text())["fault"] == "environment"
+    reactor.close()
+
+
+def test_a_child_that_was_not_measured_as_planned_is_not_published(toy: Toy) -> None:
+    toy.server.spoil = lambda job, result: result.get("evaluation", [1]).pop()
+    toy.drop("a.jsonl", chat_of(40))
+    toy.settle()
+    assert list(toy.versions()) == ["v001_baseline"] and "was not measured on" in toy.jobs()[-1][3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import stat
 import time
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from homes import make_home
 
-from daemon import scan
+from daemon import scan, service
+from daemon.client import local_engine
 from daemon.scan import dropped_as, forced_kind, has_writer, sweep
 from guard.checks.kinds import KINDS, ignore_reason
 from guard.home import Home
@@ -189,6 +192,24 @@ def test_looking_for_a_writer_leaves_the_file_as_it_was(home: Home) -> None:
         after.st_mtime_ns, after.st_ctime_ns, stat.S_IMODE(after.st_mode))  # fmt: skip
     with path.open("ab") as handle:  # no lease was left behind
         handle.write(b"x")
+
+
+@pytest.mark.parametrize("where", ["daemon", "command"])
+def test_a_broken_lease_ends_no_process_of_ours(scratch: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    make_home(scratch / "home").ledger.close()
+    before = {number: signal.getsignal(number) for number in (signal.SIGIO, signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # what a new process has: it ends it
+    monkeypatch.setattr(service.Service, "run", lambda _self: 0)
+    try:
+        if where == "daemon":
+            service.run(Home(scratch / "home"))
+            assert signal.getsignal(signal.SIGIO) is signal.SIG_IGN
+        else:
+            with local_engine(Home(scratch / "home"), "register"):
+                assert signal.getsignal(signal.SIGIO) is signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- kinds --------------------------------------------------------------------------------------------------------

@@ -105,6 +105,12 @@ def test_a_sample_just_varied_enough_passes() -> None:
     assert judged(NEW, generation=[{"distinct_ratio": 0.02}]).ok
 
 
+def test_a_set_whose_data_was_pruned_is_told_and_refuses_nothing() -> None:
+    verdict = judge([NEW], TEXT, pruned=["older held out"])
+    told = check(verdict, "older held out")
+    assert verdict.ok and told.ok is None and told.detail == "not judged: its prepared data was pruned"
+
+
 def test_no_fault_hides_another() -> None:
     verdict = judged(of(NEW, child=9.0), of(OLD, child=9.0), generation=[])
     assert len(verdict.failures) == 3 and all(item.remedy for item in verdict.failures)

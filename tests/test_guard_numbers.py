@@ -21,6 +21,7 @@ from guard.store.versions import (
     dependants,
     find_version,
     high_water,
+    intend_number,
     line_tip,
     number_is_free,
     reserve_number,
@@ -105,6 +106,36 @@ def test_a_wanted_number_is_free_only_above_every_one_ever_given(keeper: Keeper)
     assert not any(number_is_free(keeper, number) for number in (0, 1, 4)) and number_is_free(keeper, 5)
     assert take(keeper, 9) == 9
     assert not number_is_free(keeper, 7) and take(keeper) == 10
+
+
+def interrupted(keeper: Keeper, job: int, wanted: int) -> None:
+    """A death after the high-water file and before the ledger, and the recovery of the next life."""
+    intend_number(keeper, job, wanted)
+    with pytest.raises(ValueError), keeper.ledger.transaction():
+        reserve_number(keeper, wanted, job)
+        raise ValueError
+    recover(keeper)
+
+
+def test_a_job_that_died_while_taking_the_number_it_wanted_still_gets_it_and_nobody_else_does(keeper: Keeper) -> None:
+    interrupted(keeper, 12, 7)
+    assert number_is_free(keeper, 7, 12)
+    assert not any(number_is_free(keeper, number, job) for number, job in ((7, None), (7, 13), (6, 12)))
+    intend_number(keeper, 13, 7)
+    assert not number_is_free(keeper, 7, 13), "a job cannot note what is not its own"
+    interrupted(keeper, 12, 7)
+    with keeper.ledger.transaction():
+        assert reserve_number(keeper, 7, 12) == 7
+    assert not number_is_free(keeper, 7, 12) and take(keeper) == 8
+
+
+def test_a_noted_number_that_was_given_away_or_passed_is_lost(keeper: Keeper) -> None:
+    intend_number(keeper, 12, 5)
+    assert add_version(keeper, "other", "v004_full_stack", tip=False) == "v005_other"
+    assert not number_is_free(keeper, 5, 12)
+    interrupted(keeper, 14, 9)
+    take(keeper)
+    assert not number_is_free(keeper, 9, 14)
 
 
 def test_taking_a_low_number_never_lowers_a_mark(keeper: Keeper) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from guard.checks.rows import iter_examples
 from guard.durable import rename_new, sha256_file
 from guard.errors import CheckFailed, Damage, DataFault, UsageError
 from guard.heldout import is_held_out
+from trainer import child
 from trainer.dataset import open_dataset
 from trainer.prepare import SourceFile
 from trainer.prepare_job import run_prepare
 from trainer.selection import load_selection
+from trainer.stopping import StopRequested
 
 RECIPE = {"stage": "pretrain", "training": {"learning_rate": 0.001, "batch_sequences": 4}}
 
@@ -107,6 +110,33 @@ def test_a_job_that_died_in_the_middle_starts_over_with_the_same_bytes(tmp_path:
     assert second["selection_sha256"] == first["selection_sha256"]
     for name in ("train/shard_00000.bin", "train/examples.npy", "dataset_metadata.json"):
         assert sha256_file(tmp_path / "a" / "staging" / "prepare" / name) == sha256_file(staging / "prepare" / name)
+
+
+def test_preparing_stops_between_two_batches_when_asked(
+    tmp_path: Path, file: SourceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.prepare._BATCH_EXAMPLES", 10)
+    first, asked = run_prepare(job_of(tmp_path / "a", [file])), []
+    with pytest.raises(StopRequested):
+        run_prepare(job_of(tmp_path / "b", [file]), stop=lambda: bool(asked.append(1)) or len(asked) > 3)
+    assert len(asked) == 4 and not (tmp_path / "b" / "staging" / "prepared.json").exists()
+    assert run_prepare(job_of(tmp_path / "b", [file]))["selection_sha256"] == first["selection_sha256"]
+
+
+def test_a_child_that_was_told_to_stop_while_it_prepared_says_so_with_75(
+    tmp_path: Path, file: SourceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child.threading.Event, "is_set", lambda _event: True)
+    job = job_of(tmp_path, [file])
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "staging" / "job.json").write_text(json.dumps(job))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert child.main(tmp_path / "staging") == child.EXIT_STOPPED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not (tmp_path / "staging" / "error.json").exists()
 
 
 def test_nothing_new_is_zero_steps_and_a_reason(tmp_path: Path, file: SourceFile) -> None:

@@ -1,6 +1,6 @@
 """One job in one process: read job.json, do the task, leave result.json or error.json, answer with an exit code.
 
-    0  done          75  stopped because asked (SIGTERM, SIGINT): snapshot taken, run it again to go on
+    0  done          75  stopped because asked (SIGTERM, SIGINT): what can be kept is, run it again to go on
     1  a fault, told in error.json               76  another process works in this staging folder
 
 error.json says whose fault it was: `environment` (held and retried), `data`, or `bug` (traceback on stderr).
@@ -28,6 +28,7 @@ import orjson
 from guard.durable import write_json
 from guard.errors import CheckFailed, DataFault, HeirloomError, UsageError, is_environment
 from guard.failpoints import arm_from_environment
+from trainer.stopping import StopRequested
 
 __all__ = ["EXIT_FAULT", "EXIT_LOCKED", "EXIT_OK", "EXIT_STOPPED", "fault_of", "main", "preload_tasks"]
 
@@ -91,16 +92,11 @@ def _attempt(folder: Path, stop: Callable[[], bool]) -> int:
         job = _read_job(folder)
         _task(job)(job, stop)
     except Exception as error:  # noqa: BLE001 (every fault is told in error.json; the process ends here)
-        if _asked_to_stop(error):
+        if isinstance(error, StopRequested):
             print(f"{error}", file=sys.stderr)
             return EXIT_STOPPED
         return _tell_fault(folder, error)
     return EXIT_OK
-
-
-def _asked_to_stop(error: Exception) -> bool:
-    loop = sys.modules.get("trainer.loop")
-    return loop is not None and isinstance(error, loop.StopRequested)
 
 
 def _read_job(folder: Path) -> dict[str, Any]:

@@ -27,16 +27,13 @@ from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors
 from trainer.run_logs import RunLogs
 from trainer.schedule import learning_rate
 from trainer.snapshot import newest_snapshot, save_snapshot
+from trainer.stopping import StopRequested
 
 __all__ = ["LoopPlan", "Outcome", "StopRequested", "train"]
 
 PROGRESS_SECONDS = 0.5
 # A run that took less since its last snapshot is cheaper to repeat than to save at its end.
 WORTH_SAVING_SECONDS = 10.0
-
-
-class StopRequested(Exception):
-    """Somebody asked the run to stop; it did so at a step boundary after a snapshot. The child exits with 75."""
 
 
 @dataclass(frozen=True)

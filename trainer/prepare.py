@@ -33,6 +33,7 @@ from trainer.dataset import (
     open_dataset,
 )
 from trainer.shards import ShardWriter
+from trainer.stopping import StopRequested
 from trainer.template import TEMPLATE_HASH, Encoded, encode_many
 from trainer.tokenizer import Tokenizer
 
@@ -187,12 +188,12 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
 
 def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folder: Path | str, *, stage: str,
                     shard_size_tokens: int, salt: str, validation_fraction: float, threads: int = 1,
-                    progress: Progress | None = None) -> Dataset:  # fmt: skip
+                    progress: Progress | None = None, stop: Callable[[], bool] = lambda: False) -> Dataset:  # fmt: skip
     """Make a dataset in `out_folder` (missing or empty), durably, its metadata last; returns it opened.
 
     `shard_size_tokens`: most tokens in a shard. `threads` change the speed and never a byte.
     Raises UsageError for an unknown stage or a folder in use, DataFault for files that cannot be prepared,
-    Damage when a stored original is not what was admitted.
+    Damage when a stored original is not what was admitted, StopRequested between two batches when `stop` says so.
     """
     if stage not in STAGES:
         raise UsageError(f"unknown stage {stage!r}", hint=f"one of {', '.join(STAGES)}")
@@ -206,7 +207,7 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
                    for name, held_out in (("train", False), ("val", True))}  # fmt: skip
         counts = []
         for index, file in enumerate(files):
-            run = _FileRun(index, file, stage, salt, validation_fraction, threads)
+            run = _FileRun(index, file, stage, salt, validation_fraction, threads, stop)
             counts.append(run.write(tokenizer, writers, progress))
         for writer in writers.values():
             writer.finish()
@@ -230,6 +231,7 @@ class _FileRun:
     salt: str
     validation_fraction: float
     threads: int
+    stop: Callable[[], bool]
 
     def write(self, tokenizer: Tokenizer, writers: dict[bool, _SplitWriter], progress: Progress | None) -> int:
         """Encode and write all examples of the file; returns how many there were."""
@@ -237,6 +239,8 @@ class _FileRun:
         with contextlib.ExitStack() as stack:
             sidecar = _Sidecar(self.file, stack)
             for batch, last in _batches(self.file, self.stage):
+                if self.stop():
+                    raise StopRequested(f"stopped while preparing {self.file.name}")
                 fingerprints = b"".join(example.fingerprint for example in batch)
                 assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
                 sidecar.compare(fingerprints)

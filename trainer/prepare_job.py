@@ -8,7 +8,7 @@ starts over and gives the same bytes. Not here: starting children, moving the da
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def _held_out_here(job: Mapping[str, Any], ready: _Ready) -> NDArray[np.bool_] |
     return np.array(held_out_mask(keys, str(job["salt"]), float(job["validation_fraction"])), dtype=bool)
 
 
-def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer) -> _Ready:
+def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, stop: Callable[[], bool]) -> _Ready:
     """The job's dataset: given, already there and intact, or made now in `<staging>/prepare`."""
     given = _given_folder(job, tokenizer)
     if given:
@@ -102,7 +102,7 @@ def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer) -> _Ready:
             warnings = (f"the dataset {existing.name} is damaged and was made again: {error.message}",)
     remove_tree(staging / "prepare")
     made = prepare_dataset(files, tokenizer, staging / "prepare", progress=_progress(staging),
-                           threads=int(job.get("threads") or 1), **how)  # fmt: skip
+                           threads=int(job.get("threads") or 1), stop=stop, **how)  # fmt: skip
     return _Ready(made, True, str(existing), warnings, damaged=bool(warnings))
 
 
@@ -158,17 +158,18 @@ def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer) -> tupl
     return add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"])), warnings
 
 
-def run_prepare(job: Mapping[str, Any]) -> dict[str, Any]:
+def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Do the task of a job.json and return what prepared.json says; both are durable when this returns.
 
     Raises HeirloomErrors whose class says whose fault it is: DataFault and Damage the data's, EnvironmentFault the
-    machine's. Data without anything new is no error: `steps` is 0 and `counts` says why.
+    machine's; StopRequested when `stop`, asked for every batch of examples, says so. Data without anything new is no
+    error: `steps` is 0 and `counts` says why.
     """
     staging = Path(job["staging"])
     make_dir(staging)
     recipe = parse_recipe(job["recipe"], "the job's recipe")
     tokenizer = load_tokenizer(str(job["tokenization"]))
-    ready = _ready_dataset(job, tokenizer)
+    ready = _ready_dataset(job, tokenizer, stop)
     batch, seed = recipe.training.batch_sequences, int(job["seed"])
     chosen, warnings = _choose(job, ready, tokenizer)
     selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))

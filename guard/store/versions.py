@@ -27,6 +27,7 @@ __all__ = [
     "dependants",
     "find_version",
     "high_water",
+    "intend_number",
     "learnt_by",
     "learnt_rows",
     "line_tip",
@@ -152,18 +153,49 @@ def high_water(keeper: Keeper) -> int:
     return max(in_file, int(keeper.ledger.meta("version_high_water") or 0), _number_on_disk(keeper.home))
 
 
-def number_is_free(keeper: Keeper, wanted: int) -> bool:
-    """Whether a number was never given to a version."""
-    return wanted > high_water(keeper)
+def number_is_free(keeper: Keeper, wanted: int, job: int | None = None) -> bool:
+    """Whether a number was never given to a version; or only to this `job`, by a taking that was interrupted.
+
+    The newest number of all, noted for the job by `intend_number`, is still the job's while nothing carries it.
+    """
+    mark = high_water(keeper)
+    if wanted > mark:
+        return True
+    return wanted == mark and job is not None and _intended(keeper, job) == wanted and not _carried(keeper, wanted)
 
 
-def reserve_number(keeper: Keeper, wanted: int | None = None) -> int:
+def _intended(keeper: Keeper, job: int) -> int | None:
+    noted = keeper.ledger.meta(f"reserved:{job}")
+    return int(noted) if noted else None
+
+
+def _carried(keeper: Keeper, number: int) -> bool:
+    """Whether a version, a job or a folder has the number."""
+    given = keeper.ledger.value("SELECT (SELECT count(*) FROM versions WHERE id = ?1) + "
+                                "(SELECT count(*) FROM jobs WHERE output_id = ?1)", (number,))  # fmt: skip
+    return bool(given) or _number_on_disk(keeper.home) >= number
+
+
+def intend_number(keeper: Keeper, job: int, wanted: int | None) -> None:
+    """Note, in a transaction of its own before `reserve_number`, that a job is about to take the number it asked for.
+
+    A crash between the high-water file and the ledger then leaves a number that the job still may take, and no other.
+    """
+    if wanted is not None and number_is_free(keeper, wanted, job):
+        with keeper.ledger.transaction():
+            keeper.ledger.set_meta(f"reserved:{job}", str(wanted))
+
+
+def reserve_number(keeper: Keeper, wanted: int | None = None, job: int | None = None) -> int:
     """Take a version number inside the current transaction; it is never given again, whatever becomes of the job.
 
-    The file is written first: a crash in between costs a number and never repeats one.
+    The file is written first: a crash in between costs a number and never repeats one. `job`: whose note of
+    `intend_number` is used up by this.
     """
     before = high_water(keeper)
     number = wanted if wanted is not None else before + 1
     write_text(keeper.home.high_water_file, f"{max(number, before)}\n")
     keeper.ledger.set_meta("version_high_water", str(max(number, before)))
+    if job is not None:
+        keeper.ledger.run("DELETE FROM meta WHERE key = ?", (f"reserved:{job}",))
     return number
