@@ -176,7 +176,7 @@ def _job_result(keeper: Keeper, number: int) -> dict[str, Any]:
 
 
 def _follow(home: Home, job: int, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    from daemon.runner import read_progress
+    from daemon.endings import read_progress
 
     while True:
         with open_reader(home) as keeper:
@@ -188,7 +188,7 @@ def _follow(home: Home, job: int, on_progress: Callable[[dict[str, Any]], None])
 
 
 def _work_off(home: Home, job: int, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    from daemon.runner import read_progress
+    from daemon.endings import read_progress
 
     with local_engine(home, "train") as engine:
         while True:

@@ -10,16 +10,19 @@ import contextlib
 import json
 import os
 import socket
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from daemon.reactor import Reactor
 from guard.errors import Busy, DaemonNotRunning, EnvironmentFault, HeirloomError, UsageError, is_environment
+from guard.steps import Steps, advance
 
 __all__ = ["ControlServer", "ask", "is_listening"]
 
-MAX_REQUEST_BYTES = 1 << 20
+MAX_REQUEST_BYTES = 16 << 20
 _PATH_LIMIT = 100
 
 
@@ -36,12 +39,31 @@ def _reachable(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-class ControlServer:
-    """Answers one request per connection."""
+Handler = Callable[[Mapping[str, Any]], Steps[dict[str, Any]]]
 
-    def __init__(self, path: Path, reactor: Reactor, handle: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+
+def _refusal(error: Exception) -> dict[str, Any]:
+    if isinstance(error, HeirloomError):
+        return {"ok": False, **error.as_dict()}
+    known = isinstance(error, ValueError | KeyError | TypeError | AttributeError | RecursionError)
+    told = UsageError(f"bad request: {error!r}") if known else HeirloomError(f"it could not be done: {error}")
+    return {"ok": False, **(EnvironmentFault(str(error)) if is_environment(error) else told).as_dict()}
+
+
+def _reply(client: socket.socket, answer: Mapping[str, Any] | None) -> None:
+    """Send the answer; None: a space that says "still at it", which readers of JSON skip."""
+    client.settimeout(2.0 if answer else 0.0)
+    with contextlib.suppress(OSError):  # a client that went away or does not read costs nobody but itself
+        client.sendall(json.dumps(answer).encode() + b"\n" if answer else b" ")
+
+
+class ControlServer:
+    """Answers one request per connection, one after the other: what takes long is worked on in `tick`, in slices."""
+
+    def __init__(self, path: Path, reactor: Reactor, handle: Handler) -> None:
         self.path, self.reactor, self.handle = path, reactor, handle
         self._clients: dict[int, tuple[socket.socket, bytes]] = {}
+        self._under_way: deque[tuple[socket.socket, Steps[dict[str, Any]]]] = deque()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # we hold the home lock: whoever made it is gone
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -69,28 +91,48 @@ class ControlServer:
             return
         except OSError:
             data = b""
-        buffer += data
-        if not data or len(buffer) > MAX_REQUEST_BYTES:
+        # What is too long is read to its end, so that its sender gets to reading why it is refused.
+        buffer = (buffer + data)[: MAX_REQUEST_BYTES + 1]
+        if not data:
             self._drop(number)
-        elif b"\n" in buffer:
-            self._answer(client, buffer.split(b"\n", 1)[0])
+        elif b"\n" not in data:
+            self._clients[number] = (client, buffer)
+        elif b"\n" not in buffer:
+            told = UsageError(f"a request of more than {MAX_REQUEST_BYTES >> 20} MiB", hint="name fewer files at a time")
+            _reply(client, _refusal(told))
             self._drop(number)
         else:
-            self._clients[number] = (client, buffer)
+            self._clients.pop(number)
+            self.reactor.remove(number)
+            self._under_way.append((client, self._do(buffer.split(b"\n", 1)[0])))
+            self.tick()
 
-    def _answer(self, client: socket.socket, line: bytes) -> None:
+    def _do(self, line: bytes) -> Steps[dict[str, Any]]:
+        """One request to its answer, whatever happens."""
         try:
-            request = json.loads(line)
-            answer = {"ok": True, "result": self.handle(request)}
-        except HeirloomError as error:
-            answer = {"ok": False, **error.as_dict()}
+            result = yield from self.handle(json.loads(line))
         except Exception as error:  # noqa: BLE001 - told to whoever asked: no request may end the daemon
-            known = isinstance(error, ValueError | KeyError | TypeError | AttributeError | RecursionError)
-            told = UsageError(f"bad request: {error!r}") if known else HeirloomError(f"it could not be done: {error}")
-            answer = {"ok": False, **(EnvironmentFault(str(error)) if is_environment(error) else told).as_dict()}
-        client.settimeout(2.0)
-        with contextlib.suppress(OSError):
-            client.sendall(json.dumps(answer).encode() + b"\n")
+            return _refusal(error)
+        return {"ok": True, "result": result}
+
+    @property
+    def busy(self) -> bool:
+        """A request is being worked on."""
+        return bool(self._under_way)
+
+    def tick(self) -> None:
+        """A slice of the oldest request; the answer when it is done. Somebody who went away ends nothing half done."""
+        if not self._under_way:
+            return
+        client, steps = self._under_way[0]
+        done, answer = advance(steps, time.monotonic)
+        if done:
+            assert answer is not None
+            self._under_way.popleft()
+            _reply(client, answer)
+            client.close()
+        else:
+            _reply(client, None)
 
     def _drop(self, number: int) -> None:
         client, _buffer = self._clients.pop(number)
@@ -101,6 +143,10 @@ class ControlServer:
         """Stop listening and take the socket away."""
         for number in list(self._clients):
             self._drop(number)
+        for client, steps in self._under_way:
+            steps.close()
+            client.close()
+        self._under_way.clear()
         self.reactor.remove(self._listener.fileno())
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from daemon.children import ReaderPool
 from daemon.index_runner import IndexRunner
 from daemon.intake import Intake
 from daemon.reactor import Reactor
+from daemon.readers import ReaderPool
 from daemon.runner import Runner
 from guard.errors import HeirloomError, is_environment
 from guard.failpoints import point
@@ -43,6 +43,7 @@ class Engine:
         self.watch_problem = ""
         self.home_problem = ""
         self.machine_problem = ""
+        self.backup_by_hand = False
         self._backup: Iterator[str] | None = None
         self._backup_due: float | None = 0.0
         self._next_sweep = 0.0
@@ -86,7 +87,7 @@ class Engine:
 
     def wait_seconds(self, now: float) -> float:
         """How long the loop may sleep before something is due."""
-        if self._backup is not None:
+        if self._backup is not None or (self.runner.judging is not None and not self.runner.paused):
             return 0.0
         if self.intake.views_dirty:
             return max(0.0, min(0.25, self._views_due() - now))
@@ -115,11 +116,15 @@ class Engine:
     def _born(self, name: str) -> None:
         self._backup_due = self.keeper.clock.monotonic()
 
-    def drop_backup(self) -> None:
-        """Leave a backup that is under way; the next one goes on where it stopped."""
-        self._backup = None
+    def begin_backup_by_hand(self) -> None:
+        """Leave the backup that is under way to the one a person asked for; what is born meanwhile is copied after it."""
+        if self._backup is not None:
+            self._backup, self._backup_due = None, 0.0
+        self.backup_by_hand = True
 
     def _back_up(self, now: float) -> None:
+        if self.backup_by_hand:
+            return
         if self._backup is None:
             if self._backup_due is None or now < self._backup_due or not self.keeper.settings.backup.auto:
                 return
@@ -143,7 +148,7 @@ class Engine:
         """Nothing to do now that would be done by waiting a little: what `run --once` works towards."""
         if self.intake.busy or self.pool.busy or self.intake.views_dirty or self._backup is not None:
             return False
-        if self.runner.current is not None or self.index.current is not None:
+        if self.runner.busy or self.index.current is not None:
             return False
         if self._backup_due is not None and self.keeper.settings.backup.auto and not self.backup_problem:
             return False
@@ -155,16 +160,16 @@ class Engine:
         if self.runner.paused:
             return True
         return not any(True for job in jobs_in(self.keeper.ledger, "queued", "preparing", "training", "committing")
-                       if not (self._blocked(job.line) or self.runner.waits(job)))  # fmt: skip
+                       if not (self._blocked(job.line) or self.runner.ends.waits(job)))  # fmt: skip
 
     def _blocked(self, line: str) -> bool:
         waiting = jobs_in(self.keeper.ledger, "held", "committing")
-        return any(job.line == line and (job.state == "held" or self.runner.waits(job)) for job in waiting)
+        return any(job.line == line and (job.state == "held" or self.runner.ends.waits(job)) for job in waiting)
 
     @property
     def troubled(self) -> set[int]:
         """Jobs that were held or failed while this engine ran."""
-        return self.runner.troubled | self.index.troubled
+        return self.runner.ends.troubled | self.index.troubled
 
     def close(self) -> None:
         """End every child; what they were at goes on in the next life."""

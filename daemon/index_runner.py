@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daemon.children import JobChild
+from daemon.children import JobChild, limits_of
 from daemon.publish import ensure_staging, read_result
 from daemon.reactor import Reactor
 from guard.durable import remove_tree, write_json
@@ -41,8 +41,10 @@ class IndexRunner:
         self._documents: list[str] = []
 
     def tick(self, now: float, *, calm: bool = True) -> None:
-        """Start the next build when none runs. While documents are still arriving (not `calm`) it waits a little,
+        """Look after the running build, or start the next one. While documents are still arriving (not `calm`) it waits a little,
         so that a folder of documents becomes one index and not one for each of them."""
+        if self.child is not None:
+            self.child.tick(now)
         if self.current is not None or self.keeper.ledger.meta("paused") == "1":
             return
         for job in jobs_in(self.keeper.ledger, "committing", "preparing", "queued", "held"):
@@ -90,8 +92,9 @@ class IndexRunner:
 
     def launch(self, staging: Path, exited: Callable[[int], None]) -> JobChild:
         """Start the builder on a staging folder; `exited` is called with its status."""
-        child = JobChild(self.reactor, ["-m", "trainer.retrieval.child", str(staging)], exited)
-        child.start(staging / "child.log")
+        child = JobChild(self.reactor, ["-m", "trainer.retrieval.child", str(staging)], staging, exited,
+                         limits_of(self.keeper))  # fmt: skip
+        child.start()
         return child
 
     def _exited(self, number: int, status: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from daemon.children import ReaderPool
+from daemon.readers import ReaderPool
 from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, sweep
 from daemon.settle import Settler, Sighting
 from guard.checks.kinds import ignore_reason
@@ -198,11 +198,10 @@ class Intake:
         self.in_flight.discard(drop)
         now = self.keeper.clock.monotonic()
         try:
-            if answer.get("fault") == "crash":
+            if answer.get("fault") in ("crash", "bug"):
                 self._crashed(drop, str(answer["message"]))
             elif answer.get("fault"):
-                self._retry_at[drop] = now + RETRY_SECONDS
-                self._held[drop] = f"reading is held: {answer.get('message')}"
+                self._postpone(drop, f"reading is held: {answer.get('message')}", now, rarer=answer["fault"] == "killed")
             else:
                 self._conclude(drop, answer)
         except Exception as error:  # noqa: BLE001 - told in the status; one drop never ends the daemon
@@ -211,9 +210,12 @@ class Intake:
     def _hold(self, drop: int, error: BaseException, now: float) -> None:
         """It could not be done: try again later, ever more rarely, blame nobody, and say so until it succeeds."""
         kind = "" if isinstance(error, OSError | HeirloomError) else f"{type(error).__name__}: "
-        self._held[drop] = f"intake of drop {drop} is held: {kind}{error}"
+        self._postpone(drop, f"intake of drop {drop} is held: {kind}{error}", now, rarer=not is_environment(error))
+
+    def _postpone(self, drop: int, reason: str, now: float, *, rarer: bool) -> None:
+        self._held[drop] = reason
         self._waits[drop] = min(self._waits.get(drop, RETRY_SECONDS / 2) * 2, MAX_RETRY_SECONDS)
-        self._retry_at[drop] = now + (RETRY_SECONDS if is_environment(error) else self._waits[drop])
+        self._retry_at[drop] = now + (self._waits[drop] if rarer else RETRY_SECONDS)
 
     def _crashed(self, drop: int, message: str) -> None:
         """A reader that died over a file costs the file one of its chances (law 12)."""

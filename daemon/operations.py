@@ -8,16 +8,19 @@ Not here: confirming with a person (`daemon/cli/`) and the acts themselves (`gua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+from daemon.costs import estimate
 from daemon.engine import Engine
-from daemon.planning import Target, estimate, fork_recipe, gather_facts, recipe_for, resolve_base
+from daemon.facts import fact_steps
+from daemon.targets import Target, fork_recipe, recipe_for, resolve_base
 from daemon.training import train
 from guard.checks.preflight import preflight
 from guard.errors import CheckFailed, Duplicate, NotFound, UsageError
 from guard.names import safe_name, slugify, split_output
+from guard.steps import Steps, drain
 from guard.store.admission import queue_index
 from guard.store.files import StoredFile, find_file
 from guard.store.indexes import current_documents
@@ -27,20 +30,27 @@ from guard.store.keeper import Keeper
 from guard.store.restore import restore
 from guard.store.rollback import rollback
 from guard.store.trash import delete
-from guard.store.vault import plan_backup, run_backup
+from guard.store.vault import backup_steps, plan_backup
 from guard.store.versions import Version, find_version, line_tip, tips
 from trainer.retrieval.chunk import estimate_chunks
 
-__all__ = ["OPERATIONS", "perform"]
+__all__ = ["OPERATIONS", "begin", "perform"]
 
 Arguments = Mapping[str, Any]
 
 
 def perform(engine: Engine, operation: str, arguments: Arguments) -> dict[str, Any]:
-    """Do one operation by name. Raises UsageError for an unknown one."""
+    """Do one operation by name, however long it takes. Raises UsageError for an unknown one."""
+    return drain(begin(engine, operation, arguments))
+
+
+def begin(engine: Engine, operation: str, arguments: Arguments) -> Steps[dict[str, Any]]:
+    """`perform` in slices: what reads much yields between pieces of it, so that the daemon's loop goes on."""
     if operation not in OPERATIONS:
         raise UsageError(f"unknown operation {operation!r}", hint="daemon and command are of different versions?")
     result = OPERATIONS[operation](engine, arguments)
+    if isinstance(result, Generator):
+        result = yield from result
     engine.hint()
     return result
 
@@ -75,11 +85,15 @@ def _restore(engine: Engine, arguments: Arguments) -> dict[str, Any]:
                    dry_run=bool(arguments.get("dry_run")))  # fmt: skip
 
 
-def _backup(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     if arguments.get("dry_run"):
         return plan_backup(engine.keeper)
-    engine.drop_backup()  # two at once would take each other's staging away; this one copies what is missing
-    return run_backup(engine.keeper)
+    engine.begin_backup_by_hand()  # two at once would take each other's staging away; this one copies what is missing
+    try:
+        report: dict[str, Any] = yield from backup_steps(engine.keeper)
+        return report
+    finally:
+        engine.backup_by_hand = False
 
 
 # --- the queue ----------------------------------------------------------------------------------------------------
@@ -231,7 +245,7 @@ def _one_stage(files: list[StoredFile]) -> str:
     return stages.pop()
 
 
-def _plan(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+def _plan(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     """Judge a plan and, unless `dry_run`, queue it. Nothing is queued while a check fails."""
     keeper = engine.keeper
     base = resolve_base(keeper, str(arguments["base"]))
@@ -245,7 +259,7 @@ def _plan(engine: Engine, arguments: Arguments) -> dict[str, Any]:
                 tuple(file.sha256 for file in files))  # fmt: skip
     recipe = recipe_for(keeper, stage, request["recipe"], base, {})
     target = Target(draft, base, fork_recipe(recipe), tuple(files))
-    verdict = preflight(gather_facts(keeper, target, wanted=wanted))
+    verdict = preflight((yield from fact_steps(keeper, target, wanted=wanted)))
     queued = [job for file in files if (job := queued_with_file(keeper.ledger, file.sha256)) is not None]
     result = {
         "base": base.name, "output": arguments["output"], "line": line, "recipe": recipe.name,
@@ -264,7 +278,7 @@ def _plan(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     return result
 
 
-OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any]]] = {
+OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[str, Any]]]] = {
     "rollback": _rollback,
     "delete": _delete,
     "restore": _restore,

@@ -91,7 +91,7 @@ def publish_child(keeper: Keeper, number: int) -> tuple[str, str]:
         raise CheckFailed(f"the child was not measured on {', '.join(sorted(missing))}", subject=f"job {job.id}",
                           hint="the data keeps its chances: heirloom queue retry ID")  # fmt: skip
     gate = judge(loss_pairs(result["evaluation"], _best_losses(keeper, plan["base"]["id"])), result["generation"],
-                 pruned=plan.get("pruned", ()))  # fmt: skip
+                 unjudged=plan.get("unjudged"))  # fmt: skip
     base = version_by_id(keeper.ledger, plan["base"]["id"])
     files = []
     for sha256 in job.files:

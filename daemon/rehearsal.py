@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daemon.children import ReaderPool
 from daemon.client import drop_result
 from daemon.reactor import Reactor
+from daemon.readers import ReaderPool
 from guard.errors import EnvironmentFault
 from guard.home import Home
 from guard.names import safe_name

@@ -20,7 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from daemon.control import ControlServer
 from daemon.engine import Engine
 from daemon.notify import Notifier
-from daemon.operations import perform
+from daemon.operations import begin
 from daemon.reactor import Reactor
 from daemon.report import live_facts, publish_status
 from daemon.watch import Watcher
@@ -28,6 +28,7 @@ from guard.clock import SYSTEM_CLOCK
 from guard.errors import CheckFailed, HeirloomError, is_environment
 from guard.home import Home
 from guard.lock import home_lock
+from guard.steps import Steps
 from guard.store import views
 from guard.store.jobs import RUNNING, counts
 from guard.store.keeper import Keeper, default_actor, open_writer
@@ -61,16 +62,23 @@ class Service:
 
     # --- asked from outside --------------------------------------------------------------------------------------
 
-    def _handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """One request of the control socket."""
+    def _handle(self, request: Mapping[str, Any]) -> Steps[dict[str, Any]]:
+        """One request of the control socket, in slices; its events carry the name of whoever asked."""
         if self.asked_to_stop:
             raise CheckFailed("the daemon is stopping", hint="try again in a moment")
         ledger = self.keeper.ledger
-        daemon, ledger.actor = ledger.actor, str(request.get("actor") or "socket")
-        try:
-            return perform(self.engine, str(request["operation"]), request.get("arguments") or {})
-        finally:
-            ledger.actor = daemon
+        asker = str(request.get("actor") or "socket")
+        steps = begin(self.engine, str(request["operation"]), request.get("arguments") or {})
+        while True:
+            daemon, ledger.actor = ledger.actor, asker
+            try:
+                next(steps)
+            except StopIteration as done:
+                result: dict[str, Any] = done.value
+                return result
+            finally:
+                ledger.actor = daemon
+            yield
 
     def ask_to_stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
         """The signal handler: a flag and a wake-up."""
@@ -112,11 +120,13 @@ class Service:
             self.engine.runner.begin_stop()
         if not self.asked_to_stop and now >= self._held_until:
             self._unless_held(now, lambda: self.engine.loop(now))
+        self.control.tick()
         self._unless_held(now, lambda: self._publish(now))
         self.notifier.send("WATCHDOG=1")
         self._idle_rounds = self._idle_rounds + 1 if self.engine.idle else 0
         self.reactor.woken = False
         wait = 0.1 if self.asked_to_stop else self.engine.wait_seconds(self.keeper.clock.monotonic())
+        wait = 0.0 if self.control.busy else wait
         self._unless_held(now, lambda: self.reactor.poll(max(wait, 0.1) if now < self._held_until else wait))
         if self.reactor.woken:
             self.engine.hint()

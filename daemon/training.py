@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from daemon.planning import cost_of, parts_sha256, resolve_base, shape_of
+from daemon.costs import cost_of
+from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
+from daemon.targets import resolve_base, shape_of
 from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, write_bytes
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
 from guard.names import parse_version_number, safe_name, slugify

@@ -62,6 +62,10 @@ class TrainingSettings:
     """CPU threads of a training job; 0: the machine's cores."""
     device: str = "auto"
     """`auto` or `cpu`."""
+    memory_mb: float = 0.0
+    """Resident MiB above which a training or indexing child is ended and started again; 0: nine tenths of all."""
+    hang_seconds: float = 3600.0
+    """A child without progress for so long is ended and started again; 0: never for that."""
     max_attempts: int = 3
     """Deaths of a training child without progress between them before the job fails."""
 

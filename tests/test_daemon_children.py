@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +19,11 @@ import pytest
 from toy import Toy, chat_of
 
 from daemon import children
-from daemon.children import JobChild, ReaderPool, TorchServer, child_environment, resident_mb
+from daemon import readers as reading
+from daemon.children import JobChild, TorchServer, child_environment
 from daemon.reactor import Reactor
+from daemon.readers import ReaderPool
+from daemon.vigil import STALL_SECONDS, resident_mb
 from guard import durable
 
 TESTS = Path(__file__).parent
@@ -85,9 +91,9 @@ def test_a_reader_that_dies_costs_its_file_an_attempt_and_the_next_file_gets_ano
 
 
 def test_a_reader_that_hangs_is_ended_when_its_time_is_over(readers: Readers) -> None:
-    readers.submit("hang", size=int(children.BYTES_PER_SECOND) * 10)
+    readers.submit("hang", size=int(reading.BYTES_PER_SECOND) * 10)
     readers.pool.tick(0.0)
-    readers.now = children.BASE_SECONDS + 9.9
+    readers.now = reading.BASE_SECONDS + 9.9
     readers.pool.tick(readers.now)
     assert "hang" not in readers.answers and not any(reader.ended_because for reader in readers.pool.readers)
     readers.now += 0.2
@@ -101,7 +107,7 @@ def test_a_stopped_reader_is_ended_too(readers: Readers) -> None:
     readers.pool.tick(0.0)
     for pid in readers.pids():
         os.kill(pid, signal.SIGSTOP)
-    readers.now = children.BASE_SECONDS + 1
+    readers.now = reading.BASE_SECONDS + 1
     readers.work(lambda: "hang" in readers.answers)
     assert readers.answers["hang"]["fault"] == "crash"
 
@@ -160,6 +166,55 @@ def test_a_job_that_could_not_be_forked_ends_even_where_its_fault_cannot_be_writ
     server.reactor.close()
 
 
+class SilentServer(TorchServer):
+    """A torch server whose messages come from the test; what is sent to it is kept."""
+
+    def __init__(self, folder: Path, ends: list[tuple[int, int]]) -> None:
+        super().__init__(Reactor(), lambda job, status: ends.append((job, status)))
+        self.sent: list[dict[str, Any]] = []
+        self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        self.spawn(7, folder)
+
+    def _send(self, message: Any) -> None:
+        self.sent.append(dict(message))
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[tuple[SilentServer, Path, list[tuple[int, int]]]]:
+    ends: list[tuple[int, int]] = []
+    server = SilentServer(tmp_path, ends)
+    yield server, tmp_path, ends
+    server.close()
+    server.reactor.close()
+
+
+def test_a_stopped_training_child_is_ended_with_its_reason_told(silent: Any) -> None:
+    server, folder, ends = silent
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
+        os.kill(child.pid, signal.SIGSTOP)
+        server._message({"started": 7, "pid": child.pid})
+        for now in range(0, int(STALL_SECONDS) - 5, 5):
+            server.tick(float(now))
+        assert not server.sent[1:]
+        for now in range(int(STALL_SECONDS) - 5, int(STALL_SECONDS) + 20, 5):
+            server.tick(float(now))
+        assert server.sent[1:] == [{"signal": 7, "number": 9}]
+        child.kill()
+    told = json.loads((folder / "error.json").read_text())
+    assert told["fault"] == "hung" and "it did nothing for 12" in told["message"]
+    server._message({"exited": 7, "status": -9})
+    assert ends == [(7, -9)] and not server.vigils and not server.overdue
+
+
+def test_a_server_that_does_not_start_a_child_or_end_one_is_ended_itself(silent: Any) -> None:
+    server, _folder, _ends = silent
+    server.tick(0.0)
+    server.tick(children.START_SECONDS - 1)
+    assert server.process.poll() is None
+    server.tick(children.START_SECONDS + 1)
+    assert server.process.wait(10) == -9
+
+
 def test_resident_memory_is_told_in_mebibytes_and_nothing_is_none() -> None:
     assert 5 < resident_mb(os.getpid()) < 10_000 and resident_mb(2**22 + 1) == 0.0
 
@@ -167,14 +222,14 @@ def test_resident_memory_is_told_in_mebibytes_and_nothing_is_none() -> None:
 def test_a_one_shot_child_tells_its_end_and_leaves_its_words(tmp_path: Path) -> None:
     reactor = Reactor()
     ends: list[int] = []
-    child = JobChild(reactor, ["-c", "print('words'); raise SystemExit(7)"], ends.append)
-    child.start(tmp_path / "log")
+    child = JobChild(reactor, ["-c", "print('words'); raise SystemExit(7)"], tmp_path, ends.append)
+    child.start()
     end = time.monotonic() + 10
     while not ends and time.monotonic() < end:
         reactor.poll(0.1)
-    assert ends == [7] and (tmp_path / "log").read_text() == "words\n"
-    killed = JobChild(reactor, ["-c", "import time; time.sleep(60)"], ends.append)
-    killed.start(tmp_path / "log")
+    assert ends == [7] and (tmp_path / "child.log").read_text() == "words\n"
+    killed = JobChild(reactor, ["-c", "import time; time.sleep(60)"], tmp_path, ends.append)
+    killed.start()
     killed.kill()
     reactor.poll(0)
     assert ends == [7] and killed.process is not None and killed.process.returncode == -9
@@ -195,7 +250,7 @@ class DyingReaders:
             def crash(answer: dict[str, Any]) -> None:
                 self.tried += body["task"] == "identify"
                 dead = body["task"] == "identify" and self.tried <= self.deaths
-                done({"fault": "crash", "message": "the reader ended with status -9"} if dead else answer)
+                done({"fault": "crash", "message": "the reader ended with status -11"} if dead else answer)
 
             really(body, size, crash)
 
@@ -220,7 +275,7 @@ def test_after_three_deaths_the_file_comes_back_and_not_before(toy: Toy, deaths:
     if state == "rejected":
         assert "(3 attempts)" in toy.drops()[0][2]
         assert (toy.home.rejected / "a.jsonl").read_text() == chat_of(5)
-        assert "status -9" in (toy.home.rejected / "a.jsonl.why.txt").read_text()
+        assert "status -11" in (toy.home.rejected / "a.jsonl.why.txt").read_text()
 
 
 def test_the_chances_of_a_file_outlive_the_daemon(toy: Toy) -> None:
@@ -252,3 +307,35 @@ def test_a_fault_of_the_machine_while_reading_costs_no_chance(toy: Toy) -> None:
         toy.settle()
         toy.clock.advance(20)  # a held file is tried again by itself, and nobody waits for it
     assert toy.drops()[0][1] == "admitted" and toy.keeper.ledger.value("SELECT attempts FROM drops") == 0
+
+
+def test_a_reader_killed_from_outside_costs_the_file_nothing(readers: Readers) -> None:
+    readers.submit("hang")
+    readers.pool.tick(0.0)
+    for pid in readers.pids():
+        os.kill(pid, signal.SIGKILL)
+    readers.work(lambda: "hang" in readers.answers)
+    assert readers.answers["hang"]["fault"] == "killed"
+
+
+def test_a_file_whose_reader_is_killed_again_and_again_waits_ever_longer_and_says_so(toy: Toy) -> None:
+    really = toy.engine.pool.submit
+
+    def submit(body: dict[str, Any], size: int, done: Callable[[dict[str, Any]], None]) -> None:
+        really(body, size, lambda _answer: done({"fault": "killed", "message": "killed from outside"}))
+
+    toy.engine.pool.submit = submit  # type: ignore[method-assign]
+    path = toy.drop("a.jsonl", chat_of(5))
+    toy.step()
+    toy.clock.advance(2)
+    toy.step()
+    toy.step()
+    waits = []
+    for _ in range(4):
+        drop, due = next(iter(toy.engine.intake._retry_at.items()))
+        waits.append(due - toy.clock.monotonic())
+        toy.clock.advance(waits[-1] + 0.1)
+        toy.step()
+        toy.step()
+    assert waits == sorted(waits) and waits[-1] > 3 * waits[0] and "killed from outside" in toy.engine.intake.problem
+    assert toy.keeper.ledger.value("SELECT attempts FROM drops WHERE id = ?", (drop,)) == 0 and not path.exists()

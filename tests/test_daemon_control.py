@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import socket
 import stat
 import threading
@@ -17,10 +18,13 @@ import pytest
 from daemon import control
 from daemon.control import ControlServer, ask, is_listening
 from daemon.reactor import Reactor
-from guard.errors import Busy, DaemonNotRunning, HeirloomError, Protected
+from guard.errors import Busy, DaemonNotRunning, HeirloomError, Protected, UsageError
+from guard.steps import Steps, advance
+
+SLICES = 40
 
 
-def handle(request: Mapping[str, Any]) -> dict[str, Any]:
+def handle(request: Mapping[str, Any]) -> Steps[dict[str, Any]]:
     """Stands in for the operations; what is asked for decides what goes wrong."""
     if request["operation"] == "protected":
         raise Protected("no", hint="do not", subject="v001")
@@ -28,6 +32,8 @@ def handle(request: Mapping[str, Any]) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device")
     if request["operation"] == "broken":
         raise ZeroDivisionError("division by zero")
+    for _ in range(SLICES if request["operation"] == "long" else 1):
+        yield
     return {"echo": request.get("arguments")}
 
 
@@ -44,7 +50,8 @@ class Running:
     def _run(self) -> None:
         try:
             while not self.stop:
-                self.reactor.poll(0.5)
+                self.server.tick()
+                self.reactor.poll(0.0 if self.server.busy else 0.5)
         except BaseException as error:  # noqa: BLE001 - handed to the test
             self.failure = error
 
@@ -248,3 +255,33 @@ def test_what_is_ready_is_called_until_it_is_removed() -> None:
     reactor.close()
     os.close(read)
     os.close(write)
+
+
+def test_a_long_request_is_worked_on_in_slices_and_the_next_one_waits_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "advance", lambda steps, clock: advance(steps, clock, 0.0))
+    reactor = Reactor()
+    server = ControlServer(tmp_path / "s", reactor, handle)
+    lines = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    for line, operation in zip(lines, ("long", "short"), strict=True):
+        line.connect(os.fspath(tmp_path / "s"))
+        line.sendall(json.dumps({"operation": operation, "arguments": operation}).encode() + b"\n")
+    rounds = 0
+    while server.busy or not select.select([lines[1]], [], [], 0)[0]:
+        reactor.poll(0)
+        server.tick()
+        rounds += 1
+        assert rounds < 10 * SLICES
+    answers = [json.loads(line.makefile("rb").readline()) for line in lines]
+    assert [item["result"]["echo"] for item in answers] == ["long", "short"] and rounds >= SLICES - 1
+    server.close()
+    reactor.close()
+    for line in lines:
+        line.close()
+
+
+def test_a_client_is_told_that_its_request_is_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "MAX_REQUEST_BYTES", 1 << 20)
+    answer = ask(path, {"operation": "echo", "arguments": "x" * (1 << 20)})
+    assert not answer["ok"] and answer["error"] == UsageError.__name__ and "1 MiB" in answer["message"]

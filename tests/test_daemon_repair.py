@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from toy import Toy, chat_of, text_of
 
-from daemon.children import ReaderPool, TorchServer
+from daemon.children import TorchServer
 from daemon.operations import perform
 from daemon.reactor import Reactor
+from daemon.readers import ReaderPool
 from guard import failpoints
 from guard.durable import sha256_bytes
 from guard.errors import Protected

@@ -106,7 +106,7 @@ def test_a_sample_just_varied_enough_passes() -> None:
 
 
 def test_a_set_whose_data_was_pruned_is_told_and_refuses_nothing() -> None:
-    verdict = judge([NEW], TEXT, pruned=["older held out"])
+    verdict = judge([NEW], TEXT, unjudged={"older held out": "its prepared data was pruned"})
     told = check(verdict, "older held out")
     assert verdict.ok and told.ok is None and told.detail == "not judged: its prepared data was pruned"
 

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 import trainer.snapshot as snapshots  # noqa: E402
 import trainer.weights  # noqa: E402
+from guard.durable import remove_tree  # noqa: E402
 from guard.errors import Damage, is_environment  # noqa: E402
 from guard.failpoints import Crash  # noqa: E402
 from trainer.snapshot import newest_snapshot, save_snapshot  # noqa: E402
@@ -122,3 +123,11 @@ def _raise(error: BaseException) -> Callable[..., None]:
         raise error
 
     return fail
+
+
+def test_snapshots_that_vanished_are_damage_and_not_a_fresh_start(tmp_path: Path) -> None:
+    _save(tmp_path / "snapshots", 4)
+    remove_tree(tmp_path / "snapshots")
+    with pytest.raises(Damage, match="all that were taken are gone") as told:
+        newest_snapshot(tmp_path / "snapshots")
+    assert "queue retry" in told.value.hint

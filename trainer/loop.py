@@ -203,7 +203,7 @@ def _resume(model: Decoder, optimizer: torch.optim.Optimizer, plan: LoopPlan) ->
     state = snapshot.state
     if state["identity"] != plan.identity:
         raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan",
-                     hint="a job's plan never changes; move the snapshots folder away and retry")  # fmt: skip
+                     hint="a job's plan never changes; `heirloom queue retry ID` trains from the beginning")  # fmt: skip
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(snapshot.model[name])

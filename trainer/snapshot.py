@@ -1,9 +1,10 @@
 """Snapshots of a training run: whole, checked and atomic, taken at step boundaries only.
 
     snapshots/step-00000120/   model.safetensors  optimizer.safetensors  state.json  checksums.json
+    snapshots.taken            that there was one: a folder that vanished is not one that never was
 
 A snapshot is written into a hidden folder, synced, and renamed. The newest INTACT one wins, by number and not by
-spelling; a damaged newer one is reported beside it. When there are snapshots and none is intact the answer is Damage,
+spelling; a damaged newer one is reported beside it. When snapshots were taken and none is intact the answer is Damage,
 never a fresh start. Weights and moments are safetensors, the rest is JSON: nothing here can run code when loaded.
 What the state means is known to `trainer/loop.py` alone.
 """
@@ -66,6 +67,8 @@ def save_snapshot(
         if target.exists():  # a damaged one of the same step that the run went past
             remove_tree(target)
         rename_new(temporary, target)
+        if not _marker(folder).exists():
+            write_json(_marker(folder), {"first_step": step})
     except OSError:
         remove_tree(temporary)
         raise
@@ -76,7 +79,7 @@ def save_snapshot(
 def newest_snapshot(folder: Path) -> Snapshot | None:
     """The newest intact snapshot; None when none was ever taken.
 
-    Raises Damage when snapshots exist and every one of them is torn, altered or incomplete.
+    Raises Damage when every one that was taken is torn, altered, incomplete or gone.
     """
     damaged: list[str] = []
     for step, path in reversed(_all(folder)):
@@ -84,13 +87,17 @@ def newest_snapshot(folder: Path) -> Snapshot | None:
             return _read(step, path, tuple(damaged))
         except (Damage, OSError, SafetensorError, ValueError) as error:
             damaged.append(f"{path.name}: {error}")
-    if damaged:
+    if damaged or _marker(folder).exists():
         raise Damage(
-            f"no snapshot in {folder} is intact ({'; '.join(damaged)})",
+            f"no snapshot in {folder} is intact ({'; '.join(damaged) or 'all that were taken are gone'})",
             subject=str(folder),
-            hint="check the disk; to train from the beginning move this folder away, then `heirloom queue retry ID`",
+            hint="check the disk; `heirloom queue retry ID` trains from the beginning",
         )
     return None
+
+
+def _marker(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.taken")
 
 
 def _all(folder: Path) -> list[tuple[int, Path]]:

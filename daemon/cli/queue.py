@@ -146,8 +146,8 @@ class Teller:
 
 def _follow(caller: Caller, number: int) -> None:
     """Wait until the job has ended. Raises DaemonNotRunning when nobody works on it."""
+    from daemon.endings import read_progress
     from daemon.report import daemon_running
-    from daemon.runner import read_progress
 
     home = caller.home()
 

@@ -49,15 +49,15 @@ def loss_pairs(evaluation: Sequence[Mapping[str, Any]], best: Mapping[str, float
 
 
 def judge(
-    pairs: Sequence[LossPair], generations: Sequence[Mapping[str, Any]], *, pruned: Sequence[str] = ()
+    pairs: Sequence[LossPair], generations: Sequence[Mapping[str, Any]], *, unjudged: Mapping[str, str] | None = None
 ) -> Verdict:
     """Every set and the samples. At least one figure on the new data must have been there to judge.
 
-    `pruned`: names of sets of the ancestry whose data is gone; each is told as not applicable, never left out.
+    `unjudged`: sets of the ancestry that were not measured, with the reason; each is told, never silently left out.
     """
     return verdict_of([
         *((pair.name, partial(_judge_pair, pair)) for pair in pairs),
-        *((name, partial(Check, name, None, "not judged: its prepared data was pruned")) for name in pruned),
+        *((name, partial(Check, name, None, f"not judged: {why}")) for name, why in (unjudged or {}).items()),
         ("new data judged", partial(_something_judged, pairs)),
         ("generation", partial(_generation, generations)),
     ])  # fmt: skip

@@ -26,18 +26,25 @@ from guard.durable import (
 )
 from guard.errors import Damage
 from guard.failpoints import point
+from guard.steps import Steps, drain
 from guard.store.jobs import Job, find_job, set_job
 from guard.store.keeper import Keeper
+from guard.store.sums import hash_steps
 from guard.store.versions import line_tip
 from guard.store.views import refresh
 
-__all__ = ["announce", "finish_birth", "hash_folder", "set_birth_aside", "sums_text", "version_readme"]
+__all__ = ["announce", "finish_birth", "hash_folder", "hash_folder_steps", "set_birth_aside", "sums_text", "version_readme"]
 
 _OURS = ("version.json", "README.md", "SHA256SUMS")
 
 
 def hash_folder(folder: Path, skip: tuple[str, ...] = ("SHA256SUMS",)) -> dict[str, str]:
     """SHA-256 of every file below a folder by its relative name, read from disk now. Symbolic links are refused."""
+    return drain(hash_folder_steps(folder, skip))
+
+
+def hash_folder_steps(folder: Path, skip: tuple[str, ...] = ("SHA256SUMS",)) -> Steps[dict[str, str]]:
+    """`hash_folder` in slices."""
     found = {}
     for place, _names, files in os.walk(folder):
         for name in files:
@@ -47,7 +54,7 @@ def hash_folder(folder: Path, skip: tuple[str, ...] = ("SHA256SUMS",)) -> dict[s
                 raise Damage(f"{relative} in {folder} is a symbolic link", subject=str(path),
                              hint="a version holds only plain files")  # fmt: skip
             if relative not in skip:
-                found[relative] = sha256_file(path)
+                found[relative] = yield from hash_steps(path)
     return found
 
 

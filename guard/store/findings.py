@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guard.store.sums import Problem, drain
+from guard.steps import drain
+from guard.store.sums import Problem
 
 __all__ = ["Checked", "Finding", "Findings", "Report"]
 

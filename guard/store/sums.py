@@ -13,15 +13,15 @@ import re
 import stat
 from collections.abc import Callable, Generator, Mapping, Set
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from guard.durable import sha256_file
+from guard.steps import drain
 
 __all__ = [
     "STEP_BYTES",
     "SUMS",
     "Problem",
-    "drain",
     "folder_problems",
     "hash_steps",
     "listed_problem_steps",
@@ -64,15 +64,6 @@ def hash_steps(path: Path) -> Generator[int, None, str]:
             digest.update(block)
             yield len(block)
     return digest.hexdigest()
-
-
-def drain(steps: Generator[Any, None, _Result]) -> _Result:
-    """Run a generator of steps to its end and return its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def _found_files(folder: Path) -> set[str]:

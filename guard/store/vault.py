@@ -28,11 +28,12 @@ from guard.durable import (
 )
 from guard.errors import Damage, EnvironmentFault
 from guard.failpoints import point
+from guard.steps import drain
 from guard.store.copying import Incoming, copy_folder_steps, folder_digest, listing, seal_quietly, set_aside
 from guard.store.files import get_file, original_hashes
 from guard.store.intents import clear_intent, put_intent
 from guard.store.keeper import Keeper
-from guard.store.sums import SUMS, drain, hash_steps, problem_steps, read_sums
+from guard.store.sums import SUMS, hash_steps, problem_steps, read_sums
 from guard.store.vault_ledger import ledger_steps
 from guard.store.vault_run import BackupRun, Steps, named
 from guard.store.vault_state import config_files, find_vault, open_vault, other_device

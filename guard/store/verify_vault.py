@@ -11,11 +11,12 @@ from collections.abc import Generator
 from pathlib import Path
 
 from guard.durable import sha256_bytes
+from guard.steps import drain
 from guard.store.copying import folder_digest, listing
 from guard.store.findings import Findings
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
-from guard.store.sums import Problem, drain, hash_steps, problem_steps
+from guard.store.sums import Problem, hash_steps, problem_steps
 from guard.store.vault_state import check_vault, config_files, ledger_head
 from guard.store.versions import find_version, high_water
 

@@ -1,0 +1,55 @@
+"""Costs of a job before it starts: tokens, steps, seconds, bytes. Estimates for people and for the disk check.
+
+Not here: the formulas of time and memory (`trainer/estimate.py`) and the judgement (`guard/checks/preflight.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from daemon.targets import Target, numbers_of, shape_of
+from guard.store.keeper import Keeper
+from trainer.estimate import Estimate, estimate_job
+from trainer.hardware import Numbers, hardware_facts
+from trainer.model_config import ModelConfig
+from trainer.recipe import Recipe
+
+__all__ = ["cost_of", "estimate", "needed_bytes", "tokens_approx"]
+
+
+def cost_of(
+    recipe: Recipe, shape: ModelConfig, numbers: Numbers, tokens: int, *, iterations: int | None, measured: float | None
+) -> tuple[int, Estimate]:
+    """(steps, estimate) of so many first-pass tokens on a model of that shape; `iterations`: exactly so many steps."""
+    per_step = recipe.training.batch_sequences * shape.block_size
+    steps = int(iterations or max(1, -(-tokens * recipe.training.epochs // per_step)))
+    work = steps * per_step if iterations else tokens * recipe.training.epochs
+    return steps, estimate_job(shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences,
+                               flags=hardware_facts()["cpu_flags"], cores=numbers.threads, measured=measured)  # fmt: skip
+
+
+def _cost(keeper: Keeper, target: Target, tokens: int) -> tuple[int, Estimate]:
+    """(steps, estimate) of training so many first-pass tokens with the target's recipe."""
+    return cost_of(target.recipe, shape_of(keeper, target.base), numbers_of(keeper, target), tokens,
+                   iterations=target.job.request.get("iterations"),
+                   measured=target.base.record.get("metrics", {}).get("tokens_per_second"))  # fmt: skip
+
+
+def tokens_approx(target: Target) -> int:
+    """Intake counts four bytes a token, as GPT-2 does on English; `char` has one for every byte."""
+    factor = 4 if target.base.record["tokenization"] == "char" else 1
+    return factor * sum(file.tokens_approx for file in target.files if not file.record.get("prepared")) + sum(
+        file.tokens_approx for file in target.files if file.record.get("prepared"))  # fmt: skip
+
+
+def needed_bytes(keeper: Keeper, target: Target, tokens: int) -> int:
+    """Room for shards (3 bytes a token at most), snapshots, the new version and its backup."""
+    _steps, cost = _cost(keeper, target, tokens)
+    return cost.staging_bytes + cost.version_bytes + 3 * tokens
+
+
+def estimate(keeper: Keeper, target: Target) -> dict[str, Any]:
+    """Tokens, steps, seconds and bytes a job will take, from sizes and the last measured speed."""
+    tokens = tokens_approx(target)
+    steps, cost = _cost(keeper, target, tokens)
+    return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": needed_bytes(keeper, target, tokens)}

@@ -1,0 +1,131 @@
+"""Facts for preflight: every byte of base and data is read, and ledger, views and disk are compared.
+
+Read in slices, since the daemon has one thread. Facts are only gathered here; the verdict is `guard/checks/preflight.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from daemon.costs import needed_bytes, tokens_approx
+from daemon.targets import Target
+from guard.checks.preflight import DataFact, Facts
+from guard.durable import sha256_bytes, sha256_file
+from guard.errors import HeirloomError
+from guard.names import parse_version_number
+from guard.steps import Steps, drain
+from guard.store import views
+from guard.store.birth import hash_folder_steps, sums_text
+from guard.store.files import StoredFile, stored_path
+from guard.store.jobs import jobs_in
+from guard.store.keeper import Keeper
+from guard.store.learnt import judge_novelty, read_sidecar
+from guard.store.sums import hash_steps
+from guard.store.versions import Version, line_tip, number_is_free
+
+__all__ = ["fact_steps", "gather_facts", "parts_sha256"]
+
+
+def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
+    """(present, intact, problem) of a base by reading every byte of it."""
+    folder = keeper.home.models / base.name
+    if not folder.is_dir() or base.state not in ("sealed", "quarantined"):
+        return False, False, f"it is {base.state}" if base.state == "trashed" else "its folder is missing"
+    try:
+        sums = (folder / "SHA256SUMS").read_text("utf-8")
+        if sha256_file(folder / "SHA256SUMS") != base.sums_sha256:
+            return True, False, "SHA256SUMS is not the one that was recorded"
+        found = sums_text((yield from hash_folder_steps(folder)))
+    except (OSError, HeirloomError, UnicodeDecodeError) as error:
+        return True, False, str(error)
+    if found != sums:
+        wrong = sorted({line.split("  ", 1)[-1] for line in set(found.splitlines()) ^ set(sums.splitlines())})
+        return True, False, f"changed or missing: {', '.join(wrong[:5])}"
+    return True, True, ""
+
+
+def _data_facts(keeper: Keeper, files: Sequence[StoredFile]) -> Steps[list[DataFact]]:
+    facts = []
+    for file in files:
+        path = stored_path(keeper.home, file)
+        found = None
+        if path.is_file():
+            found = yield from hash_steps(path)
+        elif path.is_dir() and file.record.get("prepared"):
+            found = parts_sha256((yield from hash_folder_steps(path, skip=())))
+        facts.append(DataFact(file.name, file.sha256, found))
+    return facts
+
+
+def parts_sha256(parts: Mapping[str, str]) -> str:
+    """The identity of a prepared dataset folder: the hash over the sorted hashes of its files."""
+    return sha256_bytes(sums_text(parts).encode())
+
+
+def gather_facts(
+    keeper: Keeper, target: Target, *, prepared: Mapping[str, Any] | None = None, wanted: int | None = None
+) -> Facts:
+    """Everything preflight judges from. `prepared` is None for an estimate before the data is prepared."""
+    return drain(fact_steps(keeper, target, prepared=prepared, wanted=wanted))
+
+
+def fact_steps(
+    keeper: Keeper, target: Target, *, prepared: Mapping[str, Any] | None = None, wanted: int | None = None
+) -> Steps[Facts]:
+    """`gather_facts` in slices."""
+    base, job = target.base, target.job
+    present, intact, problem = yield from _check_base(keeper, base)
+    data = yield from _data_facts(keeper, target.files)
+    intended = job.base_id is not None or line_tip(keeper.ledger, job.line) == base
+    tokens = int(prepared["tokens"]) if prepared else tokens_approx(target)
+    others = [f"job {item.id} ({item.state})" for item in jobs_in(keeper.ledger, "preparing", "training", "committing")
+              if item.line == job.line and item.id != job.id and item.kind == "train"]  # fmt: skip
+    return Facts(
+        data=data, base=base.name, base_present=present, base_intact=intact,
+        base_is_intended=intended, base_problem=problem or "the line's tip has moved",
+        examples_new=_examples_new(keeper, target, prepared),
+        examples_too_long=int(prepared["counts"].get("too_long", 0)) if prepared else 0,
+        repeat_allowed=bool(job.request.get("allow_repeat")),
+        free_bytes=keeper.home.free_bytes(), needed_bytes=needed_bytes(keeper, target, tokens) if present else None,
+        reserve_bytes=int(keeper.settings.disk.reserve_gb * 1e9), device="CPU", device_free=True,
+        unfinished_jobs=others, inconsistencies=_inconsistencies(keeper),
+        tokenizer_base=base.record.get("tokenizer_hash"),
+        tokenizer_data=prepared.get("tokenizer_hash") if prepared else None,
+        template_base=base.record.get("template_hash"),
+        template_data=prepared.get("template_hash") if prepared else None,
+        mask_ratio=prepared.get("mask_ratio") if prepared else None, mask_needed=job.stage == "sft",
+        output_problem=_output_problem(keeper, wanted, job.id),
+    )  # fmt: skip
+
+
+def _output_problem(keeper: Keeper, wanted: int | None, job: int) -> str:
+    if wanted is None or number_is_free(keeper, wanted, job):
+        return ""
+    return f"the number {wanted} was used before or lies below one that was"
+
+
+def _inconsistencies(keeper: Keeper) -> list[str]:
+    """Where ledger and disk disagree. A stale view is made again first and never believed (law 8)."""
+    if views.stale(keeper):
+        views.refresh(keeper)
+    problems = views.stale(keeper)
+    known = {row[0] for row in keeper.ledger.rows("SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')")}
+    on_disk = {entry.name for entry in os.scandir(keeper.home.models)
+               if entry.is_dir() and parse_version_number(entry.name) is not None}  # fmt: skip
+    problems += [f"{name} is in the ledger and not in models/" for name in sorted(known - on_disk)]
+    problems += [f"models/{name} is not in the ledger" for name in sorted(on_disk - known)]
+    return problems
+
+
+def _examples_new(keeper: Keeper, target: Target, prepared: Mapping[str, Any] | None) -> int:
+    repeat = bool(target.job.request.get("allow_repeat"))
+    if prepared is not None:
+        counts = prepared["counts"]
+        return int(counts["new"]) + int(counts.get("known_again", 0)) if prepared["steps"] else 0
+    fingerprints: list[bytes] = []
+    for file in target.files:
+        fingerprints += read_sidecar(keeper.home.files / file.sha256)
+    novelty = judge_novelty(keeper, fingerprints, target.base.id, target.job.stage)
+    return novelty.new + (novelty.known if repeat else 0)

@@ -1,0 +1,99 @@
+"""Targets: which version a job forks, with which recipe, on which files.
+
+Answered from the ledger and the home's configs at the moment of asking; a plan freezes the answer. Not here: what the
+checks need to know (`facts.py`), the frozen plan itself (`planning.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from guard.errors import HeirloomError, NotFound
+from guard.store.files import StoredFile, get_file
+from guard.store.jobs import Job
+from guard.store.keeper import Keeper
+from guard.store.versions import Version, find_version, line_tip, version_by_id
+from trainer.hardware import Numbers, resolve_numbers
+from trainer.model_config import ModelConfig
+from trainer.recipe import Recipe, find_recipe, load_recipe, resolve
+
+__all__ = ["Target", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of", "target_of"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a job is about to train on what."""
+
+    job: Job
+    base: Version
+    recipe: Recipe
+    files: tuple[StoredFile, ...]
+
+
+def base_of(keeper: Keeper, job: Job) -> Version:
+    """The version a job forks: the one that was named, or the tip of its line now. Raises NotFound."""
+    if job.base_id is not None:
+        return version_by_id(keeper.ledger, job.base_id)
+    tip = line_tip(keeper.ledger, job.line)
+    if tip is None:
+        raise NotFound(f"the line {job.line} has no version yet", subject=job.line,
+                       hint="heirloom plan --base VERSION --line NAME starts one")  # fmt: skip
+    return tip
+
+
+def recipe_for(keeper: Keeper, stage: str, named: str, base: Version, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe a person named, else the one of the base's size in the home's configs; with overrides applied."""
+    roots = [keeper.home.configs]
+    if named:
+        recipe = load_recipe(find_recipe(named, roots, stage))
+    else:
+        size = str(base.record.get("size") or "small")
+        try:
+            recipe = load_recipe(find_recipe(size, roots, stage))
+        except NotFound:
+            recipe = load_recipe(find_recipe("small", roots, stage))
+    if recipe.stage != stage:
+        raise HeirloomError(f"the recipe {named} is for {recipe.stage}, the data is {stage}", subject=named,
+                            hint=f"name one of configs/{stage}/")  # fmt: skip
+    return resolve(recipe, overrides) if overrides else recipe
+
+
+def fork_recipe(recipe: Recipe) -> Recipe:
+    """A recipe without its model section: a fork has the shape of its parent, whatever the file describes."""
+    return recipe.model_copy(update={"model": None})
+
+
+def target_of(keeper: Keeper, job: Job) -> Target:
+    """Everything a job is about. Raises NotFound when a file or the base is not known any more."""
+    files = []
+    for sha256 in job.files:
+        file = get_file(keeper.ledger, sha256)
+        if file is None:
+            raise NotFound(f"the file {sha256[:12]} of job {job.id} is not known any more", subject=sha256,
+                           hint="drop it again")  # fmt: skip
+        files.append(file)
+    base = base_of(keeper, job)
+    recipe = recipe_for(keeper, job.stage, str(job.request.get("recipe") or ""), base, job.request.get("overrides") or {})
+    return Target(job, base, fork_recipe(recipe), tuple(files))
+
+
+def resolve_base(keeper: Keeper, text: str) -> Version:
+    """The version a person named as base: `v003`, its full name, or `latest` for the active one."""
+    if text == "latest":
+        tip = line_tip(keeper.ledger, "policy")
+        if tip is not None:
+            return tip
+    return find_version(keeper.ledger, text)
+
+
+def shape_of(keeper: Keeper, base: Version) -> ModelConfig:
+    """The shape of a sealed version, from its config.json."""
+    return ModelConfig.from_hf(json.loads((keeper.home.models / base.name / "config.json").read_text("utf-8")))
+
+
+def numbers_of(keeper: Keeper, target: Target) -> Numbers:
+    """Threads, dtype and micro-batch of a job, from the table."""
+    return resolve_numbers(target.recipe.as_dict(), keeper.settings, shape_of(keeper, target.base))

@@ -1,0 +1,40 @@
+"""Long work in slices: generators that yield between bounded pieces and return their result.
+
+The daemon has one thread and must get back to its socket and its children many times a second; hashing twenty gigabytes
+may not stop it. Whoever has time to wait drains the same generator. Not here: threads, and any work of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, TypeAlias, TypeVar
+
+__all__ = ["SLICE_SECONDS", "Steps", "advance", "drain"]
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Any, None, T]
+"""What it yields is of no matter here: nothing, bytes read, or what it is busy with."""
+
+SLICE_SECONDS = 0.05
+
+
+def drain(steps: Steps[T]) -> T:
+    """Do all of it now; returns what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def advance(steps: Steps[T], clock: Callable[[], float], seconds: float = SLICE_SECONDS) -> tuple[bool, T | None]:
+    """Work for about so many seconds: (True, result) when it came to its end, (False, None) when there is more."""
+    stop = clock() + seconds
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return True, done.value
+        if clock() >= stop:
+            return False, None

@@ -1,0 +1,80 @@
+"""The vigil over a child: stopped, hanging and greedy children are told from ones that work or wait for the machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.vigil import STALL_SECONDS, Vigil, cpu_seconds, machine_memory_mb
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    with subprocess.Popen(SLEEPER) as process:
+        yield process.pid
+        process.kill()
+
+
+def watch(vigil: Vigil, seconds: float, begin: float = 0.0, step: float = 5.0) -> tuple[str, str]:
+    """Look every `step` seconds; the first thing said, or nothing."""
+    now = begin
+    while now <= begin + seconds:
+        found = vigil.look(now)
+        if found[0]:
+            return found
+        now += step
+    return "", ""
+
+
+def test_a_child_that_does_nothing_at_all_is_noticed(sleeper: int, tmp_path: Path) -> None:
+    vigil = Vigil(sleeper, tmp_path / "progress.json", memory_mb=1e6, hang_seconds=0)
+    assert watch(vigil, STALL_SECONDS - 10) == ("", "")
+    fault, reason = watch(vigil, 40, begin=STALL_SECONDS)
+    assert fault == "hung" and "did nothing" in reason
+
+
+def test_progress_is_a_sign_of_life(sleeper: int, tmp_path: Path) -> None:
+    progress = tmp_path / "progress.json"
+    vigil = Vigil(sleeper, progress, memory_mb=1e6, hang_seconds=200)
+    for turn in range(10):
+        progress.write_text(str(turn))
+        os.utime(progress, ns=(turn, turn + 1))
+        assert watch(vigil, STALL_SECONDS / 2, begin=turn * STALL_SECONDS) == ("", "")
+
+
+def test_a_child_that_is_busy_without_getting_on_hangs_when_its_time_is_over(tmp_path: Path) -> None:
+    vigil = Vigil(os.getpid(), tmp_path / "progress.json", memory_mb=1e6, hang_seconds=30)
+    now, found = 0.0, ("", "")
+    while not found[0] and now < 100:
+        burnt = cpu_seconds(os.getpid()) + 0.03
+        while cpu_seconds(os.getpid()) < burnt:
+            sum(range(10_000))
+        found = vigil.look(now)
+        now += 5
+    assert found[0] == "hung" and "no progress for 30 s" in found[1]
+
+
+def test_time_in_which_nobody_looked_does_not_count(sleeper: int, tmp_path: Path) -> None:
+    vigil = Vigil(sleeper, tmp_path / "progress.json", memory_mb=1e6, hang_seconds=60)
+    for now in (0.0, 10_000.0, 20_000.0):
+        assert vigil.look(now) == ("", "")
+
+
+def test_too_much_memory_is_the_machines_matter(sleeper: int, tmp_path: Path) -> None:
+    until = time.monotonic() + 10
+    found = ("", "")
+    while not found[0] and time.monotonic() < until:  # the process may not have grown yet
+        found = Vigil(sleeper, tmp_path / "progress.json", memory_mb=1.0, hang_seconds=0).look(0.0)
+    assert found[0] == "environment" and "MiB of memory; 1 MiB are allowed" in found[1]
+
+
+def test_processor_time_of_a_process_that_is_gone_is_none() -> None:
+    assert cpu_seconds(2**22 + 1) == 0.0 and cpu_seconds(os.getpid()) > 0.0 and machine_memory_mb() > 100
