@@ -25,6 +25,7 @@ from guard.store.jobs import Job, jobs_in
 from guard.store.keeper import Keeper
 from guard.store.learnt import judge_novelty, read_sidecar
 from guard.store.versions import (
+    GONE,
     Version,
     ancestors,
     find_version,
@@ -68,6 +69,8 @@ def base_of(keeper: Keeper, job: Job) -> Version:
     if job.base_id is not None:
         return version_by_id(keeper.ledger, job.base_id)
     tip = line_tip(keeper.ledger, job.line)
+    if tip is None and job.request.get("grown_from") is not None:
+        return version_by_id(keeper.ledger, int(job.request["grown_from"]))  # a regrown line before its first version
     if tip is None:
         raise NotFound(f"the line {job.line} has no version yet", subject=job.line,
                        hint="heirloom plan --base VERSION --line NAME starts one")  # fmt: skip
@@ -109,7 +112,8 @@ def prepare_request(keeper: Keeper, target: Target, known: Path) -> dict[str, An
         "datasets_root": str(home.shards), "allow_repeat": bool(job.request.get("allow_repeat")),
         "replay": {"fraction": settings.replay.fraction, "datasets": replay_sources(keeper, target.base)},
         "recipe": target.recipe.as_dict(), "seed": target.recipe.seed,
-        "max_steps": settings.training.max_steps or None, "iterations": job.request.get("iterations"),
+        "max_steps": job.request.get("max_steps", settings.training.max_steps) or None,
+        "iterations": job.request.get("iterations"),
         "nice": settings.nice,
     }  # fmt: skip
 
@@ -231,7 +235,7 @@ def check_base(keeper: Keeper, base: Version) -> tuple[bool, bool, str]:
     """(present, intact, problem) of a base by reading every byte of it."""
     folder = keeper.home.models / base.name
     if not folder.is_dir() or base.state not in ("sealed", "quarantined"):
-        return False, False, f"it is {base.state}" if base.state == "trashed" else "its folder is missing"
+        return False, False, f"it is {base.state}" if base.state in GONE else "its folder is missing"
     try:
         sums = (folder / "SHA256SUMS").read_text("utf-8")
         if sha256_file(folder / "SHA256SUMS") != base.sums_sha256:
@@ -303,7 +307,7 @@ def gather_facts(
     """Everything preflight judges from. `prepared` is None for an estimate before the data is prepared."""
     base, job = target.base, target.job
     present, intact, problem = check_base(keeper, base)
-    intended = job.base_id is not None or line_tip(keeper.ledger, job.line) == base
+    intended = job.base_id is not None or base_of(keeper, job) == base
     tokens = int(prepared["tokens"]) if prepared else _tokens_approx(target)
     others = [f"job {item.id} ({item.state})" for item in jobs_in(keeper.ledger, "preparing", "training", "committing")
               if item.line == job.line and item.id != job.id and item.kind == "train"]  # fmt: skip
@@ -384,7 +388,9 @@ def target_of(keeper: Keeper, job: Job) -> Target:
                            hint="drop it again")  # fmt: skip
         files.append(file)
     base = base_of(keeper, job)
-    recipe = recipe_for(keeper, job.stage, str(job.request.get("recipe") or ""), base, job.request.get("overrides") or {})
+    sealed = job.request.get("sealed_recipe")
+    recipe = parse_recipe(sealed) if sealed else recipe_for(
+        keeper, job.stage, str(job.request.get("recipe") or ""), base, job.request.get("overrides") or {})  # fmt: skip
     return Target(job, base, fork_recipe(recipe), tuple(files))
 
 

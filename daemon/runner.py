@@ -20,6 +20,7 @@ from daemon.children import TorchServer
 from daemon.planning import Target, base_request, gather_facts, prepare_request, target_of, train_request
 from daemon.publish import adopt_dataset, ensure_staging, publish_base, publish_child, read_result
 from daemon.reactor import Reactor
+from daemon.regrow import chain_problem
 from guard.checks.preflight import Facts, preflight
 from guard.checks.verdict import Verdict
 from guard.durable import remove_tree, write_json
@@ -102,7 +103,7 @@ class Runner:
         blocked = {job.line for job in jobs_in(self.keeper.ledger, "held", "preparing", "training", "committing")
                    if job.kind in KINDS}  # fmt: skip
         for job in jobs_in(self.keeper.ledger, "queued"):
-            if job.kind in KINDS and job.line not in blocked:
+            if job.kind in KINDS and job.line not in blocked and chain_problem(self.keeper, job) is not None:
                 return self._coalesce(job)
         return None
 
@@ -148,6 +149,10 @@ class Runner:
     def _start(self, job: Job) -> None:
         if job.kind == "base":
             self._start_base(job)
+            return
+        broken = chain_problem(self.keeper, job)
+        if broken:
+            self._set(job.id, "parked", broken)
             return
         target = target_of(self.keeper, job)
         facts = gather_facts(self.keeper, target, wanted=job.wanted_id)
