@@ -116,8 +116,7 @@ def _rage(keeper: Keeper) -> None:
 def _work(keeper: Keeper) -> None:
     """Everything Heirloom itself does, as the same user: births stand in for all that come into models/."""
     recover(keeper)
-    with open_shelf(keeper.home.models):
-        poison = add_version(keeper, "poison", "v004_full_stack", state="quarantined")
+    poison = add_version(keeper, "poison", "v004_full_stack", state="quarantined")
     views.refresh(keeper)
     delete(keeper, LEAF, force=True)
     restore(keeper, LEAF)
