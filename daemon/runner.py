@@ -40,6 +40,7 @@ LOCKED = 76  # a child of an earlier life still holds the staging folder
 KINDS = ("train", "base")
 HOLD_SECONDS = 30.0
 CRASH_SECONDS = 1.0
+GB = 1e9
 
 
 def read_progress(staging: Path) -> dict[str, Any]:
@@ -65,6 +66,8 @@ class Runner:
         self._untidy: dict[int, float] = {}
         """Jobs whose version is recorded and whose views, seal or staging are not finished: when to try again."""
         self._on_stop: dict[int, str] = {}
+        self._full = ""
+        """Why a job was last paused for want of room."""
 
     # --- choosing ------------------------------------------------------------------------------------------------
 
@@ -74,6 +77,8 @@ class Runner:
 
     def tick(self, now: float) -> None:
         """Start the next thing when nothing runs."""
+        if self.current is not None and not self.stopping:
+            self._watch_room(self.current)
         if self.current is not None or self.stopping or self.paused:
             return
         for number in [number for number, due in self._untidy.items() if due <= now]:
@@ -92,8 +97,28 @@ class Runner:
         if following is not None:
             self._guarded(following, self._start)
 
+    def _short_of_room(self) -> str:
+        """Why nothing may be trained on this disk now; "" while more than the reserve is free."""
+        free, reserve = self.keeper.home.free_bytes(), self.keeper.settings.disk.reserve_gb * GB
+        if free >= reserve:
+            return ""
+        return (f"Disk space: {free / GB:,.1f} GB are free and {reserve / GB:,.1f} GB stay reserved; "
+                "it goes on by itself when there is room")  # fmt: skip
+
+    def _watch_room(self, number: int) -> None:
+        """Pause what trains when the disk falls below the reserve: it takes a snapshot and is held."""
+        problem = self._short_of_room() if number not in self._on_stop else ""
+        if not problem:
+            return
+        job = find_job(self.keeper.ledger, number)
+        if (job.kind, job.state) == ("train", "training"):
+            self._full = problem
+            self.stop_current("held")
+
     def _release_held(self, now: float) -> None:
         for job in jobs_in(self.keeper.ledger, "held"):
+            if job.kind == "train" and "train" in job.plan and self._short_of_room():
+                continue  # its plan was judged before; what it waits for is room
             if job.kind in KINDS and self._not_before.get(job.id, 0.0) <= now:
                 with self.keeper.ledger.transaction():
                     set_job(self.keeper.ledger, job.id, "training" if "train" in job.plan else "queued", "tried again")
@@ -348,10 +373,11 @@ class Runner:
     # --- stopping ------------------------------------------------------------------------------------------------
 
     def stop_current(self, wish: str) -> int | None:
-        """Ask the running job to snapshot and stop; `wish` is its state then (`parked`, `cancelled`, `paused`)."""
+        """Ask the running job to snapshot and stop; `wish` is its state then (`parked`, `cancelled`, `held`, `paused`)."""
         if self.current is None:
             return None
-        if wish != "paused" or self.current not in self._on_stop:  # a pause takes no cancellation back
+        # A pause takes no cancellation back; and what was paused for want of room is held, paused or not.
+        if wish != "paused" or self.current not in self._on_stop:
             self._on_stop[self.current] = wish
         self.server.signal(self.current)
         return self.current
@@ -359,6 +385,8 @@ class Runner:
     def _stopped(self, job: Job, wish: str) -> None:
         if wish == "cancelled" and job.state == "cancelled":
             remove_tree(self.keeper.home.staging_of(job.id))
+        elif wish == "held" and job.state == "training":
+            self._hold(job.id, self._full)
         elif wish == "parked" and job.state in ("preparing", "training"):
             self._set(job.id, "parked", "the line was rolled back under it")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_a_long_line_keeps_a_logarithm_of_itself() -> None:
     assert left[0] == 1 and left[-3:] == [998, 999, 1000] and len(left) <= 3 + 1 + 11
     ages = [1000 - number for number in left if number not in (1, 998, 999, 1000)]
     # Between two neighbours the age grows by a bounded factor: no stretch of the past is without a witness.
-    assert all(older <= 4 * younger + 4 for older, younger in zip(ages, ages[1:], strict=False))
+    assert all(older <= 4 * younger + 4 for older, younger in itertools.pairwise(ages))
 
 
 def test_every_choice_has_its_reason_and_all_are_told() -> None:
