@@ -21,6 +21,7 @@ from guard.errors import NotFound
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.keeper import Keeper
+from guard.store.lineage import regrown_lines
 
 __all__ = ["tell_story"]
 
@@ -139,9 +140,8 @@ def _versions(keeper: Keeper, hashes: set[str]) -> list[dict[str, Any]]:
 
 def _left_out(keeper: Keeper, hashes: set[str]) -> list[dict[str, str]]:
     """The lines that were grown again without one of these files: line, of (the line before), base."""
-    rows = keeper.ledger.rows("SELECT key, value FROM meta WHERE key >= 'regrown:' AND key < 'regrown;' ORDER BY key")
-    told = [(row["key"].removeprefix("regrown:"), orjson.loads(row["value"])) for row in rows]
-    return [{"line": line, "of": facts["of"], "base": facts["base"]} for line, facts in told if facts["without"] in hashes]
+    return [{key: item[key] for key in ("line", "of", "base")} for item in regrown_lines(keeper.ledger)
+            if item["without"] in hashes]  # fmt: skip
 
 
 def _events(keeper: Keeper, subjects: set[str]) -> list[dict[str, Any]]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from guard.checks.deletion import ACTIVE, lock_label
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 from guard.store.versions import Version, all_versions, dependants, tips
 
-__all__ = ["ADAPTER_BASE", "descendants", "lineage", "living_dependants", "needed_to_load", "tree_lines"]
+__all__ = ["ADAPTER_BASE", "descendants", "lineage", "living_dependants", "needed_to_load", "regrown_lines",
+           "rollbacks", "tree_lines"]  # fmt: skip
 
 ADAPTER_BASE = "adapter_base"
 """The role of an input without which a version cannot be loaded; a parent's weights are in the child's own."""
@@ -99,6 +102,20 @@ def lineage(keeper: Keeper) -> list[dict[str, Any]]:
         }
         for version in versions
     ]  # fmt: skip
+
+
+def rollbacks(ledger: Ledger) -> list[dict[str, Any]]:
+    """Every rollback there ever was, oldest first: utc, actor (who), line, from, to, why, parked_job."""
+    rows = ledger.rows("SELECT utc, actor, subject, payload FROM events WHERE verb = 'line.rolled_back' ORDER BY seq")
+    told = [(row, orjson.loads(row["payload"])) for row in rows]
+    return [{"utc": row["utc"], "actor": row["actor"], "line": row["subject"], "from": facts["before"], "to": facts["after"],
+             "why": facts["why"], "parked_job": facts.get("parked_job")} for row, facts in told]  # fmt: skip
+
+
+def regrown_lines(ledger: Ledger) -> list[dict[str, str]]:
+    """Lines that were grown again without a file: line, of (the line before), base, file, without (its SHA-256)."""
+    rows = ledger.rows("SELECT key, value FROM meta WHERE key >= 'regrown:' AND key < 'regrown;' ORDER BY key")
+    return [{"line": row["key"].removeprefix("regrown:"), **orjson.loads(row["value"])} for row in rows]
 
 
 def _data(item: Mapping[str, Any]) -> dict[str, Any]:
