@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from toy import Toy, chat_of, text_of
 
-from daemon import runner
+from daemon import publish, runner
 from daemon.operations import perform
 from daemon.report import compose
 from guard import durable
 from guard.bitmap import unpack_bitmap
 from guard.clock import utc_text
-from guard.errors import CheckFailed, NotFound, UsageError
+from guard.errors import CheckFailed, NotFound, Protected, UsageError
 from guard.store.jobs import find_job
 from guard.store.learnt import judge_novelty, read_sidecar
 from guard.store.versions import ancestors, find_version, line_tip
@@ -775,3 +775,33 @@ def test_the_status_says_how_many_forks_are_left_and_when_the_disk_is_full(
     _free(monkeypatch, 10.001)
     near = compose(toy.keeper, {}, running=True)["disk"]
     assert near["full_on"] and near["full_on"] >= toy.clock.utc()[:10]
+
+
+# --- what else went into a version --------------------------------------------------------------------------------------
+
+
+def _with_inputs(monkeypatch: pytest.MonkeyPatch, *inputs: dict[str, str]) -> None:
+    real = publish.forked_record
+    monkeypatch.setattr(publish, "forked_record", lambda *args, **words: {**real(*args, **words), "inputs": list(inputs)})
+
+
+def test_every_input_of_a_version_locks_deletion_like_a_parent(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.drop("a.jsonl", chat_of(30))
+    toy.settle()
+    ask(toy, "rollback", version=BASE)
+    _with_inputs(monkeypatch, {"role": "reference", "name": "v002_a"}, {"role": "index", "name": "v001"})
+    toy.drop("b.jsonl", chat_of(30, 500))
+    toy.settle()
+    assert tip(toy) == "v003_b"
+    with pytest.raises(Protected, match="v003_b stands on v002_a"):
+        ask(toy, "delete", version="v002", force=True)
+    told = ask(toy, "delete", version="v002", force=True, confirm_lineage=True, confirm="v002_a")
+    assert told["dependants"] == ["v003_b"]
+
+
+def test_a_version_with_an_input_nobody_knows_is_not_published(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_inputs(monkeypatch, {"role": "reward", "name": "v099_judge"})
+    toy.drop("a.jsonl", chat_of(30))
+    toy.settle()
+    assert last_job(toy)[1] == "failed" and "v099_judge" in last_job(toy)[2]
+    assert toy.versions() == {BASE: "sealed"} and not (toy.home.models / "v002_a").exists()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from homes import NOBODY, add_version, clone, keeper_of, places_of, run_as_ordinary_user, small_family
+from toy import Toy, chat_of
 
+from daemon.operations import perform
 from guard import durable
 from guard.clock import ManualClock
 from guard.errors import CheckFailed
@@ -127,6 +129,32 @@ def _work(keeper: Keeper) -> None:
     purge(keeper, poison, yes=True)
     assert verify(keeper, everything=True).damage == ()
     assert os.stat(keeper.home.models).st_mode & 0o222 == 0
+
+
+def _births(keeper: Keeper) -> None:
+    """A daemon's whole life as that user: drops become versions, a line is rolled back and grown again."""
+    keeper.ledger.close()
+    toy = Toy(keeper.home.root)
+    toy.drop("b.jsonl", chat_of(30, 100))
+    toy.settle()
+    assert os.stat(toy.home.models).st_mode & 0o222 == 0
+    perform(toy.engine, "regrow", {"without": "a.jsonl"})
+    toy.settle()
+    assert [job[2] for job in toy.jobs()] == ["done"] * 4, toy.jobs()
+    perform(toy.engine, "rollback", {"version": "v004", "line": "policy"})
+    assert list(toy.versions()) == ["v001_baseline", "v002_a", "v003_b", "v004_b"]
+    assert verify(toy.keeper, everything=True, backup=True).damage == ()
+    toy.die()
+
+
+def test_an_ordinary_users_daemon_brings_versions_to_birth(open_folder: Path) -> None:
+    toy = Toy(open_folder / "home").make_base()
+    # The first drop is taken here, so that every module is loaded: root's own Python may be closed to others.
+    toy.drop("a.jsonl", chat_of(30))
+    toy.settle().die()
+    if os.geteuid() == 0:
+        os.chown(open_folder, NOBODY, NOBODY)
+    assert run_as_ordinary_user(open_folder / "home", _births) == ""
 
 
 @pytest.mark.parametrize("act", [_rage, _work])
