@@ -211,6 +211,22 @@ def test_a_purge_that_dies_at_any_step_is_finished_or_leaves_it_whole(keeper: Ke
     assert verify(after, everything=True, backup=True).ok
 
 
+@pytest.mark.parametrize("again", ["purge.moved", "purge.recorded", "purge.erased", "view.written"])
+def test_a_second_death_in_the_recovery_of_the_first_changes_nothing(keeper: Keeper, again: str) -> None:
+    failpoints.arm("purge.moved", "crash")
+    with pytest.raises(Crash):
+        purge(keeper, LEAF, yes=True)
+    failpoints.disarm()
+    failpoints.arm(again, "crash")
+    with pytest.raises(Crash):
+        recover(keeper_of(keeper.home.root))
+    failpoints.disarm()
+    after = keeper_of(keeper.home.root)
+    recover(after)
+    assert state(after) == "purged" and list(after.home.trash.iterdir()) == []
+    assert verify(after, everything=True, backup=True).ok
+
+
 @pytest.mark.parametrize("action", ["enospc", "eio"])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_purge_that_the_disk_refuses_leaves_a_sound_home(keeper: Keeper, point: str, action: str) -> None:
@@ -235,9 +251,10 @@ def test_a_death_in_the_middle_of_erasing_is_finished_by_the_next_start(keeper: 
         purge(keeper, LEAF, yes=True)
     monkeypatch.undo()
     after = keeper_of(keeper.home.root)
+    assert "moving it is unfinished" in verify(after, versions=[LEAF]).damage[0].problem
     with pytest.raises(NotFound):
-        restore(after, LEAF, source="trash")  # half a folder is not offered to anybody
-    assert finish_purges(after) == [f"{LEAF} was purged"] and list(after.home.trash.iterdir()) == []
+        restore(after, LEAF, source="trash")  # half a folder is not offered to anybody; it is erased to its end
+    assert list(after.home.trash.iterdir()) == [] and finish_purges(after) == []
     assert restore(after, LEAF)["source"] == "backup" and verify(after, everything=True).ok
 
 

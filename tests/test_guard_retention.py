@@ -251,6 +251,23 @@ def test_an_archiving_that_dies_at_any_step_is_taken_back_or_finished(keeper: Ke
     assert verify(after, everything=True, backup=True).ok
 
 
+@pytest.mark.parametrize(("first", "again"), [("archive.moved", "view.written"), ("archive.recorded", "archive.erased")])
+def test_a_second_death_in_the_recovery_of_the_first_changes_nothing(keeper: Keeper, first: str, again: str) -> None:
+    failpoints.arm(first, "crash")
+    with pytest.raises(Crash):
+        archive(keeper, OLD)
+    (keeper.home.models / "README.md").unlink()  # so that a view has to be written
+    failpoints.disarm()
+    failpoints.arm(again, "crash")
+    with pytest.raises(Crash):
+        recover(opened(keeper.home.root, keeper.home.vault(keeper.settings.backup.path).parent))
+    after = reopened(keeper)
+    recover(after)
+    assert state(after) == ("sealed" if first == "archive.moved" else "archived")
+    assert places_of(after, OLD) == (["models"] if first == "archive.moved" else [])
+    assert verify(after, everything=True, backup=True).ok
+
+
 @pytest.mark.parametrize("action", ["enospc", "eio"])
 @pytest.mark.parametrize("point", POINTS)
 def test_an_archiving_that_the_disk_refuses_leaves_a_sound_home(keeper: Keeper, point: str, action: str) -> None:

@@ -22,6 +22,7 @@ from guard.seal import open_shelf, open_top, require_openable, seal_folder
 from guard.store.archive import finish_archives
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
+from guard.store.purge import finish_purges
 from guard.store.sums import SUMS, folder_problems, read_sums
 from guard.store.trash import (
     finish_deletes,
@@ -47,9 +48,8 @@ def restore(keeper: Keeper, text: str, *, source: str | None = None, dry_run: bo
     Damage (8) when the source is not what was sealed, EnvironmentFault when the disk is full or refuses.
     """
     if not dry_run:
-        finish_deletes(keeper)
-        finish_restores(keeper)
-        finish_archives(keeper)
+        for finish in (finish_deletes, finish_purges, finish_restores, finish_archives):
+            finish(keeper)
     version = find_version(keeper.ledger, text)
     target = keeper.home.models / version.name
     if version.state in ("sealed", "quarantined") and not folder_problems(target, version.sums_sha256):

@@ -117,13 +117,13 @@ def _moved_meanwhile(keeper: Keeper, version: Version) -> bool:
 def _misplaced(keeper: Keeper, names: set[str] | None) -> list[Finding]:
     """Folders without a version, versions without a folder, unsealed ones, and tips that cannot be one."""
     found = Findings()
-    moving = {item["version"] for word in ("delete", "restore", "archive") for item in open_intents(keeper.ledger, word)}
+    moving = {item["version"] for word in ("delete", "restore", "archive", "purge") for item in open_intents(keeper.ledger, word)}
     versions = [version for version in all_versions(keeper.ledger) if names is None or version.name in names]
     for version in versions:
         below = descendants(keeper.ledger, version.id)
         folder = _place(keeper, version)
         if version.name in moving:
-            found.add("version", version.name, "", "a deletion or restore is unfinished; the next start ends it", below)
+            found.add("version", version.name, "", "moving it is unfinished; the next start ends it", below)
         elif version.state in (*_IN_MODELS, "trashed") and not is_folder(folder):
             found.add("version", version.name, "", f"its folder {folder} is missing", below)
         elif version.state in _IN_MODELS:
