@@ -61,7 +61,7 @@ def _folder_questions(home: Home) -> list[Question]:
     return [
         ("Home is whole", lambda: _whole(home)),
         ("Home lock", lambda: judge_lock(_is_locked(home), holder_of(home))),
-        ("Folders are writable", lambda: _writable(home.folders())),
+        ("Folders are writable", lambda: _writable(_working_folders(home))),
         (
             "Inbox file system",
             lambda: judge_file_system("Inbox file system", file_system_of(home.inbox), database=False),
@@ -153,6 +153,11 @@ def judge_lock(locked: bool, holder: Mapping[str, object]) -> Check:
         return Check("Home lock", True, "free")
     who = f"{holder.get('command')}, pid {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
     return Check("Home lock", True, f"held by {who}" if holder else "held by another process")
+
+
+def _working_folders(home: Home) -> list[Path]:
+    """Every folder but models/ itself, which is read-only between two acts of ours (`guard/seal.py`)."""
+    return [folder for folder in home.folders() if folder != home.models]
 
 
 def _writable(folders: Iterable[Path]) -> Check:

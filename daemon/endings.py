@@ -22,6 +22,7 @@ __all__ = ["CRASH_SECONDS", "HOLD_SECONDS", "TRAINING_KINDS", "Endings", "read_p
 TRAINING_KINDS = ("train", "base")
 HOLD_SECONDS = 30.0
 CRASH_SECONDS = 1.0
+GB = 1e9
 
 
 def read_progress(staging: Path) -> dict[str, Any]:
@@ -45,9 +46,19 @@ class Endings:
         """Whether a training job may be worked on now."""
         return job.kind in TRAINING_KINDS and self.not_before.get(job.id, 0.0) <= now
 
+    def short_of_room(self) -> str:
+        """Why nothing may be trained on this disk now; "" while more than the reserve is free."""
+        free, reserve = self.keeper.home.free_bytes(), self.keeper.settings.disk.reserve_gb * GB
+        if free >= reserve:
+            return ""
+        return (f"Disk space: {free / GB:,.1f} GB are free and {reserve / GB:,.1f} GB stay reserved; "
+                "it goes on by itself when there is room")  # fmt: skip
+
     def release_held(self, now: float) -> None:
         """Take the held jobs up again whose time has come."""
         for job in jobs_in(self.keeper.ledger, "held"):
+            if job.kind == "train" and "train" in job.plan and self.short_of_room():
+                continue  # its plan was judged before; what it waits for is room
             if job.kind in TRAINING_KINDS and self.not_before.get(job.id, 0.0) <= now:
                 with self.keeper.ledger.transaction():
                     set_job(self.keeper.ledger, job.id, "training" if "train" in job.plan else "queued", "tried again")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daemon.costs import needed_bytes, tokens_approx
-from daemon.targets import Target
+from daemon.targets import Target, base_of
 from guard.checks.preflight import DataFact, Facts
 from guard.durable import sha256_bytes, sha256_file
 from guard.errors import HeirloomError
@@ -23,7 +23,7 @@ from guard.store.jobs import jobs_in
 from guard.store.keeper import Keeper
 from guard.store.learnt import judge_novelty, read_sidecar
 from guard.store.sums import hash_steps
-from guard.store.versions import Version, line_tip, number_is_free
+from guard.store.versions import GONE, Version, number_is_free
 
 __all__ = ["fact_steps", "gather_facts", "parts_sha256"]
 
@@ -32,7 +32,7 @@ def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
     """(present, intact, problem) of a base by reading every byte of it."""
     folder = keeper.home.models / base.name
     if not folder.is_dir() or base.state not in ("sealed", "quarantined"):
-        return False, False, f"it is {base.state}" if base.state == "trashed" else "its folder is missing"
+        return False, False, f"it is {base.state}" if base.state in GONE else "its folder is missing"
     try:
         sums = (folder / "SHA256SUMS").read_text("utf-8")
         if sha256_file(folder / "SHA256SUMS") != base.sums_sha256:
@@ -78,7 +78,7 @@ def fact_steps(
     base, job = target.base, target.job
     present, intact, problem = yield from _check_base(keeper, base)
     data = yield from _data_facts(keeper, target.files)
-    intended = job.base_id is not None or line_tip(keeper.ledger, job.line) == base
+    intended = job.base_id is not None or base_of(keeper, job) == base
     tokens = int(prepared["tokens"]) if prepared else tokens_approx(target)
     others = [f"job {item.id} ({item.state})" for item in jobs_in(keeper.ledger, "preparing", "training", "committing")
               if item.line == job.line and item.id != job.id and item.kind == "train"]  # fmt: skip

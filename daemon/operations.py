@@ -15,6 +15,7 @@ from typing import Any
 from daemon.costs import estimate
 from daemon.engine import Engine
 from daemon.facts import fact_steps
+from daemon.regrow import regrow
 from daemon.targets import Target, fork_recipe, recipe_for, resolve_base
 from daemon.training import train
 from guard.checks.preflight import preflight
@@ -27,7 +28,9 @@ from guard.store.indexes import current_documents
 from guard.store.intake import claim
 from guard.store.jobs import Job, add_job, find_job, jobs_in, queued_with_file, set_job
 from guard.store.keeper import Keeper
+from guard.store.purge import purge
 from guard.store.restore import restore
+from guard.store.retention import retention_apply
 from guard.store.rollback import rollback
 from guard.store.trash import delete
 from guard.store.vault import backup_steps, plan_backup
@@ -83,6 +86,19 @@ def _delete(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 def _restore(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     return restore(engine.keeper, arguments["version"], source=arguments.get("source"),
                    dry_run=bool(arguments.get("dry_run")))  # fmt: skip
+
+
+def _purge(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    days = arguments.get("older_than_days")
+    return purge(engine.keeper, arguments.get("version"), older_than_days=None if days is None else float(days),
+                 no_backup=bool(arguments.get("no_backup")), confirm=arguments.get("confirm"),
+                 yes=bool(arguments.get("yes")), dry_run=bool(arguments.get("dry_run")))  # fmt: skip
+
+
+def _retention_apply(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    newest = arguments.get("newest")
+    return retention_apply(engine.keeper, confirm=arguments.get("confirm"), newest=None if newest is None else int(newest),
+                           dry_run=bool(arguments.get("dry_run")))  # fmt: skip
 
 
 def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
@@ -151,10 +167,12 @@ def _retry(engine: Engine, arguments: Arguments) -> dict[str, Any]:
             number = add_job(ledger, kind=job.kind, stage=job.stage, line=job.line, slug=job.slug, files=job.files,
                              request={**job.request, "origin": "retry"}, base_id=job.base_id)  # fmt: skip
             return {"job": number, "state": "queued", "paused": engine.runner.paused}
+        # Whoever retries a job that waited for one before it wants it trained on the tip as it is.
+        request = {key: value for key, value in job.request.items() if key != "after"}
         if goes_on:
             set_job(ledger, job.id, state, "tried again by a person", attempts=0)
         else:
-            set_job(ledger, job.id, state, "tried again by a person", attempts=0, plan={}, progress=0,
+            set_job(ledger, job.id, state, "tried again by a person", attempts=0, plan={}, progress=0, request=request,
                     output_id=None)  # fmt: skip
     return {"job": job.id, "state": state, "paused": engine.runner.paused}
 
@@ -278,10 +296,17 @@ def _plan(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     return result
 
 
+def _regrow(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    return regrow(engine.keeper, str(arguments["without"]), str(arguments.get("line") or "policy"),
+                  dry_run=bool(arguments.get("dry_run")))  # fmt: skip
+
+
 OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[str, Any]]]] = {
     "rollback": _rollback,
     "delete": _delete,
     "restore": _restore,
+    "purge": _purge,
+    "retention.apply": _retention_apply,
     "backup.run": _backup,
     "queue.pause": _pause,
     "queue.resume": _resume,
@@ -290,6 +315,7 @@ OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[
     "queue.move": _move,
     "register": _register,
     "index.rebuild": _rebuild_index,
+    "regrow": _regrow,
     "plan": _plan,
     "train": train,
 }

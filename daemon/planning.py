@@ -53,7 +53,8 @@ def prepare_request(keeper: Keeper, target: Target, known: Path) -> dict[str, An
         "datasets_root": str(home.shards), "allow_repeat": bool(job.request.get("allow_repeat")),
         "replay": {"fraction": settings.replay.fraction, "datasets": replay_sources(keeper, target.base)},
         "recipe": target.recipe.as_dict(), "seed": target.recipe.seed,
-        "max_steps": settings.training.max_steps or None, "iterations": job.request.get("iterations"),
+        "max_steps": job.request.get("max_steps", settings.training.max_steps) or None,
+        "iterations": job.request.get("iterations"),
         "nice": settings.nice,
     }  # fmt: skip
 

@@ -12,11 +12,14 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from daemon.control import is_listening
+from guard.checks.forecast import Grown, forecast
+from guard.clock import utc_seconds, utc_text
 from guard.durable import publish
 from guard.errors import EnvironmentFault
 from guard.home import Home
@@ -28,6 +31,8 @@ from guard.store.versions import tips, tokens_trained
 __all__ = ["compose", "daemon_running", "publish_status", "status"]
 
 GB = 1e9
+_RECENT = 20
+_LAST_MOMENT = 253_402_300_000.0
 
 
 def daemon_running(home: Home) -> bool:
@@ -162,13 +167,35 @@ def _count_inbox(home: Home) -> int:
     return total
 
 
-def _disk(keeper: Keeper, tip: Any) -> dict[str, int]:
-    free = keeper.home.free_bytes()
-    room = max(0, free - int(keeper.settings.disk.reserve_gb * GB))
-    # A fork leaves a version and its backup behind.
-    per_fork = 2 * tip.size_bytes if tip is not None and tip.size_bytes else 0
-    return {"free_bytes": free, "reserve_bytes": int(keeper.settings.disk.reserve_gb * GB),
-            "forks_left": room // per_fork if per_fork else 0}  # fmt: skip
+def _disk(keeper: Keeper, tip: Any) -> dict[str, Any]:
+    """What is free, what stays reserved, and how long it lasts: `full_on` is a UTC date or null."""
+    free, reserve = keeper.home.free_bytes(), int(keeper.settings.disk.reserve_gb * GB)
+    vault = keeper.home.vault(keeper.settings.backup.path)
+    shared = _same_device(vault, keeper)
+    rows = keeper.ledger.rows(
+        "SELECT v.created, v.size_bytes, b.size_bytes AS copy_bytes FROM versions v LEFT JOIN backups b ON "
+        "b.what = 'version' AND b.name = v.name AND b.vault = ? WHERE v.parent_id IS NOT NULL ORDER BY v.id DESC LIMIT ?",
+        (str(vault), _RECENT))  # fmt: skip
+    recent = [Grown(utc_seconds(row["created"]), row["size_bytes"] + (_copy_bytes(row) if shared else 0)) for row in rows]
+    guess = (2 if shared else 1) * (tip.size_bytes if tip is not None else 0)
+    found = forecast(room_bytes=free - reserve, recent=recent, now=utc_seconds(keeper.clock.utc()), guess_bytes=guess)
+    return {"free_bytes": free, "reserve_bytes": reserve, "forks_left": found.forks_left, "full_on": _date(found.full_at)}
+
+
+def _copy_bytes(row: Any) -> int:
+    """What its backup takes on the same disk; as much as the version itself until there is one."""
+    return row["copy_bytes"] if row["copy_bytes"] is not None else row["size_bytes"]
+
+
+def _date(moment: float | None) -> str | None:
+    """The day of a moment; null beyond the year 9999, which no disk is asked about."""
+    return utc_text(moment)[:10] if moment is not None and moment < _LAST_MOMENT else None
+
+
+def _same_device(vault: Path, keeper: Keeper) -> bool:
+    with contextlib.suppress(OSError):
+        return os.stat(vault if vault.exists() else keeper.home.root).st_dev == os.stat(keeper.home.models).st_dev
+    return False
 
 
 def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) -> list[dict[str, str]]:
@@ -176,18 +203,17 @@ def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) ->
     disk = _disk(keeper, None)
     if disk["free_bytes"] < disk["reserve_bytes"]:
         alerts.append({"what": f"only {disk['free_bytes'] / GB:.1f} GB free; {disk['reserve_bytes'] / GB:.1f} GB stay reserved, "
-                               "so training waits", "remedy": "free space, or lower disk.reserve_gb"})  # fmt: skip
+                               "so training waits and goes on by itself when there is room",
+                       "remedy": "free space (heirloom retention plan proposes what), or lower disk.reserve_gb"})  # fmt: skip
     for state, remedy in (("held", "it is retried by itself: heirloom queue"), ("parked", "heirloom queue retry ID"),
                           ("failed", "heirloom queue retry ID"),
                           ("quarantined", "heirloom queue; heirloom show VERSION")):  # fmt: skip
         if jobs.get(state):
             reason = keeper.ledger.value("SELECT reason FROM jobs WHERE state = ? ORDER BY updated DESC LIMIT 1", (state,))
             alerts.append({"what": f"{jobs[state]} job{'s' if jobs[state] > 1 else ''} {state}: {reason}", "remedy": remedy})
-    vault = keeper.home.vault(keeper.settings.backup.path)
-    with contextlib.suppress(OSError):
-        if os.stat(vault if vault.exists() else keeper.home.root).st_dev == os.stat(keeper.home.models).st_dev:
-            alerts.append({"what": "backups lie on the same disk as the models: a lost disk loses both",
-                           "remedy": "set backup.path to a folder on another disk"})  # fmt: skip
+    if _same_device(keeper.home.vault(keeper.settings.backup.path), keeper):
+        alerts.append({"what": "backups lie on the same disk as the models: a lost disk loses both",
+                       "remedy": "set backup.path to a folder on another disk"})  # fmt: skip
     return alerts
 
 

@@ -23,6 +23,7 @@ from daemon.facts import fact_steps
 from daemon.planning import base_request, prepare_request, train_request
 from daemon.publish import adopt_dataset, ensure_staging, publish_base, publish_child, read_result
 from daemon.reactor import Reactor
+from daemon.regrow import chain_problem
 from daemon.schedule import next_job
 from daemon.targets import Target, target_of
 from guard.checks.preflight import Facts, preflight
@@ -69,6 +70,8 @@ class Runner:
         self._untidy: dict[int, float] = {}
         """Jobs whose version is recorded and whose views, seal or staging are not finished: when to try again."""
         self._on_stop: dict[int, str] = {}
+        self._full = ""
+        """Why a job was last paused for want of room."""
 
     # --- choosing ------------------------------------------------------------------------------------------------
 
@@ -84,6 +87,8 @@ class Runner:
     def tick(self, now: float) -> None:
         """Look after the running child, or start the next thing when nothing runs."""
         self.server.tick(now)
+        if self.current is not None and not self.stopping:
+            self._watch_room(self.current)
         if self.current is not None or self.stopping or self.paused:
             return
         if self.judging is not None:
@@ -104,6 +109,16 @@ class Runner:
         following = next_job(self.keeper)
         if following is not None:
             self._guarded(following, self._start)
+
+    def _watch_room(self, number: int) -> None:
+        """Pause what trains when the disk falls below the reserve: it takes a snapshot and is held."""
+        problem = self.ends.short_of_room() if number not in self._on_stop else ""
+        if not problem:
+            return
+        job = find_job(self.keeper.ledger, number)
+        if (job.kind, job.state) == ("train", "training"):
+            self._full = problem
+            self.stop_current("held")
 
     # --- the steps of one job ------------------------------------------------------------------------------------
 
@@ -128,6 +143,10 @@ class Runner:
     def _start(self, job: Job) -> None:
         if job.kind == "base":
             self._start_base(job)
+            return
+        broken = chain_problem(self.keeper, job)
+        if broken:
+            self.ends.put(job.id, "parked", broken)
             return
         self._gather(job, self._prepare)
 
@@ -304,10 +323,11 @@ class Runner:
     # --- stopping ------------------------------------------------------------------------------------------------
 
     def stop_current(self, wish: str) -> int | None:
-        """Ask the running job to snapshot and stop; `wish` is its state then (`parked`, `cancelled`, `paused`)."""
+        """Ask the running job to snapshot and stop; `wish` is its state then (`parked`, `cancelled`, `held`, `paused`)."""
         if self.current is None:
             return None
-        if wish != "paused" or self.current not in self._on_stop:  # a pause takes no cancellation back
+        # A pause takes no cancellation back; and what was paused for want of room is held, paused or not.
+        if wish != "paused" or self.current not in self._on_stop:
             self._on_stop[self.current] = wish
         self.server.signal(self.current)
         return self.current
@@ -315,6 +335,8 @@ class Runner:
     def _stopped(self, job: Job, wish: str) -> None:
         if wish == "cancelled" and job.state == "cancelled":
             remove_tree(self.keeper.home.staging_of(job.id))
+        elif wish == "held" and job.state == "training":
+            self.ends.hold(job.id, self._full)
         elif wish == "parked" and job.state in ("preparing", "training"):
             self.ends.put(job.id, "parked", "the line was rolled back under it")
 

@@ -6,6 +6,7 @@ Not here: running a job (`runner.py`).
 from __future__ import annotations
 
 from daemon.endings import TRAINING_KINDS
+from daemon.regrow import chain_problem
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 
@@ -17,7 +18,7 @@ def next_job(keeper: Keeper) -> Job | None:
     blocked = {job.line for job in jobs_in(keeper.ledger, "held", "preparing", "training", "committing")
                if job.kind in TRAINING_KINDS}  # fmt: skip
     for job in jobs_in(keeper.ledger, "queued"):
-        if job.kind in TRAINING_KINDS and job.line not in blocked:
+        if job.kind in TRAINING_KINDS and job.line not in blocked and chain_problem(keeper, job) is not None:
             return _coalesce(keeper, job)
     return None
 

@@ -21,6 +21,7 @@ from guard.errors import NotFound
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.keeper import Keeper
+from guard.store.lineage import regrown_lines
 
 __all__ = ["tell_story"]
 
@@ -54,6 +55,7 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
         "drops": [_drop(row) for row in drops],
         "jobs": jobs,
         "versions": versions,
+        "left_out": _left_out(keeper, {row["sha256"] for row in files}),
         "events": _events(keeper, subjects),
     }
 
@@ -136,6 +138,12 @@ def _versions(keeper: Keeper, hashes: set[str]) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
+def _left_out(keeper: Keeper, hashes: set[str]) -> list[dict[str, str]]:
+    """The lines that were grown again without one of these files: line, of (the line before), base."""
+    return [{key: item[key] for key in ("line", "of", "base")} for item in regrown_lines(keeper.ledger)
+            if item["without"] in hashes]  # fmt: skip
+
+
 def _events(keeper: Keeper, subjects: set[str]) -> list[dict[str, Any]]:
     rows = _rows_in(keeper, "SELECT * FROM events WHERE subject IN ({}) ORDER BY seq DESC LIMIT "
                     f"{_MOST_EVENTS}", subjects)  # fmt: skip
@@ -172,7 +180,7 @@ def _not_taken_yet(home: Home, text: str) -> dict[str, Any]:
         if name in files:
             reason = _waiting_reason(home, Path(place) / name)
             return {"query": text, "name": name, "status": "waiting", "reason": reason, "files": [], "drops": [],
-                    "jobs": [], "versions": [], "events": []}  # fmt: skip
+                    "jobs": [], "versions": [], "left_out": [], "events": []}  # fmt: skip
     raise NotFound(f"no file {text!r} was ever seen here", subject=text,
                    hint="heirloom register FILE makes it known; or copy it into inbox/")  # fmt: skip
 

@@ -18,7 +18,7 @@ from guard.store.keeper import Keeper
 from guard.store.versions import Version, find_version, line_tip, version_by_id
 from trainer.hardware import Numbers, resolve_numbers
 from trainer.model_config import ModelConfig
-from trainer.recipe import Recipe, find_recipe, load_recipe, resolve
+from trainer.recipe import Recipe, find_recipe, load_recipe, parse_recipe, resolve
 
 __all__ = ["Target", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of", "target_of"]
 
@@ -38,6 +38,8 @@ def base_of(keeper: Keeper, job: Job) -> Version:
     if job.base_id is not None:
         return version_by_id(keeper.ledger, job.base_id)
     tip = line_tip(keeper.ledger, job.line)
+    if tip is None and job.request.get("grown_from") is not None:
+        return version_by_id(keeper.ledger, int(job.request["grown_from"]))  # a regrown line before its first version
     if tip is None:
         raise NotFound(f"the line {job.line} has no version yet", subject=job.line,
                        hint="heirloom plan --base VERSION --line NAME starts one")  # fmt: skip
@@ -76,7 +78,9 @@ def target_of(keeper: Keeper, job: Job) -> Target:
                            hint="drop it again")  # fmt: skip
         files.append(file)
     base = base_of(keeper, job)
-    recipe = recipe_for(keeper, job.stage, str(job.request.get("recipe") or ""), base, job.request.get("overrides") or {})
+    sealed = job.request.get("sealed_recipe")
+    recipe = parse_recipe(sealed) if sealed else recipe_for(
+        keeper, job.stage, str(job.request.get("recipe") or ""), base, job.request.get("overrides") or {})  # fmt: skip
     return Target(job, base, fork_recipe(recipe), tuple(files))
 
 

@@ -10,13 +10,23 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "ManualClock", "utc_text"]
+__all__ = ["SYSTEM_CLOCK", "Clock", "ManualClock", "utc_before", "utc_seconds", "utc_text"]
 
 
 def utc_text(seconds: float) -> str:
     """Seconds since the epoch as `2026-11-21T01:02:03.456Z`."""
     moment = datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def utc_seconds(text: str) -> float:
+    """The seconds since the epoch of such a text. Raises ValueError."""
+    return datetime.datetime.fromisoformat(text).timestamp()
+
+
+def utc_before(text: str, seconds: float) -> str:
+    """The moment so many seconds before another; such texts compare as the moments do."""
+    return utc_text(max(0.0, utc_seconds(text) - seconds))
 
 
 class Clock(Protocol):

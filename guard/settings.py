@@ -91,6 +91,12 @@ class BackupSettings:
 
 
 @dataclass(frozen=True)
+class RetentionSettings:
+    newest: int = 8
+    """`retention` never proposes to archive the newest so many versions of a line."""
+
+
+@dataclass(frozen=True)
 class GoalSettings:
     tokens: float = 1e12
     """How many tokens this model shall learn in its life."""
@@ -105,7 +111,7 @@ class WebSettings:
 @dataclass(frozen=True)
 class StorageSettings:
     seal: str = "mode"
-    """`mode`: sealed versions are read-only."""
+    """`mode`: sealed versions are read-only. `immutable`: also `chattr +i`, which binds root too; needs CAP_LINUX_IMMUTABLE."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ class Settings:
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     coalesce: CoalesceSettings = field(default_factory=CoalesceSettings)
     backup: BackupSettings = field(default_factory=BackupSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
     goal: GoalSettings = field(default_factory=GoalSettings)
     web: WebSettings = field(default_factory=WebSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
@@ -196,8 +203,6 @@ def _convert(key: str, raw: object, default: object, source: str) -> object:
 def _check_range(key: str, value: object) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ValueError(f"must be one of {', '.join(_CHOICES[key])}")
-    if key == "storage.seal" and value == "immutable":
-        raise ValueError("this version seals by mode only; immutable folders are not there yet")
     if isinstance(value, float | int) and not isinstance(value, bool):
         if not 0 <= value < float("inf"):
             raise ValueError("must be a number, not negative and not endless")

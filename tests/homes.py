@@ -21,6 +21,7 @@ from guard.clock import ManualClock
 from guard.durable import json_bytes, seal_tree, sha256_bytes
 from guard.home import Home
 from guard.names import version_name
+from guard.seal import open_shelf
 from guard.settings import load_settings
 from guard.store import views
 from guard.store.birth import hash_folder, sums_text
@@ -119,7 +120,8 @@ def add_version(
         record = {"name": name, "id": number, "parent": parent, "line": line, "role": "child" if parent else "base",
                   "created": keeper.clock.utc(), "data": data, "objective": "pretrain", "gate": gate,
                   "metrics": {"final_loss": 1.5, "steps": 3}}  # fmt: skip
-        sums = _write_folder(keeper.home.models / name, record)
+        with open_shelf(keeper.home.models):
+            sums = _write_folder(keeper.home.models / name, record)
         parent_id = ledger.value("SELECT id FROM versions WHERE name = ?", (parent,)) if parent else None
         ledger.run(
             "INSERT INTO versions (id, name, parent_id, line, state, created, tokens, size_bytes, sums_sha256, record) "

@@ -72,7 +72,8 @@ def test_status_has_its_promised_keys(run: Run) -> None:
     assert found["state"] == "stopped" and found["active"] == {"policy": "v004_full_stack"} and found["training"] is None
     assert {"queued", "running", "held", "failed", "done"} <= set(found["queue"])
     assert {"waiting", "rejected", "duplicates"} <= set(found["inbox"])
-    assert {"free_bytes", "forks_left"} <= set(found["disk"]) and set(found["tokens"]) == {"trained", "goal", "per_second", "eta"}
+    assert {"free_bytes", "forks_left", "full_on"} <= set(found["disk"])
+    assert set(found["tokens"]) == {"trained", "goal", "per_second", "eta"}
 
 
 def test_check_without_a_daemon_is_ten(run: Run) -> None:
@@ -97,7 +98,7 @@ def test_help_shows_what_there_is_and_no_more(run: Run) -> None:
     commands = {line.split()[0] for line in out.split("Commands:")[1].split("Everywhere")[0].strip().splitlines()}
     assert code == 0 and commands == {
         "init", "run", "status", "register", "plan", "queue", "why", "log", "lineage", "show", "rollback", "delete", "restore",
-        "verify", "backup", "doctor", "prepare", "index", "search", "chat", "train", "config",
+        "purge", "retention", "regrow", "verify", "backup", "doctor", "prepare", "index", "search", "chat", "train", "config",
     }  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def test_the_program_tells_its_version(run: Run, monkeypatch: pytest.MonkeyPatch
     assert _object(run("--json --version")[1])["version"] == out.split()[1]
 
 
-@pytest.mark.parametrize("group", ["index", "config", "prepare"])
+@pytest.mark.parametrize("group", ["index", "config", "prepare", "retention"])
 def test_a_group_without_a_command_names_its_commands(run: Run, group: str) -> None:
     code, _out, err = run(group)
     assert code == 2 and err.startswith(f"error: heirloom {group} needs a command: ") and "Usage" not in err

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from toy import Toy, chat_of, text_of
 
-from daemon import runner
+from daemon import publish, runner
 from daemon.operations import perform
+from daemon.report import compose
 from guard import durable
 from guard.bitmap import unpack_bitmap
-from guard.errors import CheckFailed, NotFound, UsageError
+from guard.clock import utc_text
+from guard.errors import CheckFailed, NotFound, Protected, UsageError
 from guard.store.jobs import find_job
 from guard.store.learnt import judge_novelty, read_sidecar
 from guard.store.versions import ancestors, find_version, line_tip
@@ -696,3 +698,110 @@ def test_a_type_nobody_can_read_stays_where_it_is_and_says_why(toy: Toy) -> None
     assert all(path.exists() for path in paths) and set(paths) <= set(toy.engine.intake.last.ignored)
     assert not content.exists() and toy.drops()[0][:2] == ("pairs.jsonl", "rejected")
     assert "stays where it is" not in (toy.home.rejected / "pairs.jsonl.why.txt").read_text()
+
+
+# --- a full disk ----------------------------------------------------------------------------------------------------
+
+
+def _free(monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> None:
+    monkeypatch.setattr("guard.home.Home.free_bytes", lambda _home: int(gigabytes * 1e9))
+
+
+def test_a_disk_that_falls_below_the_reserve_pauses_training_which_goes_on_by_itself(
+    begin: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = begin()
+    plain.drop("a.jsonl", chat_of(60))
+    plain.settle()
+    toy = begin(disk__reserve_gb=10)
+    _free(monkeypatch, 50)
+    toy.drop("a.jsonl", chat_of(60))
+    job = run_until(toy, "training")
+    _free(monkeypatch, 9)
+    toy.step()
+    found = find_job(toy.keeper.ledger, job)
+    assert found.state == "held" and "9.0 GB are free" in found.reason and toy.versions() == {BASE: "sealed"}
+    told = compose(toy.keeper, {}, running=True)
+    assert told["state"] == "held" and any("so training waits" in item["what"] for item in told["alerts"])
+    for _turn in range(200):
+        toy.step()
+    assert state(toy, job) == "held" and toy.versions() == {BASE: "sealed"}
+    _free(monkeypatch, 50)
+    toy.step()
+    toy.settle()
+    assert state(toy, job) == "done" and toy.weights()["v002_a"] == plain.weights()["v002_a"]
+    assert not any("so training waits" in item["what"] for item in compose(toy.keeper, {}, running=True)["alerts"])
+
+
+def test_a_job_without_room_is_not_begun_and_begins_by_itself(begin: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = begin(disk__reserve_gb=10)
+    _free(monkeypatch, 10)
+    toy.drop("a.jsonl", chat_of(60))
+    toy.settle()
+    assert last_job(toy)[1] == "held" and "Disk space" in last_job(toy)[2]
+    _free(monkeypatch, 50)
+    for _turn in range(80):
+        toy.step()
+    assert last_job(toy)[1] == "done" and "v002_a" in toy.versions()
+
+
+def test_a_cancellation_is_not_taken_back_by_a_full_disk(begin: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = begin(disk__reserve_gb=10)
+    _free(monkeypatch, 50)
+    toy.drop("a.jsonl", chat_of(60))
+    job = run_until(toy, "training")
+    ask(toy, "queue.cancel", job=job)
+    _free(monkeypatch, 9)
+    toy.step()
+    assert state(toy, job) == "cancelled"
+
+
+def test_the_status_says_how_many_forks_are_left_and_when_the_disk_is_full(
+    begin: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = begin(disk__reserve_gb=10)
+    _free(monkeypatch, 50)
+    assert compose(toy.keeper, {}, running=True)["disk"]["full_on"] is None
+    for seed in range(3):
+        toy.drop(f"f{seed}.jsonl", chat_of(30, seed))
+        toy.settle()
+        toy.clock.advance(86400)
+    disk = compose(toy.keeper, {}, running=True)["disk"]
+    size = toy.keeper.ledger.value("SELECT avg(size_bytes) FROM versions WHERE parent_id IS NOT NULL")
+    assert abs(disk["forks_left"] - 40e9 / (2 * size)) <= 1
+    rate = toy.keeper.ledger.value("SELECT sum(size_bytes) * 2 FROM versions WHERE id > 2") / (3 * 86400)
+    seconds = 40e9 / rate
+    assert disk["full_on"] is None or disk["full_on"][:4] == utc_text(toy.clock.seconds + seconds)[:4]
+    _free(monkeypatch, 10.001)
+    near = compose(toy.keeper, {}, running=True)["disk"]
+    assert near["full_on"] and near["full_on"] >= toy.clock.utc()[:10]
+
+
+# --- what else went into a version --------------------------------------------------------------------------------------
+
+
+def _with_inputs(monkeypatch: pytest.MonkeyPatch, *inputs: dict[str, str]) -> None:
+    real = publish.forked_record
+    monkeypatch.setattr(publish, "forked_record", lambda *args, **words: {**real(*args, **words), "inputs": list(inputs)})
+
+
+def test_every_input_of_a_version_locks_deletion_like_a_parent(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.drop("a.jsonl", chat_of(30))
+    toy.settle()
+    ask(toy, "rollback", version=BASE)
+    _with_inputs(monkeypatch, {"role": "reference", "name": "v002_a"}, {"role": "index", "name": "v001"})
+    toy.drop("b.jsonl", chat_of(30, 500))
+    toy.settle()
+    assert tip(toy) == "v003_b"
+    with pytest.raises(Protected, match="v003_b stands on v002_a"):
+        ask(toy, "delete", version="v002", force=True)
+    told = ask(toy, "delete", version="v002", force=True, confirm_lineage=True, confirm="v002_a")
+    assert told["dependants"] == ["v003_b"]
+
+
+def test_a_version_with_an_input_nobody_knows_is_not_published(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_inputs(monkeypatch, {"role": "reward", "name": "v099_judge"})
+    toy.drop("a.jsonl", chat_of(30))
+    toy.settle()
+    assert last_job(toy)[1] == "failed" and "v099_judge" in last_job(toy)[2]
+    assert toy.versions() == {BASE: "sealed"} and not (toy.home.models / "v002_a").exists()

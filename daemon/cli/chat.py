@@ -123,7 +123,7 @@ def chat(
 def _version(caller: Caller, text: str | None) -> tuple[str, Path, Mapping[str, Any]]:
     """Name, folder and record of the version that was named, else of the active one."""
     from guard.store.keeper import open_reader
-    from guard.store.versions import DEFAULT_LINE, find_version, line_tip, tips
+    from guard.store.versions import DEFAULT_LINE, GONE, find_version, line_tip, tips
 
     with open_reader(caller.home()) as keeper:
         if text in (None, "latest"):
@@ -132,8 +132,9 @@ def _version(caller: Caller, text: str | None) -> tuple[str, Path, Mapping[str, 
                 raise NotFound("this home has no version yet", hint="heirloom init makes the first one")
         else:
             found = find_version(keeper.ledger, str(text))
-    if found.state == "trashed":
-        raise NotFound(f"{found.name} is in the trash", subject=found.name, hint=f"heirloom restore {found.name}")
+    if found.state in GONE:
+        raise NotFound(f"{found.name} is not in models/: it is {found.state}", subject=found.name,
+                       hint=f"heirloom restore {found.name}")  # fmt: skip
     return found.name, keeper.home.models / found.name, found.record
 
 

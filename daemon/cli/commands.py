@@ -24,6 +24,7 @@ GROUPS = {
     "plans": ("plan", "plan-training", "train"),
     "queue": ("queue",),
     "versions": ("lineage", "show", "rollback", "delete", "restore"),
+    "keeping": ("purge", "retention", "regrow"),
     "care": ("verify", "backup", "doctor"),
     "journal": ("log", "config"),
     "data": ("prepare", "index", "search"),

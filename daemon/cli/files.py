@@ -181,6 +181,8 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
     lines += _section("Jobs", [(f"job {j['id']}", j["state"], j["output"] or "", j["reason"]) for j in story["jobs"]])
     lines += _section("Learnt by", [(v["name"], v["line"], v["objective"], f"{v['examples']:,} examples ({v['state']})")
                                     for v in story["versions"]])  # fmt: skip
+    lines += _section("Left out of", [(item["line"], f"{item['of']} grown again from {item['base']} without this file")
+                                      for item in story["left_out"]])  # fmt: skip
     lines += _section("Events", [(moment(e["utc"]), e["verb"], e["subject"], e["actor"]) for e in story["events"]])
     return lines
 

@@ -25,7 +25,7 @@ from daemon.cli.output import (
 from daemon.cli.queue import Teller, finish
 from guard.errors import CheckFailed, NotFound
 
-__all__ = ["add_to", "check_lines", "plan_lines", "train_plan_lines"]
+__all__ = ["add_to", "check_lines", "data_argument", "nobody_works", "plan_lines", "train_plan_lines"]
 
 _SHOWN_FILES = 20
 
@@ -52,7 +52,7 @@ def plan(
     """Plan a training: show what it would do with all checks, ask, and queue it."""
     caller: Caller = context.obj
     request = {
-        "base": base, "files": [_data_argument(caller, item) for item in data], "output": output, "recipe": recipe,
+        "base": base, "files": [data_argument(caller, item) for item in data], "output": output, "recipe": recipe,
         "line": line, "allow_repeat": allow_repeat, "iterations": iterations,
     }  # fmt: skip
     found = caller.call("plan", {**request, "dry_run": True})
@@ -70,10 +70,10 @@ def plan(
     if not done["ok"]:
         caller.console.say(*check_lines(done["checks"], None), "", "A check stopped passing: nothing was queued.")
         raise typer.Exit(CheckFailed.exit_code)
-    caller.console.note(f"✅ Queued as job {done['job']} (heirloom queue --follow {done['job']})", *_nobody_works(caller))
+    caller.console.note(f"✅ Queued as job {done['job']} (heirloom queue --follow {done['job']})", *nobody_works(caller))
 
 
-def _data_argument(caller: Caller, text: str) -> str:
+def data_argument(caller: Caller, text: str) -> str:
     """A file on disk is meant by its bytes and never by its name alone: its SHA-256; anything else as it is typed.
 
     Raises NotFound when these bytes were never registered.
@@ -93,7 +93,7 @@ def _data_argument(caller: Caller, text: str) -> str:
     return digest
 
 
-def _nobody_works(caller: Caller) -> list[str]:
+def nobody_works(caller: Caller) -> list[str]:
     from daemon.report import daemon_running
 
     return [] if daemon_running(caller.home()) else ["   No daemon runs: heirloom run --once trains it now"]

@@ -136,7 +136,10 @@ def _percent(share: float) -> str:
 def _disk(disk: Mapping[str, Any]) -> str:
     text = f"{human_bytes(disk['free_bytes'])} free"
     forks = disk.get("forks_left")
-    return text if forks is None else f"{text}, room for {plural(forks, 'more version')}"
+    if forks is None:
+        return text
+    full_on = f", full on {visible(disk['full_on'])} at this rate" if disk.get("full_on") else ""
+    return f"{text}, room for {plural(forks, 'more version')}{full_on}"
 
 
 def _alerts(alerts: list[Any], style: Callable[..., str]) -> list[str]:

@@ -7,7 +7,7 @@ Rules and moves are in `guard/checks/deletion.py` and `guard/store/`; here quest
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +18,10 @@ from daemon.cli.flags import DryRun, Yes
 from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, tick, visible
 from guard.errors import NotFound
 
-__all__ = ["add_to", "file_lines", "rollback_lines", "version_lines"]
+__all__ = ["add_to", "file_lines", "history_lines", "rollback_lines", "version_lines"]
 
 _NEWEST = 50
+_NEWEST_ROLLBACKS = 10
 _Version = Annotated[str, typer.Argument(metavar="VERSION", help="v003 or the full name.")]
 
 
@@ -41,7 +42,7 @@ def lineage(
     """The tree: what descends from what, and which data made the difference."""
     from guard.store.keeper import open_reader
     from guard.store.lineage import lineage as read_lineage
-    from guard.store.lineage import tree_lines
+    from guard.store.lineage import regrown_lines, rollbacks, tree_lines
     from guard.store.versions import find_version
 
     caller: Caller = context.obj
@@ -49,8 +50,24 @@ def lineage(
         records = read_lineage(keeper)
         if version is not None:
             records = related(records, find_version(keeper.ledger, version).name)
-    caller.console.emit({"versions": records})
+        shown = {item["name"] for item in records}
+        history = [item for item in rollbacks(keeper.ledger) if {item["from"], item["to"]} & shown]
+        regrown = [item for item in regrown_lines(keeper.ledger) if item["base"] in shown]
+    caller.console.emit({"versions": records, "rollbacks": history, "regrown": regrown})
     caller.console.say(*tree_lines(records, newest=None if everything else _NEWEST))
+    caller.console.say(*history_lines(history if everything else history[-_NEWEST_ROLLBACKS:], regrown))
+
+
+def history_lines(history: Sequence[Mapping[str, Any]], regrown: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Who went back where, when and why; and which lines were grown again."""
+    lines = ["", "Rollbacks"] if history else []
+    if history:
+        lines += table([(moment(item["utc"]), item["line"], f"{item['from']} -> {item['to']}", item["actor"], item["why"])
+                        for item in history], "  ")  # fmt: skip
+    if regrown:
+        lines += ["", "Regrown lines"]
+        lines += table([(item["line"], f"{item['of']} from {item['base']} without {item['file']}") for item in regrown], "  ")
+    return lines
 
 
 def related(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -75,6 +92,7 @@ def show(
     """Everything that is recorded of one version or one file."""
     from guard.store.files import find_file
     from guard.store.keeper import open_reader
+    from guard.store.lineage import rollbacks
     from guard.store.versions import find_version
 
     caller: Caller = context.obj
@@ -86,6 +104,8 @@ def show(
         if version is not None and not sample:
             caller.console.emit(version.record)
             caller.console.say(*version_lines({**version.record, "state": version.state, "size_bytes": version.size_bytes}))
+            history = [item for item in rollbacks(keeper.ledger) if version.name in (item["from"], item["to"])]
+            caller.console.say(*history_lines(history))
             return
         file = _find_file(find_file, keeper, what)
         record = _file_record(keeper, file)

@@ -19,13 +19,13 @@ from guard.durable import (
     make_dir,
     remove_tree,
     rename_new,
-    seal_tree,
     sha256_file,
     write_json,
     write_text,
 )
 from guard.errors import Damage
 from guard.failpoints import point
+from guard.seal import open_shelf, open_top, seal_folder
 from guard.steps import Steps, drain
 from guard.store.jobs import Job, find_job, set_job
 from guard.store.keeper import Keeper
@@ -100,14 +100,15 @@ def finish_birth(keeper: Keeper, number: int) -> str:
         _describe(staged, record)
         point("birth.checked")
         # A read-only folder cannot be moved by an ordinary user, so sealing comes after the move.
-        rename_new(staged, target)
+        with open_shelf(keeper.home.models):
+            rename_new(staged, target)
     sums = _check_sums(target)
     point("birth.renamed")
     _record(keeper, job, birth, sums, _size(target))
     point("birth.recorded")
     refresh(keeper)
     point("birth.viewed")
-    seal_tree(target)
+    seal_folder(target, keeper.settings.storage.seal)
     point("birth.sealed")
     remove_tree(keeper.home.staging_of(job.id))
     point("birth.cleaned")
@@ -128,8 +129,9 @@ def set_birth_aside(keeper: Keeper, number: int) -> None:
         while os.path.lexists(aside):
             count += 1
             aside = keeper.home.trash / f"{record['name']}~unfinished~{count}"
-        os.chmod(target, 0o755)
-        rename_new(target, aside)
+        with open_shelf(keeper.home.models):
+            open_top(target)
+            rename_new(target, aside)
         with keeper.ledger.transaction():
             keeper.ledger.event("birth.abandoned", record["name"], moved_to=aside.name)
 
@@ -184,11 +186,27 @@ def _record(keeper: Keeper, job: Job, birth: Mapping[str, Any], sums: str, size:
         ledger.run_many("INSERT INTO learnt VALUES (?, ?, ?, ?, ?)",
                         [(record["id"], item["sha256"], record["objective"], item["count"], item["bitmap"])
                          for item in birth["learnt"]])  # fmt: skip
+        _record_inputs(keeper, record)
         ledger.event("version.sealed", record["name"], parent=record["parent"], line=record["line"], sums=sums,
                      gate=record["gate"]["verdict"])  # fmt: skip
         if gated:
             _move_tip(keeper, record)
         set_job(ledger, job.id, "done" if gated else "quarantined", "" if gated else record["gate"]["reason"])
+
+
+def _record_inputs(keeper: Keeper, record: Mapping[str, Any]) -> None:
+    """Every version that went into this one besides its parent: each locks deletion as a parent does.
+
+    An index is derived and no version; it stands in version.json only. Raises Damage for an input nobody knows.
+    """
+    for item in record.get("inputs", []):
+        if item["role"] == "index":
+            continue
+        number = keeper.ledger.value("SELECT id FROM versions WHERE name = ?", (item["name"],))
+        if number is None:
+            raise Damage(f"{record['name']} names {item['name']} as its {item['role']}, and no such version is known",
+                         subject=record["name"], hint="heirloom lineage lists the versions")  # fmt: skip
+        keeper.ledger.run("INSERT INTO version_inputs VALUES (?, ?, ?)", (record["id"], number, item["role"]))
 
 
 def _move_tip(keeper: Keeper, record: Mapping[str, Any]) -> None:

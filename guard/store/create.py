@@ -14,6 +14,7 @@ from guard.durable import fsync_dir, make_dir, write_bytes, write_text
 from guard.errors import CheckFailed
 from guard.failpoints import point
 from guard.home import Home
+from guard.seal import require_seal
 from guard.settings import load_settings
 from guard.store.keeper import default_actor
 from guard.store.ledger import Ledger
@@ -33,10 +34,12 @@ SETTINGS_TEXT = """\
 
 
 def create_home(home: Home, *, clock: Clock, recipes: Path) -> None:
-    """Make the folders, ledger and identity of a home. Raises CheckFailed over a finished or foreign one."""
+    """Make the folders, ledger and identity of a home. Raises CheckFailed over a finished or foreign one
+    and where it cannot be sealed as its settings say."""
     check_place(home)
     for folder in home.folders():
         make_dir(folder)
+    require_seal(load_settings(home.root).storage.seal, home.staging)
     point("init.folders")
     _copy_recipes(recipes, home.configs)
     if not (home.configs / "heirloom.yaml").exists():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from guard.clock import SYSTEM_CLOCK, Clock
 from guard.errors import Damage
 from guard.home import Home
+from guard.seal import require_seal
 from guard.settings import Settings, load_settings
 from guard.store.ledger import Ledger
 
@@ -45,6 +46,8 @@ def default_actor(role: str) -> str:
 def _open(home: Home, *, actor: str, clock: Clock, read_only: bool, flags: Mapping[str, object] | None) -> Keeper:
     home.check()
     settings = load_settings(home.root, flags=flags)
+    if not read_only:
+        require_seal(settings.storage.seal, home.staging)
     ledger = Ledger(home.ledger, clock=clock, actor=actor, read_only=read_only)
     recorded = ledger.meta("store_id")
     if recorded != home.store_id():
@@ -57,7 +60,10 @@ def _open(home: Home, *, actor: str, clock: Clock, read_only: bool, flags: Mappi
 def open_writer(
     home: Home, *, actor: str, clock: Clock = SYSTEM_CLOCK, flags: Mapping[str, object] | None = None
 ) -> Keeper:
-    """A keeper that may write. The caller holds the home lock. Raises Damage for a home that is not whole."""
+    """A keeper that may write. The caller holds the home lock.
+
+    Raises Damage for a home that is not whole, CheckFailed where this process cannot seal as the settings say.
+    """
     return _open(home, actor=actor, clock=clock, read_only=False, flags=flags)
 
 

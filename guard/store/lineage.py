@@ -10,20 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from guard.checks.deletion import ACTIVE, lock_label
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 from guard.store.versions import Version, all_versions, dependants, tips
 
-__all__ = ["descendants", "lineage", "living_dependants", "tree_lines"]
+__all__ = ["ADAPTER_BASE", "descendants", "lineage", "living_dependants", "needed_to_load", "regrown_lines",
+           "rollbacks", "tree_lines"]  # fmt: skip
 
+ADAPTER_BASE = "adapter_base"
+"""The role of an input without which a version cannot be loaded; a parent's weights are in the child's own."""
+_GONE = ("trashed", "purged")
 _STEP = 5
 _DEEPEST = 12
 _FILES_SHOWN = 4
 
 
 def living_dependants(ledger: Ledger, number: int) -> list[Version]:
-    """Versions out of the trash that stand on this one directly or through others that are in the trash; by id."""
+    """Versions that are there and stand on this one, directly or through others that were trashed or purged; by id."""
     found: dict[int, Version] = {}
     seen, waiting = {number}, [number]
     while waiting:
@@ -31,13 +37,20 @@ def living_dependants(ledger: Ledger, number: int) -> list[Version]:
         for child in dependants(ledger, current):
             found[child.id] = child
         trashed = ledger.rows(
-            "SELECT id FROM versions WHERE state = 'trashed' AND (parent_id = ? OR id IN "
+            "SELECT id FROM versions WHERE state IN ('trashed', 'purged') AND (parent_id = ? OR id IN "
             "(SELECT version_id FROM version_inputs WHERE input_id = ?))", (current, current))  # fmt: skip
         for row in trashed:
             if row[0] not in seen:
                 seen.add(row[0])
                 waiting.append(row[0])
     return [found[key] for key in sorted(found)]
+
+
+def needed_to_load(ledger: Ledger, number: int) -> list[str]:
+    """Names of the versions that are there and cannot be loaded without this one: adapters on it; by id."""
+    return [row[0] for row in ledger.rows(
+        "SELECT v.name FROM versions v JOIN version_inputs i ON i.version_id = v.id WHERE i.input_id = ? AND i.role = ? "
+        "AND v.state NOT IN ('trashed', 'purged') ORDER BY v.id", (number, ADAPTER_BASE))]  # fmt: skip
 
 
 def descendants(ledger: Ledger, number: int) -> list[str]:
@@ -56,7 +69,7 @@ def _depended_on(ledger: Ledger, versions: Sequence[Version]) -> set[int]:
         inputs.setdefault(row[0], []).append(row[1])
     needed: set[int] = set()
     for version in reversed(versions):
-        if version.state != "trashed" or version.id in needed:
+        if version.state not in _GONE or version.id in needed:
             needed.update(inputs.get(version.id, []))
             if version.parent_id is not None:
                 needed.add(version.parent_id)
@@ -79,7 +92,7 @@ def lineage(keeper: Keeper) -> list[dict[str, Any]]:
             "parent": names.get(version.parent_id) if version.parent_id is not None else None,
             "line": version.line,
             "active": version.id in active,
-            "locked": "" if version.state == "trashed" else lock_label(
+            "locked": "" if version.state in _GONE else lock_label(
                 has_parent=version.parent_id is not None, active=version.id in active,
                 has_dependants=version.id in needed),
             "training_data": [_data(item) for item in version.record.get("data", [])],
@@ -89,6 +102,20 @@ def lineage(keeper: Keeper) -> list[dict[str, Any]]:
         }
         for version in versions
     ]  # fmt: skip
+
+
+def rollbacks(ledger: Ledger) -> list[dict[str, Any]]:
+    """Every rollback there ever was, oldest first: utc, actor (who), line, from, to, why, parked_job."""
+    rows = ledger.rows("SELECT utc, actor, subject, payload FROM events WHERE verb = 'line.rolled_back' ORDER BY seq")
+    told = [(row, orjson.loads(row["payload"])) for row in rows]
+    return [{"utc": row["utc"], "actor": row["actor"], "line": row["subject"], "from": facts["before"], "to": facts["after"],
+             "why": facts["why"], "parked_job": facts.get("parked_job")} for row, facts in told]  # fmt: skip
+
+
+def regrown_lines(ledger: Ledger) -> list[dict[str, str]]:
+    """Lines that were grown again without a file: line, of (the line before), base, file, without (its SHA-256)."""
+    rows = ledger.rows("SELECT key, value FROM meta WHERE key >= 'regrown:' AND key < 'regrown;' ORDER BY key")
+    return [{"line": row["key"].removeprefix("regrown:"), **orjson.loads(row["value"])} for row in rows]
 
 
 def _data(item: Mapping[str, Any]) -> dict[str, Any]:

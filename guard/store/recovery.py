@@ -17,14 +17,17 @@ import orjson
 from guard.durable import remove_tree, replace_link, seal_tree, write_text
 from guard.errors import HeirloomError, is_environment
 from guard.names import index_name
+from guard.seal import IMMUTABLE, is_immutable, seal_folder, shut_shelf
 from guard.store import views
 from guard.store.admission import Decision, finish_admission
+from guard.store.archive import finish_archives
 from guard.store.birth import finish_birth, set_birth_aside
 from guard.store.files import open_drops
 from guard.store.indexes import active_index, finish_index, link_documents
 from guard.store.intake import give_back, resume_claim
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
+from guard.store.purge import finish_purges
 from guard.store.restore import finish_restores
 from guard.store.rollback import finish_rollbacks
 from guard.store.trash import finish_deletes
@@ -99,7 +102,8 @@ def _settle(keeper: Keeper, job: Job, finish: Callable[[Keeper, int], str]) -> s
 
 
 def _recover_trash(keeper: Keeper) -> list[str]:
-    return [*finish_deletes(keeper), *finish_restores(keeper), *finish_rollbacks(keeper)]
+    ended = [*finish_deletes(keeper), *finish_purges(keeper), *finish_archives(keeper)]
+    return [*ended, *finish_restores(keeper), *finish_rollbacks(keeper)]
 
 
 def _recover_numbers(keeper: Keeper) -> None:
@@ -113,14 +117,18 @@ def _recover_numbers(keeper: Keeper) -> None:
 
 def _recover_seals(keeper: Keeper) -> list[str]:
     """Seal what was recorded and not yet sealed; the top folder is sealed last, so its mode tells for the whole."""
-    folders = [keeper.home.models / row[0] for row in keeper.ledger.rows(
-        "SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')")]  # fmt: skip
-    folders += [keeper.home.indexes / index_name(row[0]) for row in keeper.ledger.rows("SELECT id FROM indexes")]
-    done = []
-    for folder in folders:
+    seal, done = keeper.settings.storage.seal, []
+    for row in keeper.ledger.rows("SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')"):
+        folder = keeper.home.models / row[0]
+        if folder.is_dir() and (folder.stat().st_mode & 0o222 or (seal == IMMUTABLE and not is_immutable(folder))):
+            seal_folder(folder, seal)
+            done.append(f"{folder.name} sealed")
+    for row in keeper.ledger.rows("SELECT id FROM indexes"):
+        folder = keeper.home.indexes / index_name(row[0])
         if folder.is_dir() and folder.stat().st_mode & 0o222:
             seal_tree(folder)
             done.append(f"{folder.name} sealed")
+    shut_shelf(keeper.home.models)
     return done
 
 

@@ -15,11 +15,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from guard.durable import copy_verified, fsync_dir, make_dir, remove_tree, rename_new, seal_tree, sha256_file
+from guard.durable import copy_verified, fsync_dir, make_dir, remove_tree, rename_new, sha256_file
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
+from guard.seal import open_shelf, open_top, require_openable, seal_folder
+from guard.store.archive import finish_archives
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
+from guard.store.purge import finish_purges
 from guard.store.sums import SUMS, folder_problems, read_sums
 from guard.store.trash import (
     finish_deletes,
@@ -27,6 +30,7 @@ from guard.store.trash import (
     is_folder,
     move_sealed,
     note_trash,
+    seal_top,
     trash_folder,
     trash_notes,
 )
@@ -44,8 +48,8 @@ def restore(keeper: Keeper, text: str, *, source: str | None = None, dry_run: bo
     Damage (8) when the source is not what was sealed, EnvironmentFault when the disk is full or refuses.
     """
     if not dry_run:
-        finish_deletes(keeper)
-        finish_restores(keeper)
+        for finish in (finish_deletes, finish_purges, finish_restores, finish_archives):
+            finish(keeper)
     version = find_version(keeper.ledger, text)
     target = keeper.home.models / version.name
     if version.state in ("sealed", "quarantined") and not folder_problems(target, version.sums_sha256):
@@ -55,6 +59,8 @@ def restore(keeper: Keeper, text: str, *, source: str | None = None, dry_run: bo
     _prove(origin, version, f"heirloom restore {version.name} --from {'backup' if kind == 'trash' else 'PATH'}")
     if kind != "trash":
         _refuse_full_disk(keeper, version, origin)
+    for folder in (target, origin):
+        require_openable(folder)
     result = {"version": version.name, "source": kind, "path": str(target)}
     if dry_run:
         return result
@@ -110,6 +116,9 @@ def _was(keeper: Keeper, version: Version) -> str:
     """The state to give back: what it was before the trash; one that failed its gate never comes back as sealed."""
     if version.state in ("sealed", "quarantined"):
         return version.state
+    noted = keeper.ledger.meta(f"gone:{version.name}")
+    if noted is not None:
+        return noted
     for note in trash_notes(keeper).values():
         if note["version"] == version.name and note["why"] == "deleted":
             return str(note["was"])
@@ -149,11 +158,12 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
         _prove(incoming, version, "heirloom verify --backup")
         point("restore.checked")
         if aside is not None and not os.path.lexists(aside):
-            move_sealed(target, aside)
-        if is_folder(incoming):
-            os.chmod(incoming, 0o755)
-        rename_new(incoming, target)
-    seal_tree(target)
+            move_sealed(keeper, target, aside)
+        with open_shelf(keeper.home.models):
+            if is_folder(incoming):
+                open_top(incoming)
+            rename_new(incoming, target)
+    seal_folder(target, keeper.settings.storage.seal)
     fsync_dir(target)
     point("restore.moved")
     _prove(target, version, "check the disk: heirloom verify --all")
@@ -183,6 +193,7 @@ def _record(keeper: Keeper, intent: dict[str, Any]) -> None:
         ledger.run("UPDATE versions SET state = ? WHERE name = ?", (intent["was"], name))
         if intent["kind"] == "trash":
             ledger.run("DELETE FROM meta WHERE key = ?", (f"trash:{Path(intent['origin']).name}",))
+        ledger.run("DELETE FROM meta WHERE key = ?", (f"gone:{name}",))
         if intent["aside"]:
             note_trash(keeper, intent["aside"], name, was=intent["was"], why="damaged")
         clear_intent(ledger, "restore", name)
@@ -211,12 +222,11 @@ def _take_back(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
     if not os.path.lexists(incoming) and os.path.lexists(target) and (aside is None or os.path.lexists(aside)):
         # It came and did not prove itself: out of models/ again, kept for a person to look at.
         unproven = "" if intent["kind"] == "trash" else free_trash_name(keeper, f"{intent['version']}~unproven")
-        move_sealed(target, keeper.home.trash / unproven if unproven else incoming)
+        move_sealed(keeper, target, keeper.home.trash / unproven if unproven else incoming)
     if aside is not None and os.path.lexists(aside) and not os.path.lexists(target):
-        move_sealed(aside, target)
+        move_sealed(keeper, aside, target)
     if intent["kind"] == "trash":
-        if is_folder(incoming):
-            os.chmod(incoming, 0o555)
+        seal_top(keeper, incoming)
     elif os.path.lexists(incoming):
         remove_tree(incoming)
     with keeper.ledger.transaction():

@@ -2,9 +2,10 @@
 
     target proven -> intent in the ledger -> a running job of the line parked -> one transaction (tip, event) -> views
 
-A target is a sealed version that reads back intact and lies on the line: an ancestor of its tip, or born on it (so that
-a rollback can itself be taken back). What became trainable again is computed, not stored: learnt by the abandoned
-versions and not by the new tip's ancestry (law 4).
+A target is a sealed version that reads back intact and lies on the line: an ancestor of its tip, born on it (so that a
+rollback can itself be taken back), or born on a line that was grown again from it (so that it can take its place).
+What became trainable again is computed, not stored: learnt by the abandoned versions and not by the new tip's
+ancestry (law 4).
 Not here: stopping a training child - the caller's `park` does that - or training anything again: only a person does.
 """
 
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
+
+import orjson
 
 from guard.bitmap import unpack_bitmap
 from guard.errors import Busy, CheckFailed, Damage, HeirloomError, UsageError
@@ -21,7 +24,7 @@ from guard.store.jobs import Job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 from guard.store.sums import folder_problems
-from guard.store.versions import Version, ancestors, find_version, learnt_rows, line_tip, tips
+from guard.store.versions import GONE, Version, ancestors, find_version, learnt_rows, line_tip, tips
 from guard.store.views import refresh
 
 __all__ = ["finish_rollbacks", "rollback", "trainable_again"]
@@ -73,7 +76,7 @@ def rollback(keeper: Keeper, text: str, line: str | None = None, reason: str = "
 
 def _refuse_strange(ledger: Ledger, version: Version, tip: Version, line: str) -> None:
     """Why a version may not become the tip of a line."""
-    if version.state in ("trashed", "archived"):
+    if version.state in GONE:
         raise CheckFailed(f"{version.name} is {version.state}, not in models/", subject=version.name,
                           hint=f"heirloom restore {version.name}, then roll back")  # fmt: skip
     if version.state != "sealed":
@@ -81,10 +84,16 @@ def _refuse_strange(ledger: Ledger, version: Version, tip: Version, line: str) -
         why = f": {gate['reason']}" if isinstance(gate, dict) and gate.get("reason") else ""
         raise CheckFailed(f"{version.name} is {version.state} and never becomes active{why}", subject=version.name,
                           hint="heirloom lineage shows the sealed versions")  # fmt: skip
-    if version.id not in ancestors(ledger, tip.id) and version.line != line:
+    if version.id not in ancestors(ledger, tip.id) and line not in (version.line, _regrown_from(ledger, version.line)):
         raise CheckFailed(f"{version.name} is no ancestor of {tip.name} and was born on {version.line}, not on {line}",
                           subject=version.name,
                           hint=f"heirloom rollback {version.name} --line {version.line}")  # fmt: skip
+
+
+def _regrown_from(ledger: Ledger, line: str) -> str | None:
+    """The line that this one was grown again from (`heirloom regrow`); None for any other line."""
+    noted = ledger.meta(f"regrown:{line}")
+    return str(orjson.loads(noted)["of"]) if noted else None
 
 
 def _prove(keeper: Keeper, version: Version) -> None:

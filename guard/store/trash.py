@@ -18,13 +18,14 @@ from typing import Any
 import orjson
 
 from guard.checks.deletion import DeletionFacts, judge_deletion
-from guard.durable import fsync_dir, rename_new
+from guard.durable import rename_new
 from guard.errors import Busy, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
+from guard.seal import close_top, open_shelf, open_top, require_openable
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
 from guard.store.lineage import living_dependants
-from guard.store.versions import Version, find_version, tips
+from guard.store.versions import GONE, Version, find_version, tips
 from guard.store.views import refresh
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "is_folder",
     "move_sealed",
     "note_trash",
+    "seal_top",
     "trash_folder",
     "trash_notes",
 ]
@@ -77,23 +79,24 @@ def free_trash_name(keeper: Keeper, name: str) -> str:
         number += 1
 
 
-def move_sealed(source: Path, target: Path, unsealed_point: str | None = None) -> None:
-    """Move a sealed folder to a name that nothing has. Only its top opens, and only for the move.
+def move_sealed(keeper: Keeper, source: Path, target: Path, unsealed_point: str | None = None) -> None:
+    """Move a sealed folder to a name that nothing has. Only models/ and the folder's top open, and only for the move.
 
-    An ordinary user cannot rename a folder it may not write (its `..` entry changes); the files stay read-only.
+    An ordinary user cannot rename a folder it may not write (its `..` entry changes); the files stay sealed.
     """
-    if is_folder(source):
-        os.chmod(source, 0o755)
-    if unsealed_point:
-        point(unsealed_point)
-    rename_new(source, target)
-    _seal_top(target)
+    with open_shelf(keeper.home.models):
+        if is_folder(source):
+            open_top(source)
+        if unsealed_point:
+            point(unsealed_point)
+        rename_new(source, target)
+    seal_top(keeper, target)
 
 
-def _seal_top(path: Path) -> None:
+def seal_top(keeper: Keeper, path: Path) -> None:
+    """Seal a folder that was opened to be moved, as the settings say."""
     if is_folder(path):
-        os.chmod(path, 0o555)
-        fsync_dir(path)
+        close_top(path, keeper.settings.storage.seal)
 
 
 def deletion_facts(keeper: Keeper, version: Version, *, force: bool, confirm_lineage: bool,
@@ -124,7 +127,7 @@ def delete(keeper: Keeper, text: str, *, force: bool = False, confirm_lineage: b
     if not dry_run:
         finish_deletes(keeper)
     version = find_version(keeper.ledger, text)
-    if version.state in ("trashed", "archived"):
+    if version.state in GONE:
         raise NotFound(f"{version.name} is not in models/: it is {version.state}", subject=version.name,
                        hint=f"heirloom restore {version.name} brings it back")  # fmt: skip
     facts = deletion_facts(keeper, version, force=force, confirm_lineage=confirm_lineage, confirm=confirm)
@@ -153,6 +156,7 @@ def _refuse_unfit(keeper: Keeper, version: Version) -> None:
     if not is_folder(keeper.home.models / version.name):
         raise Damage(f"{version.name} is not in models/ though the ledger says so", subject=version.name,
                      hint=f"heirloom verify {version.name}; heirloom restore {version.name} --from backup")  # fmt: skip
+    require_openable(keeper.home.models / version.name)
 
 
 def _settle(keeper: Keeper, intent: dict[str, Any]) -> None:
@@ -176,11 +180,11 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
     if not os.path.lexists(target):
         if not is_folder(source):
             raise Damage(f"{name} vanished while it was moved to the trash", subject=name, hint="heirloom verify --all")
-        move_sealed(source, target, "delete.unsealed")
+        move_sealed(keeper, source, target, "delete.unsealed")
     elif os.path.lexists(source):
         raise Damage(f"{name} is in models/ and its place in the trash is taken", subject=name,
                      hint="heirloom verify --all")  # fmt: skip
-    _seal_top(target)
+    seal_top(keeper, target)
     point("delete.moved")
     with keeper.ledger.transaction():
         keeper.ledger.run("UPDATE versions SET state = 'trashed' WHERE name = ?", (name,))
@@ -194,7 +198,7 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
 def _abandon(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
     """Take a deletion back: the version stays what it was, sealed as it was."""
     with contextlib.suppress(FileNotFoundError):
-        _seal_top(keeper.home.models / intent["version"])
+        seal_top(keeper, keeper.home.models / intent["version"])
     with keeper.ledger.transaction():
         clear_intent(keeper.ledger, "delete", intent["version"])
         keeper.ledger.event("delete.abandoned", intent["version"], why=why)

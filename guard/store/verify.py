@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from guard.errors import HeirloomError, UsageError
+from guard.seal import IMMUTABLE, not_immutable
 from guard.store import views
 from guard.store.findings import Finding, Findings, Report
 from guard.store.intents import open_intents
@@ -116,24 +117,35 @@ def _moved_meanwhile(keeper: Keeper, version: Version) -> bool:
 def _misplaced(keeper: Keeper, names: set[str] | None) -> list[Finding]:
     """Folders without a version, versions without a folder, unsealed ones, and tips that cannot be one."""
     found = Findings()
-    moving = {item["version"] for word in ("delete", "restore") for item in open_intents(keeper.ledger, word)}
+    moving = {item["version"] for word in ("delete", "restore", "archive", "purge") for item in open_intents(keeper.ledger, word)}
     versions = [version for version in all_versions(keeper.ledger) if names is None or version.name in names]
     for version in versions:
         below = descendants(keeper.ledger, version.id)
         folder = _place(keeper, version)
         if version.name in moving:
-            found.add("version", version.name, "", "a deletion or restore is unfinished; the next start ends it", below)
+            found.add("version", version.name, "", "moving it is unfinished; the next start ends it", below)
         elif version.state in (*_IN_MODELS, "trashed") and not is_folder(folder):
             found.add("version", version.name, "", f"its folder {folder} is missing", below)
         elif version.state in _IN_MODELS:
             for name in unsealed(folder):
                 found.add("version", version.name, name, "may be written to: it is not sealed", below)
+            if keeper.settings.storage.seal == IMMUTABLE:
+                for name in not_immutable(folder):
+                    found.add("version", version.name, name, "is not immutable, though storage.seal says so", below)
+        elif version.state == "archived" and not _vouched(keeper, version):
+            found.add("version", version.name, "", "is archived, and no vault is known to hold it", below)
     if names is None:
         _check_strangers(keeper, found)
         for line, tip in tips(keeper.ledger).items():
             if tip.state != "sealed":
                 found.add("ledger", line, "", f"its active version {tip.name} is {tip.state}")
     return found.damage
+
+
+def _vouched(keeper: Keeper, version: Version) -> bool:
+    """Whether some vault is recorded to hold this very version; `--backup` reads it there."""
+    return bool(keeper.ledger.row("SELECT 1 FROM backups WHERE what = 'version' AND name = ? AND sums_sha256 = ?",
+                                  (version.name, version.sums_sha256)))  # fmt: skip
 
 
 def _check_strangers(keeper: Keeper, found: Findings) -> None:

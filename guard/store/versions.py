@@ -20,6 +20,7 @@ from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 
 __all__ = [
+    "GONE",
     "LEARNING_STATES",
     "Version",
     "all_versions",
@@ -38,8 +39,10 @@ __all__ = [
     "version_by_id",
 ]
 
-# Trashed versions still count as ancestors of what was born from them: their lessons are in the children's weights.
-LEARNING_STATES = ("sealed", "quarantined", "trashed", "archived")
+# Trashed and purged versions still count as ancestors of what was born from them: their lessons are in the children's weights.
+GONE = ("trashed", "archived", "purged")
+"""States of a version that is not in models/."""
+LEARNING_STATES = ("sealed", "quarantined", "trashed", "archived", "purged")
 DEFAULT_LINE = "policy"
 
 
@@ -98,9 +101,9 @@ def ancestors(ledger: Ledger, number: int) -> list[int]:
 
 
 def dependants(ledger: Ledger, number: int) -> list[Version]:
-    """Versions that stand on this one, as a parent or as another input, and are not in the trash themselves."""
+    """Versions that stand on this one, as a parent or as another input, and are neither trashed nor purged."""
     return [_version(row) for row in ledger.rows(
-        "SELECT * FROM versions WHERE state != 'trashed' AND (parent_id = ? OR id IN "
+        "SELECT * FROM versions WHERE state NOT IN ('trashed', 'purged') AND (parent_id = ? OR id IN "
         "(SELECT version_id FROM version_inputs WHERE input_id = ?)) ORDER BY id", (number, number))]  # fmt: skip
 
 

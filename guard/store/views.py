@@ -19,6 +19,7 @@ from tinydb.table import Document, Table
 
 from guard.durable import json_bytes, sha256_bytes, sha256_file, write_bytes, write_json
 from guard.failpoints import point
+from guard.seal import open_shelf
 from guard.store.files import trained_in
 from guard.store.keeper import Keeper
 from guard.store.versions import all_versions, dependants, tips
@@ -58,8 +59,8 @@ def open_registry(path: Path) -> Table:
 
 
 def render_registry(keeper: Keeper) -> dict[str, dict[str, Any]]:
-    """Every version that is not in the trash, in seed 002's shape."""
-    versions = [version for version in all_versions(keeper.ledger) if version.state != "trashed"]
+    """Every version that is in models/ or comes back from the vault by itself, in seed 002's shape."""
+    versions = [version for version in all_versions(keeper.ledger) if version.state not in ("trashed", "purged")]
     names = {version.id: version.name for version in all_versions(keeper.ledger)}
     active = {version.id for version in tips(keeper.ledger).values()}
     registry = {}
@@ -172,10 +173,11 @@ def refresh(keeper: Keeper) -> None:
     for name, (path, data) in _rendered(keeper).items():
         point("view.rendered")
         if not path.exists() or path.read_bytes() != data:
-            if name == "registry":
-                _write_registry(path, orjson.loads(data))
-            else:
-                write_bytes(path, data)
+            with open_shelf(keeper.home.models):
+                if name == "registry":
+                    _write_registry(path, orjson.loads(data))
+                else:
+                    write_bytes(path, data)
         point("view.written")
         notes[name] = {"sequence": sequence, "sha256": sha256_bytes(data)}
     write_json(keeper.home.state / "views.json", notes)

@@ -1,0 +1,159 @@
+"""Archiving: a version leaves models/ for its copy in the vault, and comes back with `restore` (law 3).
+
+    the vault is on another device, the copy read back and hashed now -> intent -> renamed out of models/
+    -> one transaction (state "archived") -> the folder erased -> views
+
+Before the transaction an interrupted archiving is taken back; after it the rest of the folder is erased, but only
+once the copy was read back again. An archived version stays in the lineage, locks what it stands on, and its children
+load alone, for they hold all their weights. Here too: is the copy of a version sound at this moment (`copy_problem`).
+Not here: which versions may go (`guard/checks/retention.py`), making copies (`vault.py`), restoring (`restore.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from guard.errors import CheckFailed, EnvironmentFault, HeirloomError, Protected, is_environment
+from guard.failpoints import point
+from guard.seal import erase_sealed, require_openable
+from guard.store.findings import Findings
+from guard.store.intents import clear_intent, open_intents, put_intent
+from guard.store.keeper import Keeper
+from guard.store.lineage import needed_to_load
+from guard.store.trash import is_folder, move_sealed
+from guard.store.vault_state import check_vault, other_device
+from guard.store.verify_vault import check_backups
+from guard.store.versions import Version, find_version, tips
+from guard.store.views import refresh
+
+__all__ = ["archive", "copy_problem", "finish_archives", "require_apart"]
+
+_PREFIX = ".archiving-"
+
+
+def copy_problem(keeper: Keeper, name: str) -> str:
+    """Read and hash the vault's copy of a version now; "" when it is what was sealed, else what is wrong with it."""
+    findings = Findings()
+    try:
+        check_backups(keeper, findings, [name])
+    except HeirloomError as error:
+        return error.message
+    if findings.damage:
+        first = findings.damage[0]
+        return f"its copy in the vault: {f'{first.file} ' if first.file else ''}{first.problem}"
+    return ""
+
+
+def require_apart(keeper: Keeper) -> Path:
+    """The vault, when it is ours and lies on another device than the models.
+
+    Raises CheckFailed: a copy on the same disk is lost together with it. EnvironmentFault when there is no vault.
+    """
+    vault = check_vault(keeper)
+    if not other_device(keeper, vault):
+        raise CheckFailed(f"the vault {vault} lies on the same device as the models", subject=str(vault),
+                          hint="set backup.path to a folder on another disk, then heirloom backup run")  # fmt: skip
+    return vault
+
+
+def archive(keeper: Keeper, name: str) -> int:
+    """Take one version out of models/; returns the bytes that became free there.
+
+    Raises CheckFailed when the vault is on the same device or holds no sound copy, Protected for a base, an active
+    version or one that others need to load, EnvironmentFault when the disk refuses.
+    """
+    version = find_version(keeper.ledger, name)
+    _refuse(keeper, version)
+    vault = require_apart(keeper)
+    problem = copy_problem(keeper, name)
+    if problem:
+        raise CheckFailed(f"{name} stays in models/: {problem}", subject=name, hint="heirloom backup run, then try again")
+    require_openable(keeper.home.models / name)
+    intent = {"version": name, "was": version.state, "vault": str(vault), "bytes": version.size_bytes}
+    with keeper.ledger.transaction():
+        put_intent(keeper.ledger, "archive", name, intent)
+        keeper.ledger.event("version.archiving", name, vault=str(vault))
+    point("archive.intended")
+    try:
+        _finish(keeper, intent)
+    except OSError as error:
+        if find_version(keeper.ledger, name).state != "archived":
+            _take_back(keeper, intent, str(error))
+        if is_environment(error):
+            raise EnvironmentFault(f"{name} could not be archived: {error.strerror or error}", subject=name, cause=error,
+                                   hint="try again; nothing was lost") from error  # fmt: skip
+        raise
+    return version.size_bytes
+
+
+def _refuse(keeper: Keeper, version: Version) -> None:
+    """Whatever a plan said: these never leave models/."""
+    if version.state not in ("sealed", "quarantined") or not is_folder(keeper.home.models / version.name):
+        raise CheckFailed(f"{version.name} is not in models/: it is {version.state}", subject=version.name,
+                          hint=f"heirloom verify {version.name}")  # fmt: skip
+    lines = [line for line, tip in tips(keeper.ledger).items() if tip.id == version.id]
+    users = needed_to_load(keeper.ledger, version.id)
+    if version.parent_id is None or lines or users:
+        why = "a base" if version.parent_id is None else f"active on {', '.join(lines)}" if lines else \
+            f"what {', '.join(users)} cannot be loaded without"  # fmt: skip
+        raise Protected(f"{version.name} is {why}: it stays in models/", subject=version.name, hint="heirloom retention plan")
+
+
+def _leaving(keeper: Keeper, name: str) -> Path:
+    """Where a version lies between models/ and nowhere: hidden in the trash, which is on the same device."""
+    return keeper.home.trash / f"{_PREFIX}{name}"
+
+
+def _finish(keeper: Keeper, intent: Mapping[str, Any]) -> None:
+    name, ledger = intent["version"], keeper.ledger
+    move_sealed(keeper, keeper.home.models / name, _leaving(keeper, name))
+    point("archive.moved")
+    with ledger.transaction():
+        ledger.run("UPDATE versions SET state = 'archived' WHERE name = ?", (name,))
+        ledger.set_meta(f"gone:{name}", str(intent["was"]))
+        ledger.event("version.archived", name, vault=intent["vault"], was=intent["was"], bytes=intent["bytes"])
+    point("archive.recorded")
+    _erase(keeper, name)
+    refresh(keeper)
+    point("archive.viewed")
+
+
+def _erase(keeper: Keeper, name: str) -> None:
+    erase_sealed(_leaving(keeper, name))
+    point("archive.erased")
+    with keeper.ledger.transaction():
+        clear_intent(keeper.ledger, "archive", name)
+
+
+def _take_back(keeper: Keeper, intent: Mapping[str, Any], why: str) -> None:
+    """The version lies in models/ as before; nothing of it was erased."""
+    name = intent["version"]
+    if os.path.lexists(_leaving(keeper, name)):
+        move_sealed(keeper, _leaving(keeper, name), keeper.home.models / name)
+    with keeper.ledger.transaction():
+        clear_intent(keeper.ledger, "archive", name)
+        keeper.ledger.event("archive.abandoned", name, why=why)
+
+
+def finish_archives(keeper: Keeper) -> list[str]:
+    """Take back every archiving that was not recorded, finish the others; returns what became of each in words."""
+    told = []
+    for intent in open_intents(keeper.ledger, "archive"):
+        name = intent["version"]
+        if find_version(keeper.ledger, name).state != "archived":
+            _take_back(keeper, intent, "it was interrupted before it was recorded")
+            told.append(f"archiving {name} was taken back")
+            continue
+        problem = copy_problem(keeper, name) if os.path.lexists(_leaving(keeper, name)) else ""
+        if problem:
+            # Space is not worth it: what is left of the folder stays until its copy can be read again.
+            told.append(f"archiving {name} is left for later: {problem}")
+            continue
+        _erase(keeper, name)
+        told.append(f"{name} was archived")
+    if told:
+        refresh(keeper)
+    return told

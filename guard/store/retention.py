@@ -1,0 +1,110 @@
+"""`retention plan` and `retention apply`: what models/ holds, asked of the ledger, and the archiving of what may go.
+
+The proposal is `guard/checks/retention.py`; one version is archived by `archive.py`. Nothing here runs by itself:
+no start, no timer and no full disk archives anything (law 3).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from guard.checks.retention import Candidate, plan_retention
+from guard.clock import utc_seconds
+from guard.errors import CheckFailed, EnvironmentFault, HeirloomError, NotConfirmed
+from guard.store.archive import archive, finish_archives, require_apart
+from guard.store.keeper import Keeper
+from guard.store.vault_state import vault_of
+from guard.store.versions import all_versions
+
+__all__ = ["retention_apply", "retention_plan"]
+
+_PLANNED = "SELECT v.id FROM versions v JOIN jobs j ON j.id = v.job_id WHERE json_extract(j.request, '$.origin') = 'plan'"
+_ROLLED_BACK = "SELECT DISTINCT json_extract(payload, '$.after') FROM events WHERE verb = 'line.rolled_back'"
+_CHILDREN = ("SELECT parent_id, count(*) FROM versions WHERE parent_id IS NOT NULL AND state NOT IN ('trashed', 'purged') "
+             "GROUP BY parent_id")  # fmt: skip
+_TIPS = "SELECT tip_id, name FROM lines ORDER BY name"
+_USERS = ("SELECT i.input_id, v.name FROM version_inputs i JOIN versions v ON v.id = i.version_id "
+          "WHERE v.state NOT IN ('trashed', 'purged') ORDER BY v.id")  # fmt: skip
+_JOBS = ("SELECT coalesce(base_id, json_extract(plan, '$.train.base.id')), id FROM jobs WHERE state IN "
+         "('queued', 'held', 'preparing', 'training', 'committing', 'parked') ORDER BY id")  # fmt: skip
+
+
+def retention_plan(keeper: Keeper, newest: int | None = None) -> dict[str, Any]:
+    """What might be archived; reads only. `newest`: how many of each line stay in any case (None: the setting).
+
+    Returns versions [{name, keep, reason, bytes}], archive (names), bytes (that would become free), vault, problem
+    (why nothing can be archived now, or ""), confirm (the words a person types).
+    """
+    count = keeper.settings.retention.newest if newest is None else newest
+    choices = plan_retention(_candidates(keeper), now=utc_seconds(keeper.clock.utc()), newest=count)
+    leaving = [choice for choice in choices if not choice.keep]
+    problem = ""
+    try:
+        require_apart(keeper)
+    except HeirloomError as error:
+        problem = error.message
+    return {
+        "versions": [{"name": item.name, "keep": item.keep, "reason": item.reason, "bytes": item.size_bytes}
+                     for item in choices],
+        "archive": [item.name for item in leaving], "bytes": sum(item.size_bytes for item in leaving),
+        "vault": str(vault_of(keeper)), "problem": problem, "confirm": f"archive {len(leaving)} versions",
+    }  # fmt: skip
+
+
+def _candidates(keeper: Keeper) -> list[Candidate]:
+    """Every version in models/ with its facts; a few queries for all of them, however many there are."""
+    ledger = keeper.ledger
+    planned = {row[0] for row in ledger.rows(_PLANNED)}
+    chosen = {row[0] for row in ledger.rows(_ROLLED_BACK)}
+    children = {row[0]: row[1] for row in ledger.rows(_CHILDREN)}
+    active, users, jobs = (_grouped(ledger.rows(sql)) for sql in (_TIPS, _USERS, _JOBS))
+    return [
+        Candidate(
+            version.name, version.id, version.line, utc_seconds(version.created), version.size_bytes,
+            is_base=version.parent_id is None, quarantined=version.state == "quarantined",
+            tip_of=active.get(version.id, ()), children=children.get(version.id, 0),
+            needed_by=users.get(version.id, ()), jobs=jobs.get(version.id, ()),
+            annotation="a person rolled back to it" if version.name in chosen else
+                       "a person named it in a plan" if version.id in planned else "")
+        for version in all_versions(ledger) if version.state in ("sealed", "quarantined")
+    ]  # fmt: skip
+
+
+def _grouped(rows: Sequence[sqlite3.Row]) -> dict[int, tuple[Any, ...]]:
+    """Pairs of id and value as all values of each id."""
+    found: dict[int, tuple[Any, ...]] = {}
+    for row in rows:
+        found[row[0]] = (*found.get(row[0], ()), row[1])
+    return found
+
+
+def retention_apply(keeper: Keeper, *, confirm: str | None, newest: int | None = None, dry_run: bool = False) -> dict[str, Any]:
+    """Archive what the plan of this moment proposes, the oldest first; returns the plan with archived and kept.
+
+    `kept`: [{name, reason}] of those that stayed because their copy did not read back. Raises CheckFailed when the
+    vault is on the same device or nothing may go, NotConfirmed when the typed words are not the plan's.
+    """
+    if not dry_run:
+        finish_archives(keeper)
+    plan = {**retention_plan(keeper, newest), "archived": [], "kept": []}
+    if not plan["archive"]:
+        raise CheckFailed("there is nothing to archive", hint="heirloom retention plan says why each version stays")
+    require_apart(keeper)
+    if dry_run:
+        return plan
+    if confirm != plan["confirm"]:
+        typed = "nothing was typed" if confirm is None else f"{confirm!r} was typed"
+        raise NotConfirmed(f"{typed}, so nothing was archived", hint=f'--confirm "{plan["confirm"]}"')
+    for name in plan["archive"]:
+        try:
+            archive(keeper, name)
+            plan["archived"].append(name)
+        except EnvironmentFault:
+            raise
+        except CheckFailed as error:
+            plan["kept"].append({"name": name, "reason": error.message})
+    sizes = {item["name"]: item["bytes"] for item in plan["versions"]}
+    plan["bytes"] = sum(sizes[name] for name in plan["archived"])
+    return plan

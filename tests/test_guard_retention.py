@@ -1,0 +1,294 @@
+"""Retention: the thinning is pure and gives reasons; archiving needs a copy on another device and loses nothing."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from homes import add_job_row, add_version, clone, keeper_of, make_home, places_of
+
+from guard import durable, failpoints
+from guard.checks.retention import Candidate, age_class, plan_retention
+from guard.errors import CheckFailed, EnvironmentFault, NotConfirmed, NotFound, Protected
+from guard.failpoints import Crash
+from guard.store import views
+from guard.store.archive import archive
+from guard.store.keeper import Keeper
+from guard.store.lineage import lineage
+from guard.store.recovery import recover
+from guard.store.restore import restore
+from guard.store.retention import retention_apply, retention_plan
+from guard.store.rollback import rollback
+from guard.store.sums import folder_problems
+from guard.store.trash import delete
+from guard.store.vault import run_backup
+from guard.store.verify import verify
+from guard.store.versions import find_version
+
+HOUR = 3600.0
+POINTS = [name for name in failpoints.POINTS if name.startswith("archive.")]
+OLD = "v002_step"
+
+
+# --- the proposal ------------------------------------------------------------------------------------------------------
+
+
+def a_line(count: int, **facts: object) -> list[Candidate]:
+    """A base and a line of children, one an hour, the newest at hour `count`."""
+    return [Candidate(f"v{number:03d}", number, "policy", number * HOUR, 10, is_base=number == 1,
+                      tip_of=("policy",) if number == count else (), children=int(number < count), **facts)  # type: ignore[arg-type]
+            for number in range(1, count + 1)]  # fmt: skip
+
+
+def kept(candidates: list[Candidate], now: float, newest: int = 3) -> list[int]:
+    return [item.id for item, choice in zip(candidates, plan_retention(candidates, now=now, newest=newest), strict=True)
+            if choice.keep]  # fmt: skip
+
+
+def test_a_long_line_keeps_a_logarithm_of_itself() -> None:
+    line = a_line(1000)
+    left = kept(line, now=1000 * HOUR)
+    assert left[0] == 1 and left[-3:] == [998, 999, 1000] and len(left) <= 3 + 1 + 11
+    ages = [1000 - number for number in left if number not in (1, 998, 999, 1000)]
+    # Between two neighbours the age grows by a bounded factor: no stretch of the past is without a witness.
+    assert all(older <= 4 * younger + 4 for older, younger in itertools.pairwise(ages))
+
+
+def test_every_choice_has_its_reason_and_all_are_told() -> None:
+    choices = plan_retention(a_line(50), now=50 * HOUR, newest=4)
+    assert [choice.name for choice in choices] == [f"v{number:03d}" for number in range(1, 51)]
+    assert all(choice.reason for choice in choices)
+    assert choices[0].reason.startswith("it is a base") and choices[-1].reason == "it is active on policy"
+    assert "newest 4 of policy" in choices[-2].reason
+
+
+def test_what_a_rule_protects_stays_however_old_it_is() -> None:
+    line = a_line(40)
+    special = {5: {"children": 2}, 7: {"needed_by": ("v030",)}, 9: {"jobs": (4,)}, 11: {"annotation": "a person named it"},
+               13: {"tip_of": ("other",)}}  # fmt: skip
+    changed = [Candidate(**{**vars(item), **special.get(item.id, {})}) for item in line]  # type: ignore[arg-type]
+    assert set(special) <= set(kept(changed, now=40 * HOUR))
+    words = {choice.name: choice.reason for choice in plan_retention(changed, now=40 * HOUR, newest=3)}
+    assert "2 versions branch" in words["v005"] and "v030 needs it" in words["v007"] and "job 4" in words["v009"]
+
+
+def test_thinning_again_and_again_never_empties_the_past() -> None:
+    """What is kept today is thinned tomorrow: each day's plan sees only what the plans before left."""
+    left: list[Candidate] = []
+    for hour in range(1, 400):
+        left.append(Candidate(f"v{hour:03d}", hour, "policy", hour * HOUR, is_base=hour == 1))
+        names = {choice.name for choice in plan_retention(left, now=hour * HOUR, newest=4) if choice.keep}
+        left = [item for item in left if item.name in names]
+    classes = {age_class((399 - item.id) * HOUR) for item in left}
+    assert classes == set(range(9)) and len(left) < 20
+
+
+def test_each_line_keeps_its_own_newest_and_quarantined_ones_go_first() -> None:
+    two = [Candidate(f"v{number:03d}", number, "a" if number % 2 else "b", number * HOUR) for number in range(1, 9)]
+    two.append(Candidate("v009", 9, "c", 1 * HOUR, quarantined=True))
+    choices = {choice.name: choice for choice in plan_retention(two, now=1000 * HOUR, newest=0)}
+    assert not choices["v009"].keep and "failed its gate" in choices["v009"].reason
+    assert {name for name, choice in choices.items() if choice.keep} == {"v001", "v002"}
+    assert plan_retention([], now=0.0, newest=3) == ()
+
+
+def test_a_clock_in_the_past_archives_nothing_young() -> None:
+    assert age_class(-5.0) == 0 and [age_class(hours * HOUR) for hours in (1, 2, 3, 4, 1024)] == [0, 1, 1, 2, 10]
+
+
+# --- archiving ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def template(shared_scratch: Path) -> Path:
+    """A base and nine children in a row, one an hour, on the device of the scratch folder."""
+    keeper = make_home(shared_scratch / "retention")
+    parent = add_version(keeper, "baseline")
+    for _turn in range(9):
+        keeper.clock.advance(HOUR)  # type: ignore[attr-defined]
+        parent = add_version(keeper, "step", parent)
+    views.refresh(keeper)
+    keeper.ledger.close()
+    return shared_scratch / "retention"
+
+
+@pytest.fixture
+def keeper(template: Path, scratch: Path, tmp_path: Path) -> Iterator[Keeper]:
+    """The same home with a vault on another device, brought up to date."""
+    if os.stat(scratch).st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("needs two devices: the scratch folder and the folder for temporary files are on one")
+    clone(template, scratch / "home").ledger.close()
+    keeper = opened(scratch / "home", tmp_path)
+    run_backup(keeper)
+    yield keeper
+    failpoints.disarm()
+
+
+def opened(root: Path, tmp_path: Path) -> Keeper:
+    keeper = keeper_of(root, backup__path=str(tmp_path / "vault"), retention__newest=2)
+    keeper.clock.advance(30 * HOUR)  # type: ignore[attr-defined]
+    return keeper
+
+
+def reopened(keeper: Keeper) -> Keeper:
+    failpoints.disarm()
+    return opened(keeper.home.root, keeper.home.vault(keeper.settings.backup.path).parent)
+
+
+def state(keeper: Keeper, name: str = OLD) -> str:
+    return find_version(keeper.ledger, name).state
+
+
+def test_a_plan_changes_nothing_and_says_why_for_each(keeper: Keeper) -> None:
+    before = keeper.ledger.sequence()
+    plan = retention_plan(keeper)
+    assert len(plan["versions"]) == 10 and all(item["reason"] for item in plan["versions"]) and plan["problem"] == ""
+    assert plan["archive"] and plan["confirm"] == f"archive {len(plan['archive'])} versions" and plan["bytes"] > 5000
+    assert keeper.ledger.sequence() == before and len(list(keeper.home.models.glob("v*"))) == 10
+
+
+def test_applied_versions_leave_models_stay_in_the_lineage_and_come_back_identical(keeper: Keeper) -> None:
+    plan = retention_plan(keeper)
+    gone = plan["archive"]
+    told = retention_apply(keeper, confirm=plan["confirm"])
+    assert told["archived"] == gone and told["kept"] == [] and told["bytes"] == plan["bytes"]
+    assert all(places_of(keeper, name) == [] and state(keeper, name) == "archived" for name in gone)
+    records = {item["name"]: item for item in lineage(keeper)}
+    assert all(records[name]["state"] == "archived" and records[name]["locked"] for name in gone)
+    assert verify(keeper, everything=True, backup=True).ok
+    for name in gone:
+        assert restore(keeper, name)["source"] == "backup"
+        assert folder_problems(keeper.home.models / name, find_version(keeper.ledger, name).sums_sha256) == []
+    assert {state(keeper, name) for name in gone} == {"sealed"} and verify(keeper, everything=True, backup=True).ok
+
+
+def test_the_words_have_to_be_typed_and_mean_this_plan(keeper: Keeper) -> None:
+    before = keeper.ledger.sequence()
+    right = retention_plan(keeper)["confirm"]
+    for words in (None, "", "yes", "archive 1 versions", right.upper(), f"{right} "):
+        with pytest.raises(NotConfirmed):
+            retention_apply(keeper, confirm=words)
+    assert keeper.ledger.sequence() == before and len(list(keeper.home.models.glob("v*"))) == 10
+
+
+def test_a_vault_on_the_same_device_archives_nothing(template: Path, scratch: Path) -> None:
+    keeper = clone(template, scratch / "home")
+    keeper.clock.advance(30 * HOUR)  # type: ignore[attr-defined]
+    run_backup(keeper)
+    with pytest.raises(CheckFailed, match="same device"):
+        retention_apply(keeper_of(keeper.home.root, retention__newest=0), confirm="archive 6 versions")
+    assert "same device" in retention_plan(keeper)["problem"]
+    with pytest.raises(CheckFailed, match="same device"):
+        archive(keeper, OLD)
+    assert len(list(keeper.home.models.glob("v*"))) == 10
+
+
+def test_a_copy_that_has_gone_bad_keeps_its_version_where_it_is(keeper: Keeper) -> None:
+    plan = retention_plan(keeper)
+    bad = plan["archive"][0]
+    path = keeper.home.vault(keeper.settings.backup.path) / "versions" / bad / "model.safetensors"
+    os.chmod(path, 0o644)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    told = retention_apply(keeper, confirm=plan["confirm"])
+    assert [item["name"] for item in told["kept"]] == [bad] and told["archived"] == plan["archive"][1:]
+    assert state(keeper, bad) == "sealed" and places_of(keeper, bad) == ["models"]
+
+
+def test_bases_active_and_needed_versions_are_refused_even_when_asked_for_by_name(keeper: Keeper) -> None:
+    adapter = add_version(keeper, "adapter", "v010_step", tip=False)
+    with keeper.ledger.transaction():
+        keeper.ledger.run("INSERT INTO version_inputs VALUES (?, 3, 'adapter_base')", (find_version(keeper.ledger, adapter).id,))
+    for name in ("v001_baseline", "v010_step", "v003_step"):
+        with pytest.raises(Protected):
+            archive(keeper, name)
+    choices = {item["name"]: item for item in retention_plan(keeper, newest=0)["versions"]}
+    assert all(choices[name]["keep"] for name in ("v001_baseline", "v010_step", "v003_step"))
+    add_job_row(keeper, "queued", base="v004_step")
+    assert "job 1" in {item["name"]: item["reason"] for item in retention_plan(keeper, newest=0)["versions"]}["v004_step"]
+
+
+def test_an_archived_version_asks_to_be_restored_first_and_still_locks_what_it_stands_on(keeper: Keeper) -> None:
+    archive(keeper, "v003_step")
+    with pytest.raises(NotFound, match="archived") as told:
+        delete(keeper, "v003", force=True)
+    assert "restore" in told.value.hint
+    with pytest.raises(CheckFailed, match="archived") as refused:
+        rollback(keeper, "v003")
+    assert "restore" in refused.value.hint
+    with pytest.raises(Protected, match="v003_step"):
+        delete(keeper, OLD, force=True)
+    with pytest.raises(CheckFailed, match="archived"):
+        archive(keeper, "v003_step")
+    restore(keeper, "v003")
+    assert rollback(keeper, "v003", dry_run=True)["to"] == "v003_step"
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_an_archiving_that_dies_at_any_step_is_taken_back_or_finished(keeper: Keeper, point: str) -> None:
+    failpoints.arm(point, "crash")
+    with pytest.raises(Crash):
+        archive(keeper, OLD)
+    assert failpoints.hits(point) == 1
+    after = reopened(keeper)
+    recover(after)
+    recover(after)
+    if point in ("archive.intended", "archive.moved"):
+        assert state(after) == "sealed" and places_of(after, OLD) == ["models"]
+    else:
+        assert state(after) == "archived" and places_of(after, OLD) == [] and list(after.home.trash.iterdir()) == []
+    assert after.ledger.rows("SELECT * FROM meta WHERE key LIKE 'intent:%'") == []
+    assert verify(after, everything=True, backup=True).ok
+    if state(after) == "archived":
+        restore(after, OLD)
+    assert verify(after, everything=True, backup=True).ok
+
+
+@pytest.mark.parametrize(("first", "again"), [("archive.moved", "view.written"), ("archive.recorded", "archive.erased")])
+def test_a_second_death_in_the_recovery_of_the_first_changes_nothing(keeper: Keeper, first: str, again: str) -> None:
+    failpoints.arm(first, "crash")
+    with pytest.raises(Crash):
+        archive(keeper, OLD)
+    (keeper.home.models / "README.md").unlink()  # so that a view has to be written
+    failpoints.disarm()
+    failpoints.arm(again, "crash")
+    with pytest.raises(Crash):
+        recover(opened(keeper.home.root, keeper.home.vault(keeper.settings.backup.path).parent))
+    after = reopened(keeper)
+    recover(after)
+    assert state(after) == ("sealed" if first == "archive.moved" else "archived")
+    assert places_of(after, OLD) == (["models"] if first == "archive.moved" else [])
+    assert verify(after, everything=True, backup=True).ok
+
+
+@pytest.mark.parametrize("action", ["enospc", "eio"])
+@pytest.mark.parametrize("point", POINTS)
+def test_an_archiving_that_the_disk_refuses_leaves_a_sound_home(keeper: Keeper, point: str, action: str) -> None:
+    failpoints.arm(point, action)
+    with pytest.raises((EnvironmentFault, OSError)):
+        archive(keeper, OLD)
+    after = reopened(keeper)
+    recover(after)
+    assert places_of(after, OLD) == (["models"] if state(after) == "sealed" else [])
+    assert verify(after, everything=True, backup=True).ok
+
+
+def test_after_a_death_nothing_is_erased_while_the_vault_is_away(keeper: Keeper) -> None:
+    failpoints.arm("archive.recorded", "crash")
+    with pytest.raises(Crash):
+        archive(keeper, OLD)
+    vault = keeper.home.vault(keeper.settings.backup.path)
+    vault.rename(vault.with_name("unplugged"))
+    after = reopened(keeper)
+    assert any("left for later" in line for line in recover(after))
+    left = after.home.trash / f".archiving-{OLD}"
+    assert folder_problems(left, find_version(after.ledger, OLD).sums_sha256) == []
+    vault.with_name("unplugged").rename(vault)
+    assert f"{OLD} was archived" in recover(after) and not left.exists() and verify(after, everything=True, backup=True).ok
