@@ -152,11 +152,26 @@ def vault_lines(found: Mapping[str, Any]) -> list[str]:
         f"   Ledger: {visible(newest)} ({plural(found['ledger']['behind'], 'event')} behind)",
         f"   Last read back: {moment(found['last_verified']) or 'never'}, {human_bytes(found['bytes'])}",
     ]
+    lines += size_lines(found)
     missing = [*found["versions"]["missing"], *found["originals"]["missing"]]
     if missing:
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
         lines += [f"   Not safe yet: {', '.join(map(_short_name, missing[:5]))}{more}", "      try: heirloom backup run"]
     return lines + (_same_disk(found) if found["present"] else [])
+
+
+def size_lines(found: Mapping[str, Any]) -> list[str]:
+    """What each version takes in the vault against what it takes in models/; the newest twenty."""
+    rows = found.get("sizes", [])
+    if not rows:
+        return []
+    lines = [f"   Stored: {human_bytes(found['stored_bytes'])} of {human_bytes(found['raw_bytes'])} ({found['ratio']:.0%})"]
+    for row in rows[-_SHOWN_NAMES:]:
+        on = f", stands on {visible(row['stands_on'])}" if row["stands_on"] else ""
+        lines.append(f"      {visible(row['name'])}: {human_bytes(row['stored_bytes'])} of {human_bytes(row['raw_bytes'])}"
+                     f" ({row['ratio']:.0%}, {row['form']}{on})")  # fmt: skip
+    older = len(rows) - _SHOWN_NAMES
+    return [*lines, f"      and {older:,} older: heirloom backup status --json"] if older > 0 else lines
 
 
 def _short_name(name: str) -> str:
