@@ -82,6 +82,11 @@ def _backup(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     return run_backup(engine.keeper)
 
 
+def _drill(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    """Want a drill; how it ended is an event after number `after`."""
+    return engine.drill.ask(arguments.get("into"))
+
+
 # --- the queue ----------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +274,7 @@ OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any]]] = {
     "delete": _delete,
     "restore": _restore,
     "backup.run": _backup,
+    "backup.drill": _drill,
     "queue.pause": _pause,
     "queue.resume": _resume,
     "queue.cancel": _cancel,

@@ -27,6 +27,8 @@ POINTS = (
     "index.intended", "index.renamed", "index.recorded", "index.linked", "index.cleaned",
     "backup.intended", "backup.copied", "backup.framed", "backup.decoded", "backup.checked", "backup.renamed", "backup.recorded",
     "events_backup.written", "events_backup.recorded",
+    "drill.ledger", "drill.version", "drill.restored", "drill.verified", "drill.trained", "drill.backed_up",
+    "drill.recorded",
     "ledger_backup.copied", "ledger_backup.checked", "ledger_backup.renamed",
     "rollback.intended", "rollback.recorded", "rollback.viewed",
     "delete.intended", "delete.unsealed", "delete.moved", "delete.recorded", "delete.viewed",

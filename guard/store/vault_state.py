@@ -19,6 +19,7 @@ from guard.durable import make_dir, write_text
 from guard.errors import CheckFailed, EnvironmentFault, HeirloomError
 from guard.frames import read_header
 from guard.home import Home
+from guard.store.drills import drill_state
 from guard.store.keeper import Keeper
 from guard.store.vault_frames import stored_bytes
 from guard.store.versions import all_versions
@@ -129,7 +130,7 @@ def backup_status(keeper: Keeper) -> dict[str, Any]:
     """What is safe: vault, present, problem, other_device, protects, versions and originals (total, verified, missing),
     ledger (newest copy, events it lacks), last_verified (UTC or None), bytes; sizes (one row for each version in the
     vault: name, raw_bytes, stored_bytes, ratio, form (key, delta, plain or damaged), stands_on) and raw_bytes,
-    stored_bytes, ratio over them. Reads only.
+    stored_bytes, ratio over them; drill (last, passed, problem). Reads only.
 
     `protects` is true only when everything was read back and the vault is on another device.
     """
@@ -158,6 +159,7 @@ def backup_status(keeper: Keeper) -> dict[str, Any]:
         "last_verified": max((row["verified"] for row in rows), default=None),
         "bytes": sum(row["size_bytes"] for row in rows),
         **_sizes(keeper, vault, held),
+        "drill": drill_state(keeper),
     }
 
 
