@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import data, startup, training
+from benchmarks import data, startup, training, vault
 from benchmarks.measure import Figure
 from trainer.hardware import hardware_facts, library_versions
 
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[int], Figure]] = {
     "intake of chat rows, against hashing and parsing": data.intake_against_parsing,
     "embedding chunks, against bare scikit-learn": data.embedding_against_sklearn,
     "status, against an empty Python": startup.status_against_python,
+    **vault.BENCHMARKS,
 }
 
 

@@ -23,7 +23,7 @@ from guard.home import Home
 from guard.lock import home_lock
 from guard.store.keeper import Keeper, default_actor, open_reader, open_writer
 
-__all__ = ["call", "call_register", "drop_result", "local_engine", "run_until_done", "wait_for_drops"]
+__all__ = ["call", "call_drill", "call_register", "drop_result", "local_engine", "run_until_done", "wait_for_drops"]
 
 LOCK_SECONDS = 5.0
 POLL_SECONDS = 0.05
@@ -145,6 +145,42 @@ def _register_here(home: Home, arguments: Mapping[str, Any]) -> list[dict[str, A
             engine.pool.tick(now)
             engine.refresh_views(now)
             engine.reactor.poll(0.05)
+
+
+# --- a drill -------------------------------------------------------------------------------------------------------
+
+
+def call_drill(home: Home, into: str | None) -> dict[str, Any]:
+    """Hold a restore drill and wait for its end, with or without a daemon; returns what was recorded of it."""
+    arguments = {"into": into}
+    try:
+        answer = ask(home.socket, {"operation": "backup.drill", "arguments": arguments, "actor": default_actor("cli")})
+    except DaemonNotRunning:
+        return _drill_here(home, arguments)
+    if not answer.get("ok"):
+        _raise(answer)
+    while True:
+        with open_reader(home) as keeper:
+            found = _drilled(keeper, answer["result"]["after"])
+        if found is not None:
+            return found
+        time.sleep(0.5)
+
+
+def _drilled(keeper: Keeper, after: int) -> dict[str, Any] | None:
+    row = keeper.ledger.row("SELECT payload FROM events WHERE verb = 'backup.drilled' AND seq > ? ORDER BY seq", (after,))
+    return orjson.loads(row[0]) if row else None
+
+
+def _drill_here(home: Home, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    from daemon.operations import perform
+
+    with local_engine(home, "backup drill") as engine:
+        after = perform(engine, "backup.drill", arguments)["after"]
+        engine.drill.tick(calm=True)
+        while (found := _drilled(engine.keeper, after)) is None:
+            engine.reactor.poll(1.0)
+        return found
 
 
 # --- working one job off ------------------------------------------------------------------------------------------

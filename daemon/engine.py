@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from daemon.drill_runner import DrillRunner
 from daemon.index_runner import IndexRunner
 from daemon.intake import Intake
 from daemon.reactor import Reactor
@@ -39,6 +40,7 @@ class Engine:
         self.intake = Intake(keeper, self.pool)
         self.runner = Runner(keeper, reactor, self._born)
         self.index = IndexRunner(keeper, reactor)
+        self.drill = DrillRunner(keeper, reactor)
         self.backup_problem = ""
         self.watch_problem = ""
         self.home_problem = ""
@@ -61,7 +63,9 @@ class Engine:
             self.sweep(now)
         self.pool.tick(now)
         self.refresh_views(now)
-        self.runner.tick(now)
+        self.drill.tick(calm=self.runner.current is None and self._backup is None)
+        if not self.drill.running:
+            self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)
         self._back_up(now)
 
@@ -148,7 +152,7 @@ class Engine:
         """Nothing to do now that would be done by waiting a little: what `run --once` works towards."""
         if self.intake.busy or self.pool.busy or self.intake.views_dirty or self._backup is not None:
             return False
-        if self.runner.busy or self.index.current is not None:
+        if self.runner.busy or self.index.current is not None or self.drill.running or self.drill.asked:
             return False
         if self._backup_due is not None and self.keeper.settings.backup.auto and not self.backup_problem:
             return False
@@ -175,6 +179,7 @@ class Engine:
         """End every child; what they were at goes on in the next life."""
         self.runner.close()
         self.index.close()
+        self.drill.close()
         self.pool.close()
         if self.keeper.ledger.sequence() != self._views_sequence:
             views.refresh(self.keeper)

@@ -112,6 +112,11 @@ def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
         engine.backup_by_hand = False
 
 
+def _drill(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    """Want a drill; how it ended is an event after number `after`."""
+    return engine.drill.ask(arguments.get("into"))
+
+
 # --- the queue ----------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +313,7 @@ OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[
     "purge": _purge,
     "retention.apply": _retention_apply,
     "backup.run": _backup,
+    "backup.drill": _drill,
     "queue.pause": _pause,
     "queue.resume": _resume,
     "queue.cancel": _cancel,

@@ -24,6 +24,7 @@ from guard.durable import publish
 from guard.errors import EnvironmentFault
 from guard.home import Home
 from guard.names import index_name
+from guard.store.drills import drill_state
 from guard.store.jobs import Job, counts, jobs_in
 from guard.store.keeper import Keeper, open_reader
 from guard.store.versions import tips, tokens_trained
@@ -211,6 +212,8 @@ def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) ->
         if jobs.get(state):
             reason = keeper.ledger.value("SELECT reason FROM jobs WHERE state = ? ORDER BY updated DESC LIMIT 1", (state,))
             alerts.append({"what": f"{jobs[state]} job{'s' if jobs[state] > 1 else ''} {state}: {reason}", "remedy": remedy})
+    if problem := drill_state(keeper)["problem"]:
+        alerts.append({"what": problem, "remedy": "heirloom backup drill"})
     if _same_device(keeper.home.vault(keeper.settings.backup.path), keeper):
         alerts.append({"what": "backups lie on the same disk as the models: a lost disk loses both",
                        "remedy": "set backup.path to a folder on another disk"})  # fmt: skip

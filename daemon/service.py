@@ -39,7 +39,7 @@ __all__ = ["Service", "run"]
 STATUS_SECONDS = 1.0
 STOP_SECONDS = 600.0
 HOLD_SECONDS = 5.0
-TIMERS = {"sweep": 30, "disk": 60, "views": 300, "heartbeat": 10, "watcher": 5}
+TIMERS = {"sweep": 30, "disk": 60, "views": 300, "heartbeat": 10, "watcher": 5, "drill": 3600}
 EXIT_TROUBLED = 3
 
 
@@ -153,6 +153,8 @@ class Service:
                 self.engine.watch_problem = self.watcher.problem
             if name == "views" and views.stale(self.keeper):
                 self.engine.intake.views_dirty = True
+            if name == "drill" and not self.once:
+                self.engine.drill.consider()
             if name == "disk":
                 self.engine.check_home()
 

@@ -88,6 +88,10 @@ class BackupSettings:
     """The vault; a relative path is inside the home and does not protect against a lost disk."""
     auto: bool = True
     """Copy every new version into the vault by itself."""
+    key_frame_every: int = 8
+    """Weights are stored as the difference from their parent's; every so many in a row stand by themselves."""
+    drill_days: float = 7.0
+    """A daemon proves this often that the vault alone brings the home back; 0: only when asked."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ class Settings:
 
 _CHOICES = {"gate": ("enforce", "warn", "off"), "storage.seal": ("mode", "immutable"), "training.device": ("auto", "cpu")}
 _FRACTIONS = {"replay.fraction", "validation.fraction", "intake.max_bad_rows", "intake.max_unusable_rows"}
-_POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "training.max_attempts", "intake.memory_mb"}
+_POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "training.max_attempts", "intake.memory_mb",
+             "backup.key_frame_every"}  # fmt: skip
 
 
 def _convert(key: str, raw: object, default: object, source: str) -> object:

@@ -1,13 +1,14 @@
 """Tiny homes for tests: a ledger, originals and sealed version folders made directly, without training anything.
 
-A version here holds a few kilobytes of seeded noise where weights would be; its SHA256SUMS, its modes and its rows are
-those of a real one. Not a test of births: those go through `guard/store/birth.py`.
+A version here holds a few kilobytes of seeded weights that drift from version to version; its
+SHA256SUMS, its modes and its rows are those of a real one. Not a test of births: those go through `guard/store/birth.py`.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import struct
 import subprocess
 import traceback
 from collections.abc import Callable, Iterable
@@ -41,6 +42,7 @@ __all__ = [
     "run_as_ordinary_user",
     "set_tip",
     "small_family",
+    "toy_weights",
 ]
 
 NOBODY = 65534
@@ -92,12 +94,27 @@ def add_original(keeper: Keeper, name: str, rows: int = 10, kind: str = "pretrai
     return sha256
 
 
+def toy_weights(name: str, parent: Path | None = None) -> bytes:
+    """A real safetensors file of 2,300 bf16 numbers; a child's differ from its parent's by little, as training does it."""
+    noise, count = random.Random(name), 2300
+    if parent is None or not parent.is_file():
+        numbers = [noise.choice((0x3C00, 0xBC00)) + noise.randrange(0x180) for _ in range(count)]
+    else:
+        data = parent.read_bytes()[-2 * count :]
+        numbers = [value ^ (noise.random() < 0.1) for value in struct.unpack(f"<{count}H", data)]
+    header = orjson.dumps({"__metadata__": {"format": "pt"},
+                           "w": {"dtype": "BF16", "shape": [23, 100], "data_offsets": [0, 2 * count]}})  # fmt: skip
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + struct.pack(f"<{count}H", *numbers)
+
+
 def _write_folder(folder: Path, record: dict[str, Any]) -> str:
     """The files of a version, sealed; returns the SHA-256 of its SHA256SUMS."""
     folder.mkdir()
     noise = random.Random(record["name"])
     (folder / "config.json").write_bytes(json_bytes({"hidden_size": 8, "name": record["name"]}))
-    (folder / "model.safetensors").write_bytes(noise.randbytes(5000))
+    parent = folder.parent / record["parent"] / "model.safetensors" if record["parent"] else None
+    (folder / "model.safetensors").write_bytes(toy_weights(record["name"], parent))
     (folder / "tokenizer.json").write_bytes(noise.randbytes(600))
     (folder / "version.json").write_bytes(json_bytes(record))
     sums = sums_text(hash_folder(folder)).encode()

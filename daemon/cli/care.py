@@ -29,6 +29,7 @@ def add_to(app: typer.Typer) -> None:
     group.callback(invoke_without_command=True, epilog=EPILOGUE)(backup)
     group.command("run", epilog=EPILOGUE)(backup_run)
     group.command("status", epilog=EPILOGUE)(backup_status)
+    group.command("drill", epilog=EPILOGUE)(backup_drill)
     app.add_typer(group, name="backup", epilog=EPILOGUE)
     app.command("doctor", epilog=EPILOGUE)(doctor)
 
@@ -129,6 +130,45 @@ def _same_disk(found: Mapping[str, Any]) -> list[str]:
             "      try: set backup.path in configs/heirloom.yaml to a folder on another disk"]  # fmt: skip
 
 
+def backup_drill(
+    context: typer.Context,
+    into: Annotated[str | None, typer.Option("--into", metavar="DIR", help="An empty folder to work in.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Prove the vault: a whole home out of it alone, verified, trained a few steps further, backed up again."""
+    from daemon.client import call_drill
+    from daemon.drill import scratch_beside
+    from guard.store.keeper import open_reader
+    from guard.store.vault_home import newest_ledger
+    from guard.store.vault_state import check_vault
+
+    caller: Caller = context.obj
+    scratch = str((caller.folder / into).absolute()) if into else None
+    if dry_run:
+        with open_reader(caller.home()) as keeper:
+            vault = check_vault(keeper)
+        found = {"vault": str(vault), "ledger": newest_ledger(vault).name, "scratch": scratch or str(scratch_beside(vault))}
+        caller.console.emit({**found, "dry_run": True})
+        caller.console.say(f"Would bring the home back from {visible(found['vault'])} into {visible(found['scratch'])},"
+                           " train it a few steps, back it up again and remove the scratch.")  # fmt: skip
+        return
+    found = call_drill(caller.home(), scratch)
+    caller.console.emit(found)
+    caller.console.say(drill_line(found))
+    if not found["ok"]:
+        raise typer.Exit(Damage.exit_code)
+
+
+def drill_line(found: Mapping[str, Any]) -> str:
+    """How a drill ended, in one sentence."""
+    if not found["ok"]:
+        return f"❌ The drill failed: {visible(found['reason'])}"
+    held = f"{plural(found['versions'], 'version')}, {plural(found['originals'], 'original')}"
+    return (f"✅ The vault gave everything back: {held},"
+            f" {human_bytes(found['bytes'])}; {plural(found['steps'], 'step')} trained from {visible(found['parent'])}"
+            f" and backed up again, in {found['seconds']:.0f} s")  # fmt: skip
+
+
 def backup_status(context: typer.Context) -> None:
     """What the vault holds, and when it was read back."""
     from guard.store.keeper import open_reader
@@ -152,11 +192,30 @@ def vault_lines(found: Mapping[str, Any]) -> list[str]:
         f"   Ledger: {visible(newest)} ({plural(found['ledger']['behind'], 'event')} behind)",
         f"   Last read back: {moment(found['last_verified']) or 'never'}, {human_bytes(found['bytes'])}",
     ]
+    lines += size_lines(found)
+    if "drill" in found:
+        lines.append(f"   Last drill that passed: {moment(found['drill']['passed']) or 'none yet'}")
+        if found["drill"]["problem"]:
+            lines += [f"   ⚠️ {visible(found['drill']['problem'])}", "      try: heirloom backup drill"]
     missing = [*found["versions"]["missing"], *found["originals"]["missing"]]
     if missing:
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
         lines += [f"   Not safe yet: {', '.join(map(_short_name, missing[:5]))}{more}", "      try: heirloom backup run"]
     return lines + (_same_disk(found) if found["present"] else [])
+
+
+def size_lines(found: Mapping[str, Any]) -> list[str]:
+    """What each version takes in the vault against what it takes in models/; the newest twenty."""
+    rows = found.get("sizes", [])
+    if not rows:
+        return []
+    lines = [f"   Stored: {human_bytes(found['stored_bytes'])} of {human_bytes(found['raw_bytes'])} ({found['ratio']:.0%})"]
+    for row in rows[-_SHOWN_NAMES:]:
+        on = f", stands on {visible(row['stands_on'])}" if row["stands_on"] else ""
+        lines.append(f"      {visible(row['name'])}: {human_bytes(row['stored_bytes'])} of {human_bytes(row['raw_bytes'])}"
+                     f" ({row['ratio']:.0%}, {row['form']}{on})")  # fmt: skip
+    older = len(rows) - _SHOWN_NAMES
+    return [*lines, f"      and {older:,} older: heirloom backup status --json"] if older > 0 else lines
 
 
 def _short_name(name: str) -> str:

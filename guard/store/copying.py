@@ -40,6 +40,8 @@ class Incoming:
     source: Path
     target: Path
     wanted: Mapping[str, str]
+    besides: frozenset[str] = frozenset()
+    """Files of the copy that somebody else writes and proves: left alone here."""
 
     @property
     def staged(self) -> Path:
@@ -55,7 +57,7 @@ class Incoming:
 
     def problem_steps(self, folder: Path) -> Generator[int, None, list[Problem]]:
         """Compare a folder with what is wanted; yields bytes read."""
-        return (yield from listed_problem_steps(folder, self.wanted))
+        return (yield from listed_problem_steps(folder, self.wanted, self.besides))
 
     def check_steps(self) -> Generator[int, None, None]:
         """Read the whole copy back from the disk. Raises Damage naming the first file that is not as wanted."""
@@ -72,7 +74,8 @@ def copy_folder_steps(incoming: Incoming) -> Generator[int, None, None]:
     for place, _names, files in os.walk(incoming.staged):
         for name in files:
             # Halves of an earlier attempt: ours, and of no use to anybody.
-            if os.path.relpath(os.path.join(place, name), incoming.staged) not in incoming.wanted:
+            relative = os.path.relpath(os.path.join(place, name), incoming.staged)
+            if relative not in incoming.wanted and relative not in incoming.besides:
                 remove_tree(Path(place) / name)
     for name, expected in incoming.wanted.items():
         target = incoming.staged / name

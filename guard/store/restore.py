@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from guard.durable import copy_verified, fsync_dir, make_dir, remove_tree, rename_new, sha256_file
+from guard.durable import fsync_dir, make_dir, remove_tree, rename_new, sha256_file
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
 from guard.seal import open_shelf, open_top, require_openable, seal_folder
@@ -34,6 +34,7 @@ from guard.store.trash import (
     trash_folder,
     trash_notes,
 )
+from guard.store.vault_frames import copy_stored, stored_problems, stored_size
 from guard.store.versions import Version, find_version
 from guard.store.views import refresh
 
@@ -56,7 +57,8 @@ def restore(keeper: Keeper, text: str, *, source: str | None = None, dry_run: bo
         raise CheckFailed(f"{version.name} is in models/ and intact: there is nothing to restore", subject=version.name,
                           hint=f"heirloom rollback {version.name} makes it active")  # fmt: skip
     kind, origin = _choose(keeper, version, source)
-    _prove(origin, version, f"heirloom restore {version.name} --from {'backup' if kind == 'trash' else 'PATH'}")
+    hint = f"heirloom restore {version.name} --from {'backup' if kind == 'trash' else 'PATH'}"
+    _prove(origin, version, hint, stored=kind != "trash")
     if kind != "trash":
         _refuse_full_disk(keeper, version, origin)
     for folder in (target, origin):
@@ -94,9 +96,9 @@ def _choose(keeper: Keeper, version: Version, source: str | None) -> tuple[str, 
                    hint="name the version's folder, or the vault it lies in")  # fmt: skip
 
 
-def _prove(folder: Path, version: Version, hint: str) -> None:
-    """Read and hash everything. Raises Damage naming the first damaged file."""
-    problems = folder_problems(folder, version.sums_sha256)
+def _prove(folder: Path, version: Version, hint: str, *, stored: bool = False) -> None:
+    """Read and hash everything; `stored`: as a vault holds it, frames decoded. Raises Damage naming the first file."""
+    problems = (stored_problems if stored else folder_problems)(folder, version.sums_sha256)
     if problems:
         name, problem = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -105,7 +107,7 @@ def _prove(folder: Path, version: Version, hint: str) -> None:
 
 
 def _refuse_full_disk(keeper: Keeper, version: Version, origin: Path) -> None:
-    needed = sum((origin / name).stat().st_size for name in (*read_sums(origin), SUMS))
+    needed = sum(stored_size(origin, name) for name in (*read_sums(origin), SUMS))
     free = shutil.disk_usage(keeper.home.models).free
     if free <= needed:
         raise EnvironmentFault(f"{version.name} needs {needed:,} bytes and {free:,} are free", subject=version.name,
@@ -181,7 +183,7 @@ def _copy(origin: Path, incoming: Path, version: Version) -> None:
         path = incoming / name
         make_dir(path.parent)
         if not path.exists() or sha256_file(path) != expected:
-            copy_verified(origin / name, path, expected)
+            copy_stored(origin, name, path, expected)
         point("restore.copied")
     for path in [path for path in incoming.rglob(".*.tmp") if path.is_file()]:
         path.unlink()

@@ -27,6 +27,7 @@ __all__ = [
     "listed_problem_steps",
     "problem_steps",
     "read_sums",
+    "sums_problem",
     "unsealed",
 ]
 
@@ -75,7 +76,8 @@ def _found_files(folder: Path) -> set[str]:
     return found
 
 
-def _sums_problem(folder: Path, sums_sha256: str | None) -> str:
+def sums_problem(folder: Path, sums_sha256: str | None) -> str:
+    """What is wrong with a folder's SHA256SUMS itself; empty: nothing."""
     try:
         if not stat.S_ISREG(os.lstat(folder / SUMS).st_mode):
             return "is not a plain file"
@@ -99,7 +101,7 @@ def problem_steps(
     """
     if os.path.islink(folder) or not os.path.isdir(folder):
         return [("", "the folder is missing")]
-    problem = _sums_problem(folder, sums_sha256)
+    problem = sums_problem(folder, sums_sha256)
     if problem:
         # Without a trusted list nothing else in the folder can be judged.
         return [(SUMS, problem)]

@@ -1,47 +1,45 @@
 """The vault: copies of versions, originals, configs and the ledger that were read back after they were written.
 
-    store id checked -> for each folder: copied into `.incoming-<name>`, every file verified while it is copied and
-    read back from the disk, renamed, then a `backups` row -> the ledger through SQLite's own backup interface
+    store id checked -> for each folder: copied into `.incoming-<name>`, every file verified while it is copied,
+    weights as frames that are decoded again, all read back from the disk, renamed, then a `backups` row
+    -> configs and marks -> the events as text -> the ledger through SQLite's own backup interface
 
 Work is a generator of small steps, so that a daemon's loop goes on in between. It may be killed anywhere: what was
 copied well is found again, and a copy counts only once it was read back. Nothing in the vault is replaced or removed
 but our own unfinished copies and ledgers older than the newest five; a damaged copy is moved aside.
-Not here: restoring (`restore.py`), the vault's layout and state (`vault_state.py`), its ledgers (`vault_ledger.py`),
-copying bytes (`copying.py`).
+Not here: restoring (`restore.py`), the vault's layout and state (`vault_state.py`), versions (`vault_versions.py`),
+ledgers (`vault_ledger.py`), events (`vault_events.py`), how a folder is brought (`vault_bring.py`).
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Generator
 from typing import Any
 
 from guard.durable import (
     make_dir,
     remove_tree,
-    rename_new,
     sha256_bytes,
     sha256_file,
     write_bytes,
     write_text,
 )
-from guard.errors import Damage, EnvironmentFault
-from guard.failpoints import point
+from guard.errors import Damage
 from guard.steps import drain
-from guard.store.copying import Incoming, copy_folder_steps, folder_digest, listing, seal_quietly, set_aside
+from guard.store.copying import Incoming, folder_digest, listing, seal_quietly, set_aside
 from guard.store.files import get_file, original_hashes
-from guard.store.intents import clear_intent, put_intent
 from guard.store.keeper import Keeper
-from guard.store.sums import SUMS, hash_steps, problem_steps, read_sums
+from guard.store.sums import hash_steps
+from guard.store.vault_bring import bring
+from guard.store.vault_events import event_steps
 from guard.store.vault_ledger import ledger_steps
 from guard.store.vault_run import BackupRun, Steps, named
 from guard.store.vault_state import config_files, find_vault, open_vault, other_device
-from guard.store.versions import Version, find_version, high_water, version_by_id
+from guard.store.vault_versions import KEPT_STATES, version_steps
+from guard.store.versions import high_water, version_by_id
 
 __all__ = ["backup_steps", "plan_backup", "run_backup"]
-
-_KEPT_STATES = ("sealed", "quarantined")
 
 
 def run_backup(keeper: Keeper, *, recheck: bool = False) -> dict[str, Any]:
@@ -79,6 +77,7 @@ def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, Non
     _clear_leftovers(run)
     if not list((vault / "ledger").glob("ledger-*.db")):
         # A first backup may take hours: the one thing that cannot be made again goes first.
+        yield from event_steps(run)
         yield from ledger_steps(run)
     originals = _unsafe_originals(run)
     for number in _unsafe_versions(run):
@@ -87,11 +86,12 @@ def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, Non
             originals.remove(sha256)
             yield from _guarded(run, sha256, _original_steps(run, sha256))
         version = version_by_id(keeper.ledger, number)
-        yield from _guarded(run, version.name, _version_steps(run, version))
+        yield from _guarded(run, version.name, version_steps(run, version))
     for sha256 in originals:
         yield from _guarded(run, sha256, _original_steps(run, sha256))
     yield from _config_steps(run)
     _copy_marks(run)
+    yield from event_steps(run)
     yield from ledger_steps(run)
     if run.problems:
         raise Damage(f"not everything could be backed up: {'; '.join(run.problems)}", subject=str(vault),
@@ -109,7 +109,7 @@ def _guarded(run: BackupRun, name: str, steps: Steps) -> Steps:
 
 def _clear_leftovers(run: BackupRun) -> None:
     """Unfinished copies of what is no longer wanted; those still wanted are taken up again."""
-    wanted = {row[0] for row in run.keeper.ledger.rows("SELECT name FROM versions WHERE state IN (?, ?)", _KEPT_STATES)}
+    wanted = {row[0] for row in run.keeper.ledger.rows("SELECT name FROM versions WHERE state IN (?, ?)", KEPT_STATES)}
     wanted |= {row[0] for row in run.keeper.ledger.rows("SELECT sha256 FROM files")}
     for place in ("versions", "files"):
         for path in (run.vault / place).glob(".incoming-*"):
@@ -123,7 +123,7 @@ def _unsafe_versions(run: BackupRun) -> list[int]:
     rows = run.keeper.ledger.rows(
         "SELECT v.id, v.name, b.sums_sha256 IS v.sums_sha256 AS vouched FROM versions v LEFT JOIN backups b ON "
         "b.what = 'version' AND b.name = v.name AND b.vault = ? WHERE v.state IN (?, ?) ORDER BY v.id",
-        (str(run.vault), *_KEPT_STATES))  # fmt: skip
+        (str(run.vault), *KEPT_STATES))  # fmt: skip
     return [row["id"] for row in rows if run.recheck or not row["vouched"] or row["name"] not in present]
 
 
@@ -145,57 +145,6 @@ def _listed(run: BackupRun, place: str) -> set[str]:
 def _originals_of(run: BackupRun, number: int) -> list[str]:
     rows = run.keeper.ledger.rows("SELECT DISTINCT sha256 FROM learnt WHERE version_id = ? ORDER BY sha256", (number,))
     return [row[0] for row in rows]
-
-
-# --- versions --------------------------------------------------------------------------------------------------------
-
-
-def _version_steps(run: BackupRun, version: Version) -> Steps:
-    target = run.vault / "versions" / version.name
-    if os.path.lexists(target):
-        # Renamed, then killed before the row was written; or changed since. Only reading tells.
-        if not (yield from named(version.name, problem_steps(target, version.sums_sha256))):
-            seal_quietly(target)
-            run.record("version", version.name, version.sums_sha256, version.size_bytes)
-            return
-        set_aside(target)
-    source = run.keeper.home.models / version.name
-    try:
-        if not (source / SUMS).is_file() or sha256_file(source / SUMS) != version.sums_sha256:
-            raise Damage(f"its {SUMS} is not the one that was sealed", subject=version.name)
-        wanted = {**read_sums(source), SUMS: version.sums_sha256}
-        yield from _bring(run, "version", version.name, Incoming(source, target, wanted), version.sums_sha256)
-    except Damage:
-        if find_version(run.keeper.ledger, version.name).state in _KEPT_STATES:
-            raise
-        # A person moved it to the trash between two steps: there is nothing to back up any more.
-        with run.keeper.ledger.transaction():
-            clear_intent(run.keeper.ledger, "backup", f"version:{version.name}")
-
-
-def _bring(run: BackupRun, what: str, name: str, incoming: Incoming, digest: str) -> Steps:
-    """Copy a folder into the vault, read it back, rename it into place and record it. A step per 8 MiB."""
-    size = incoming.size()
-    free = shutil.disk_usage(run.vault).free
-    if free <= size:
-        raise EnvironmentFault(f"the vault {run.vault} has {free:,} bytes free; {name} needs {size:,}",
-                               subject=str(run.vault),
-                               hint="free some space there; nothing is deleted to make room")  # fmt: skip
-    facts = {"what": what, "name": name, "vault": str(run.vault)}
-    with run.keeper.ledger.transaction():
-        put_intent(run.keeper.ledger, "backup", f"{what}:{name}", facts)
-    point("backup.intended")
-    yield from named(name, copy_folder_steps(incoming))
-    point("backup.copied")
-    yield from named(name, incoming.check_steps())
-    point("backup.checked")
-    rename_new(incoming.staged, incoming.target)
-    seal_quietly(incoming.target)
-    point("backup.renamed")
-    run.copied.append(name)
-    run.size += size
-    run.record(what, name, digest, size)
-    point("backup.recorded")
 
 
 # --- originals -------------------------------------------------------------------------------------------------------
@@ -221,7 +170,7 @@ def _original_steps(run: BackupRun, sha256: str) -> Steps:
             run.record("original", sha256, folder_digest(wanted), incoming.size())
             return
         set_aside(target)
-    yield from _bring(run, "original", sha256, incoming, folder_digest(wanted))
+    yield from bring(run, "original", sha256, incoming, folder_digest(wanted))
 
 
 # --- configs and marks ------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Which folder is this home's vault, is it really ours, and what does it hold.
 
-    versions/<name>/   files/<sha256>/   ledger/ledger-<newest event>.db   configs/   high-water   store-id
+    versions/<name>/   files/<sha256>/   ledger/ledger-<newest event>.db   events/   configs/   high-water   store-id
 
 Missing is not empty (law 9): a vault that held copies and now shows none of its marks is a disk that is not mounted,
 and no new one is begun in its place. Not here: copying into it (`vault.py`), reading it all back (`verify_vault.py`).
@@ -11,13 +11,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from guard.durable import make_dir, write_text
 from guard.errors import CheckFailed, EnvironmentFault, HeirloomError
+from guard.frames import read_header
 from guard.home import Home
+from guard.store.drills import drill_state
 from guard.store.keeper import Keeper
+from guard.store.vault_frames import stored_bytes
 from guard.store.versions import all_versions
 
 __all__ = [
@@ -83,7 +87,7 @@ def open_vault(keeper: Keeper) -> Path:
         make_dir(vault)
         write_text(vault / "store-id", f"{keeper.home.store_id()}\n")
     check_vault(keeper)
-    for name in ("versions", "files", "ledger", "configs"):
+    for name in ("versions", "files", "ledger", "events", "configs"):
         make_dir(vault / name)
     return vault
 
@@ -124,7 +128,9 @@ def ledger_head(path: Path) -> tuple[int, str] | None:
 
 def backup_status(keeper: Keeper) -> dict[str, Any]:
     """What is safe: vault, present, problem, other_device, protects, versions and originals (total, verified, missing),
-    ledger (newest copy, events it lacks), last_verified (UTC or None), bytes. Reads only.
+    ledger (newest copy, events it lacks), last_verified (UTC or None), bytes; sizes (one row for each version in the
+    vault: name, raw_bytes, stored_bytes, ratio, form (key, delta, plain or damaged), stands_on) and raw_bytes,
+    stored_bytes, ratio over them; drill (last, passed, problem). Reads only.
 
     `protects` is true only when everything was read back and the vault is on another device.
     """
@@ -152,7 +158,36 @@ def backup_status(keeper: Keeper) -> dict[str, Any]:
         "ledger": {"newest": newest, "behind": keeper.ledger.sequence() - _number(newest)},
         "last_verified": max((row["verified"] for row in rows), default=None),
         "bytes": sum(row["size_bytes"] for row in rows),
+        **_sizes(keeper, vault, held),
+        "drill": drill_state(keeper),
     }
+
+
+def _sizes(keeper: Keeper, vault: Path, held: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """What each version takes in the vault against what it takes in models/, in bytes."""
+    rows = []
+    for version in all_versions(keeper.ledger):
+        folder = vault / "versions" / version.name
+        if ("version", version.name) in held and (stored := stored_bytes(folder)):
+            rows.append({"name": version.name, **_size_of(folder, stored)})
+    raw, stored = (sum(row[key] for row in rows) for key in ("raw_bytes", "stored_bytes"))
+    return {"sizes": rows, "raw_bytes": raw, "stored_bytes": stored, "ratio": round(stored / raw, 4) if raw else None}
+
+
+def _size_of(folder: Path, stored: int) -> dict[str, Any]:
+    """`raw_bytes` are exact: a frame's header tells what it stands for, every other file lies there as it is."""
+    raw, headers, form = stored, [], ""
+    for path in folder.glob("*.frame"):
+        try:
+            headers.append(header := read_header(path))
+        except (HeirloomError, OSError):
+            form = "damaged"
+            continue
+        raw += header.size - path.stat().st_size
+    stands_on = next((header.parent for header in headers if header.parent), "")
+    form = form or ("delta" if stands_on else "key" if headers else "plain")
+    return {"raw_bytes": raw, "stored_bytes": stored, "ratio": round(stored / raw, 4) if raw else None, "form": form,
+            "stands_on": stands_on}  # fmt: skip
 
 
 def _counted(held: dict[str, bool]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Reading the vault back: every copy that a `backups` row vouches for is read and hashed again.
 
 Size and count prove nothing (a backup was once called verified on file count and size within 1 %): only bytes do.
-Reads only. Not here: making copies (`vault.py`).
+Frames are decoded and what comes out is hashed. Reads only. Not here: making copies (`vault.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from guard.store.copying import folder_digest, listing
 from guard.store.findings import Findings
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
-from guard.store.sums import Problem, hash_steps, problem_steps
+from guard.store.sums import SUMS, Problem, hash_steps
+from guard.store.vault_events import event_problems
+from guard.store.vault_frames import frame_name, needed_by, stored_problem_steps
 from guard.store.vault_state import check_vault, config_files, ledger_head
 from guard.store.versions import find_version, high_water
 
@@ -32,13 +34,25 @@ def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None
     rows = [row for row in rows if versions is None or (row["what"] == "version" and row["name"] in versions)]
     for name in sorted(set(versions or ()) - {row["name"] for row in rows}):
         findings.add("backup", name, "", "the vault holds no copy that was read back")
+    needed = needed_by(vault / "versions")
     for row in rows:
         version = find_version(keeper.ledger, row["name"]) if row["what"] == "version" else None
         below = descendants(keeper.ledger, version.id) if version else []
         for file, problem in findings.run(_row_steps(keeper, vault, row, findings)):
-            findings.add("backup", row["name"], file, problem, below)
+            others = needed.get(row["name"], []) if version and _stood_on(file) else []
+            findings.add("backup", row["name"], file, problem + _who_needs(others), below)
     if versions is None:
         _check_mark(keeper, findings, vault)
+
+
+def _stood_on(file: str) -> bool:
+    """Whether damage to this file of a copy is damage to weights that others are the difference from."""
+    return file in ("", SUMS) or file.endswith(".frame") or frame_name(file) is not None
+
+
+def _who_needs(others: list[str]) -> str:
+    """Which copies cannot be given back either while this one is damaged: their frames stand on it."""
+    return f"; the frames of {', '.join(others)} stand on it" if others else ""
 
 
 def _row_steps(keeper: Keeper, vault: Path, row: sqlite3.Row, findings: Findings) -> _Steps:
@@ -47,7 +61,8 @@ def _row_steps(keeper: Keeper, vault: Path, row: sqlite3.Row, findings: Findings
         folder = vault / "versions" / row["name"]
         findings.checked.versions += 1
         findings.count_files(folder)
-        return (yield from problem_steps(folder, row["sums_sha256"], hash_it=findings.picker(f"vault/{row['name']}")))
+        picked = findings.picker(f"vault/{row['name']}")
+        return (yield from stored_problem_steps(folder, row["sums_sha256"], hash_it=picked))
     if row["what"] == "original":
         folder = vault / "files" / row["name"]
         findings.count_files(folder)
@@ -55,6 +70,9 @@ def _row_steps(keeper: Keeper, vault: Path, row: sqlite3.Row, findings: Findings
     if row["what"] == "ledger":
         findings.checked.files += 1
         return (yield from _ledger_steps(vault / "ledger" / row["name"], row))
+    if row["what"] == "events":
+        findings.checked.files += 1
+        return event_problems(vault / "events" / row["name"], row["sums_sha256"], row["size_bytes"])
     return _config_problems(keeper, vault, row)
 
 

@@ -1,0 +1,313 @@
+"""Restore drills: the vault alone brings a home back that learns on; how it ended is recorded whatever happens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import InlineReaders, Toy, ToyServer, chat_of, text_of
+
+from daemon import drill, drill_runner
+from daemon.drill import MARK, clear_scratch, run_drill, scratch_beside
+from daemon.drill_runner import DrillRunner
+from daemon.engine import Engine
+from daemon.reactor import Reactor
+from daemon.report import compose
+from guard import failpoints
+from guard.clock import ManualClock
+from guard.durable import remove_tree, write_json
+from guard.errors import Busy, CheckFailed, Damage, EnvironmentFault
+from guard.failpoints import Crash
+from guard.home import Home
+from guard.store.drills import drill_due, drill_state, record_drill
+from guard.store.keeper import Keeper, open_writer
+from guard.store.sums import drain
+from guard.store.vault import run_backup
+from guard.store.vault_home import bring_home_back, newest_ledger
+from guard.store.vault_state import backup_status
+from guard.store.verify import verify
+
+POINTS = ["drill.ledger", "drill.version", "drill.restored", "drill.verified", "drill.trained", "drill.backed_up"]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a base and two versions, an index, and a vault that holds it all."""
+    root = tmp_path_factory.mktemp("drill") / "home"
+    toy = Toy(root).make_base()
+    toy.drop("a.jsonl", chat_of(60))
+    toy.drop("pretrain/b.txt", text_of(2000))
+    toy.drop("guide.md", "# Guide\n\nKeep it.\n")
+    toy.settle()
+    toy.die()
+    return root
+
+
+@pytest.fixture
+def toy(template: Path, tmp_path: Path) -> Iterator[Toy]:
+    shutil.copytree(template, tmp_path / "home", symlinks=True)
+    life = Toy(tmp_path / "home")
+    yield life
+    life.die()
+    failpoints.disarm()
+
+
+def settle_toy(keeper: Keeper) -> None:
+    """What `settle_for_real` does, with the toy's stand-ins for processes."""
+    clock = ManualClock(elapsed=1000.0)
+    keeper = Keeper(keeper.home, keeper.ledger, keeper.settings, clock)
+    reactor = Reactor()
+    engine = Engine(keeper, reactor)
+    engine.pool = engine.intake.pool = InlineReaders()  # type: ignore[assignment]
+    server = ToyServer(engine.runner._exited)
+    engine.runner.server = server  # type: ignore[assignment]
+    quiet = 0
+    for _ in range(200):
+        clock.advance(0.5)
+        engine.loop(clock.monotonic())
+        server.deliver()
+        quiet = quiet + 1 if engine.idle else 0
+        if quiet > 4:
+            break
+    reactor.close()
+
+
+def hold(toy: Toy, **changes: Any) -> dict[str, Any]:
+    return run_drill(toy.home.root / "backups", toy.home.root / "scratch", settle_toy, changes)
+
+
+def test_a_drill_brings_everything_back_trains_on_and_backs_up_again(toy: Toy) -> None:
+    before = sorted(str(path) for path in (toy.home.root / "backups").rglob("*"))
+    found = hold(toy)
+    assert found["ok"], found
+    assert (found["versions"], found["originals"], found["parent"]) == (3, 3, list(toy.versions())[-1])
+    assert found["steps"] > 0 and found["bytes"] > 10_000 and found["seconds"] >= 0
+    assert not (toy.home.root / "scratch").exists()
+    assert sorted(str(path) for path in (toy.home.root / "backups").rglob("*")) == before
+
+
+def test_a_home_brought_back_is_whole_and_has_lost_nothing(toy: Toy, tmp_path: Path) -> None:
+    told = drain(bring_home_back(toy.home.root / "backups", tmp_path / "back"))
+    back = open_writer(Home(tmp_path / "back"), actor="tester", flags={"backup.path": str(toy.home.root / "backups")})
+    assert told["versions"] == list(toy.versions()) and len(told["originals"]) == 3
+    assert {row[0]: row[1] for row in back.ledger.rows("SELECT name, state FROM versions")} == toy.versions()
+    from guard.store.recovery import recover
+
+    recover(back)
+    assert verify(back, everything=True, backup=True).damage == ()
+    assert back.home.store_id() == toy.home.store_id() and back.salt == toy.keeper.salt
+    back.ledger.close()
+
+
+def test_what_was_under_way_begins_anew(toy: Toy, tmp_path: Path) -> None:
+    with toy.keeper.ledger.transaction():
+        toy.keeper.ledger.run("UPDATE jobs SET state = 'training', plan = '{\"train\": {}}' WHERE id = 2")
+        toy.keeper.ledger.run("UPDATE drops SET state = 'claimed' WHERE id = 1")
+        toy.keeper.ledger.set_meta("intent:delete:x", "{}")
+        toy.keeper.ledger.event("test.turn", "x")
+    run_backup(toy.keeper)
+    drain(bring_home_back(toy.home.root / "backups", tmp_path / "back"))
+    back = open_writer(Home(tmp_path / "back"), actor="tester")
+    assert tuple(back.ledger.row("SELECT state, plan FROM jobs WHERE id = 2") or ()) == ("queued", "{}")
+    assert back.ledger.value("SELECT state FROM drops WHERE id = 1") == "gone"
+    assert back.ledger.rows("SELECT * FROM meta WHERE key LIKE 'intent:%'") == []
+    assert back.ledger.value("SELECT count(*) FROM indexes WHERE state = 'active'") == 0
+    back.ledger.close()
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("action", ["enospc", "eio"])
+def test_a_fault_of_the_disk_is_told_and_the_scratch_goes(toy: Toy, point: str, action: str) -> None:
+    failpoints.arm(point, action)
+    found = hold(toy)
+    assert failpoints.hits(point) == 1
+    assert found["ok"] is False and point in found["reason"] and not (toy.home.root / "scratch").exists()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_drill_that_died_is_cleared_by_the_next(toy: Toy, point: str) -> None:
+    failpoints.arm(point, "crash")
+    with pytest.raises(Crash):
+        hold(toy)
+    assert failpoints.hits(point) == 1 and (toy.home.root / "scratch" / MARK).is_file()
+    failpoints.disarm()
+    assert verify(toy.keeper, everything=True, backup=True).ok
+    assert hold(toy)["ok"] and not (toy.home.root / "scratch").exists()
+
+
+@pytest.mark.parametrize("place", ["versions/v001_baseline/model.frame", "files", "ledger", "versions/v002_a", "high-water"])
+def test_a_drill_over_a_damaged_vault_fails_and_says_what(toy: Toy, place: str) -> None:
+    path = toy.home.root / "backups" / place
+    if place == "files":
+        path = next(path for path in path.rglob("b.txt"))
+    if place == "versions/v002_a":
+        path = next(path.parent.glob("v002_*"))
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.parent.chmod(0o755)
+        path.unlink()
+        if place == "files":
+            path.write_text("other")
+    found = hold(toy)
+    assert found["ok"] is False and found["reason"] and not (toy.home.root / "scratch").exists()
+
+
+def test_an_older_ledger_serves_when_the_newest_cannot_be_read(toy: Toy) -> None:
+    folder = toy.home.root / "backups" / "ledger"
+    newest = newest_ledger(folder.parent)
+    (folder / "ledger-0000099999.db").write_bytes(b"torn")
+    assert newest_ledger(folder.parent) == newest
+    assert hold(toy)["ok"]
+
+
+def test_a_folder_of_somebody_elses_is_never_cleared(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("ten years")
+    with pytest.raises(CheckFailed, match="no drill made it"):
+        run_drill(toy.home.root / "backups", tmp_path / "theirs", settle_toy)
+    assert (tmp_path / "theirs" / "thesis.txt").read_text() == "ten years"
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    with pytest.raises(CheckFailed):
+        clear_scratch(tmp_path / "link")
+
+
+def test_a_drill_without_training_fails(toy: Toy) -> None:
+    found = run_drill(toy.home.root / "backups", toy.home.root / "scratch", lambda _keeper: None)
+    assert found["ok"] is False and "did not go on" in found["reason"]
+
+
+def test_what_waits_in_the_queue_is_not_trained_by_a_drill(toy: Toy) -> None:
+    with toy.keeper.ledger.transaction():
+        toy.keeper.ledger.run("UPDATE jobs SET state = 'queued', plan = '{}' WHERE id = 2")
+        toy.keeper.ledger.set_meta("paused", "1")
+        toy.keeper.ledger.event("test.turn", "x")
+    run_backup(toy.keeper)
+    assert hold(toy)["ok"]
+
+
+def test_no_room_is_told_before_anything_is_copied(toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 100))
+    with pytest.raises(EnvironmentFault, match="are free"):
+        drain(bring_home_back(toy.home.root / "backups", tmp_path / "back"))
+    monkeypatch.undo()
+    with pytest.raises(CheckFailed, match="not empty"):
+        drain(bring_home_back(toy.home.root / "backups", tmp_path / "back"))
+
+
+# --- as the daemon holds them ----------------------------------------------------------------------------------------
+
+
+def play_child(runner: DrillRunner) -> None:
+    """The child's work in this process."""
+    request = json.loads((runner.folder / "request.json").read_text())
+    write_json(runner.folder / "result.json", run_drill(Path(request["vault"]), Path(request["scratch"]), settle_toy))
+    runner._exited(0)
+
+
+def test_the_daemon_records_how_a_drill_ended(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DrillRunner, "launch", play_child)
+    asked = toy.engine.drill.ask()
+    assert asked["scratch"] == str(scratch_beside(toy.home.root / "backups"))
+    with pytest.raises(Busy):
+        toy.engine.drill.ask()
+    assert not toy.engine.idle
+    toy.settle()
+    state = backup_status(toy.keeper)["drill"]
+    assert state["last"]["ok"] and state["passed"] and state["problem"] == ""
+    event = toy.keeper.ledger.row("SELECT * FROM events WHERE verb = 'backup.drilled'")
+    assert event is not None and event["seq"] > asked["after"] and json.loads(event["payload"])["ok"] is True
+
+
+def test_no_drill_begins_while_a_model_trains_and_no_training_while_a_drill_runs(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int | None] = []
+
+    def launch(runner: DrillRunner) -> None:
+        started.append(toy.engine.runner.current)
+        runner.child = object()  # type: ignore[assignment]
+
+    monkeypatch.setattr(DrillRunner, "launch", launch)
+    toy.engine.runner.current = 7
+    toy.engine.drill.ask()
+    toy.step()
+    assert started == []
+    toy.engine.runner.current = None
+    toy.drop("c.jsonl", chat_of(30, seed=5))
+    for _ in range(20):
+        toy.step()
+    assert started == [None] and toy.engine.runner.current is None and len(toy.versions()) == 3
+    toy.engine.drill.child = None
+    toy.settle()
+    assert len(toy.versions()) == 4
+
+
+def test_a_child_that_dies_is_a_drill_that_failed(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DrillRunner, "launch", lambda runner: runner._exited(-9))
+    toy.engine.drill.ask()
+    toy.settle()
+    assert "status -9" in drill_state(toy.keeper)["problem"]
+    alerts = compose(toy.keeper, {}, running=False)["alerts"]
+    assert any("drill failed" in alert["what"] and alert["remedy"] == "heirloom backup drill" for alert in alerts)
+
+
+@pytest.mark.parametrize("action", ["crash", "enospc"])
+def test_recording_is_one_transaction(toy: Toy, action: str) -> None:
+    failpoints.arm("drill.recorded", action)
+    with pytest.raises((Crash, OSError)):
+        record_drill(toy.keeper, {"ok": True, "reason": "", "seconds": 1.0})
+    assert failpoints.hits("drill.recorded") == 1
+    assert drill_state(toy.again().keeper)["last"]["ok"]
+
+
+def test_a_drill_is_due_weekly_and_missed_after_two_weeks(toy: Toy) -> None:
+    day = 86400.0
+    assert not drill_due(toy.keeper) and drill_state(toy.keeper)["problem"] == ""
+    toy.clock.advance(7.1 * day)
+    assert drill_due(toy.keeper)
+    toy.engine.drill.consider()
+    assert toy.engine.drill.asked
+    record_drill(toy.keeper, {"ok": True, "reason": "", "seconds": 1.0})
+    assert not drill_due(toy.keeper)
+    toy.clock.advance(14.1 * day)
+    assert "14 days ago" in drill_state(toy.keeper)["problem"]
+    record_drill(toy.keeper, {"ok": False, "reason": "a frame is torn", "seconds": 1.0})
+    state = drill_state(toy.keeper)
+    assert "a frame is torn" in state["problem"] and state["passed"] < state["last"]["utc"]
+
+
+def test_without_days_no_drill_is_ever_due(toy: Toy) -> None:
+    toy.flags["backup.drill_days"] = 0
+    again = toy.again()
+    again.clock.advance(1e7)
+    assert not drill_due(again.keeper)
+    again.engine.drill.consider()
+    assert not again.engine.drill.asked
+
+
+def test_a_drill_without_a_vault_is_refused(toy: Toy) -> None:
+    remove_tree(toy.home.root / "backups")
+    with pytest.raises(EnvironmentFault, match="no vault"):
+        toy.engine.drill.ask()
+    assert not toy.engine.drill.asked
+
+
+def test_the_process_leaves_a_result_for_whatever_happens(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill, "settle_for_real", settle_toy)
+    write_json(tmp_path / "request.json", {"vault": str(toy.home.root / "backups"), "scratch": str(tmp_path / "scratch")})
+    assert drill.answer(tmp_path) == 0 and json.loads((tmp_path / "result.json").read_text())["ok"]
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "x").write_text("theirs")
+    assert drill.answer(tmp_path) == 0
+    assert "no drill made it" in json.loads((tmp_path / "result.json").read_text())["reason"]
+    assert drill_runner.DrillRunner(toy.keeper, toy.reactor).folder == toy.home.state / "drill"
+
+
+def test_a_ledger_is_never_taken_from_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(Damage, match="no ledger"):
+        newest_ledger(tmp_path)
