@@ -151,6 +151,8 @@ def test_what_is_no_error_of_ours_goes_on() -> None:
     assert isinstance(cli.as_error(KeyboardInterrupt()), Interrupted)
     assert isinstance(cli.as_error(OSError(28, "No space left on device")), EnvironmentFault)
     assert cli.as_error(KeyError("x")).exit_code == 1  # type: ignore[union-attr]
+    denied = cli.as_error(PermissionError(13, "Permission denied", "/home/x/data/ledger.db"))
+    assert denied is not None and "/home/x/data/ledger.db" in str(denied) and "owner" in denied.hint
     known = HeirloomError("x")
     assert cli.as_error(known) is known
 
