@@ -90,8 +90,9 @@ def _weights() -> tuple[tempfile.TemporaryDirectory[str], dict[str, tuple[Path, 
 
 def _steps(source: Path, parent: Path | None, target: Path) -> Generator[int, None, FrameStats]:
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    behind = hashlib.sha256(parent.read_bytes()).hexdigest() if parent else ""
     header = FrameHeader("model.safetensors", source.stat().st_size, digest, int(parent is not None),
-                         "parent" if parent else "", hashlib.sha256(parent.read_bytes()).hexdigest() if parent else "")  # fmt: skip
+                         "parent" if parent else "", behind)  # fmt: skip
     with target.open("wb") as handle:
         return (yield from encode_steps(FileBytes(source), handle, header, FileBytes(parent) if parent else None))
 
@@ -113,7 +114,8 @@ def _size(dtype: str, fork: bool) -> Figure:
     stats = drain(_steps(source, parent, target))
     _proven(target, parent)
     plain = len(zstandard.ZstdCompressor(level=1).compress(source.read_bytes()))
-    return Figure("vault size", "% of raw (less is better)", 100 * stats.stored / stats.raw, 100 * plain / stats.raw, "zstd -1", 1)
+    ours, other = 100 * stats.stored / stats.raw, 100 * plain / stats.raw
+    return Figure("vault size", "% of raw (less is better)", ours, other, "zstd -1", 1)
 
 
 def _speed(dtype: str, fork: bool, runs: int) -> Figure:

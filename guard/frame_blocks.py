@@ -2,8 +2,10 @@
 
 A trained child differs from its parent by little, so the bits are turned into whole numbers whose order is the floats'
 order (neighbouring floats are neighbouring numbers, across zero too), the parent's are subtracted with wrap-around, and
-the difference is folded so that small ones of either sign become small numbers ("zigzag"). Byte by byte, each in a
-plane of its own, most planes are then nearly empty and zstd makes little of them. Without a parent the sign is turned
+the difference is folded so that small ones of either sign become small numbers ("zigzag"). Training moves small and
+large weights by about as much, which is many steps for a small float and few for a large one: so the differences are
+laid in the order of the parent's magnitudes, which the reader knows too, and alike lie together. Byte by byte, each in
+a plane of its own, most planes are then nearly empty and zstd makes little of them. Without a parent the sign is turned
 to the far end, so that the exponent fills one plane; the mantissa hardly compresses and is stored as it is.
 Every step maps all 2^n bit patterns one to one: NaN payloads, -0.0 and infinities come back as they were.
 
@@ -26,6 +28,8 @@ __all__ = ["DELTA", "FULL", "RAW", "SAME", "Block", "BlockCoder"]
 RAW, FULL, DELTA, SAME = range(4)
 """Stored as it is; planes of its own bits; planes of the difference from the parent; the parent's very bytes."""
 ZSTD_LEVEL = 1
+_MAGNITUDE = {1: (0, 0x7F), 2: (6, 0x1FF), 4: (22, 0x1FF), 8: (51, 0xFFF)}
+"""For floats of so many bytes: where the bits above lie (bf16 for two bytes; for fp16 it is more of the mantissa)."""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -56,6 +60,12 @@ def _unordered(numbers: Array, width: int) -> Array:
     return numbers ^ (np.negative(sign) | numbers.dtype.type(1 << (8 * width - 1)))
 
 
+def _by_magnitude(parent: Array, width: int) -> Array:
+    """The order of a parent's floats by exponent and first mantissa bit; equal ones keep theirs."""
+    shift, mask = _MAGNITUDE[width]
+    return np.argsort(((parent >> shift) & mask).astype(np.uint16), kind="stable")
+
+
 def _difference(bits: Array, parent: Array, width: int, is_float: bool) -> Array:
     if is_float:
         bits, parent = _ordered(bits, width), _ordered(parent, width)
@@ -84,7 +94,9 @@ class BlockCoder:
         bits = _bits(data, width)
         best = Block(RAW, (data,))
         if parent is not None:
-            planes = self._planes(_difference(bits, _bits(parent, width), width, is_float), width)
+            before = _bits(parent, width)
+            folded = _difference(bits, before, width, is_float)
+            planes = self._planes(folded[_by_magnitude(before, width)] if is_float else folded, width)
             best = min(best, Block(DELTA, planes), key=lambda block: block.size)
         turned = (bits << 1) | (bits >> (8 * width - 1)) if is_float else bits
         return min(best, Block(FULL, self._planes(turned, width)), key=lambda block: block.size)
@@ -115,7 +127,11 @@ class BlockCoder:
             whole = (numbers >> 1) | (numbers << (8 * width - 1)) if is_float else numbers
         else:
             assert parent is not None
-            whole = _apply(numbers, _bits(parent, width), width, is_float)
+            before, folded = _bits(parent, width), numbers
+            if is_float:
+                folded = np.empty_like(numbers)
+                folded[_by_magnitude(before, width)] = numbers
+            whole = _apply(folded, before, width, is_float)
         return whole.tobytes()
 
     def _join(self, planes: tuple[bytes, ...], count: int, width: int) -> Array:

@@ -21,7 +21,7 @@ from guard.store.verify import verify
 JOURNEY = [
     name for name in POINTS
     if name.split(".")[0] in ("claim", "verdict", "admit", "prepare", "start", "birth", "index", "backup",
-                              "ledger_backup", "view")
+                              "ledger_backup", "events_backup", "view")
 ]  # fmt: skip
 
 

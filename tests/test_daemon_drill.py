@@ -12,6 +12,8 @@ import pytest
 from toy import InlineReaders, Toy, ToyServer, chat_of, text_of
 
 from daemon import drill, drill_runner
+from daemon.cli.care import drill_line
+from daemon.client import call_drill
 from daemon.drill import MARK, clear_scratch, run_drill, scratch_beside
 from daemon.drill_runner import DrillRunner
 from daemon.engine import Engine
@@ -311,3 +313,14 @@ def test_the_process_leaves_a_result_for_whatever_happens(toy: Toy, tmp_path: Pa
 def test_a_ledger_is_never_taken_from_nowhere(tmp_path: Path) -> None:
     with pytest.raises(Damage, match="no ledger"):
         newest_ledger(tmp_path)
+
+
+def test_the_command_waits_for_the_end_and_tells_it(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEIRLOOM_DISK__RESERVE_GB", "0")
+    monkeypatch.setattr(DrillRunner, "launch", play_child)
+    found = call_drill(toy.home, None)
+    assert found["ok"] and drill_line(found).startswith("✅ The vault gave everything back: 3 versions, 3 originals")
+    remove_tree(next((toy.home.root / "backups" / "files").iterdir()))
+    failed = call_drill(toy.home, str(toy.home.root.parent / "into"))
+    assert not failed["ok"] and drill_line(failed).startswith("❌ The drill failed: ")
+    assert not (toy.home.root.parent / "into").exists()
