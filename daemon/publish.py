@@ -38,6 +38,7 @@ def adopt_dataset(keeper: Keeper, job: Job, prepared: dict[str, Any]) -> dict[st
     point("prepare.intended")
     if prepared.get("dataset_damaged") and staged.is_dir():
         remove_tree(target)  # shards are derived; the good ones made from the originals lie in staging
+        point("prepare.cleared")
     if not target.exists() and staged.is_dir():
         fsync_tree(staged)
         rename_new(staged, target)

@@ -17,6 +17,7 @@ from daemon.planning import cost_of, parts_sha256, resolve_base, shape_of
 from daemon.setup import base_recipe, base_shape, queue_base
 from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, write_bytes
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
+from guard.failpoints import point
 from guard.names import parse_version_number, safe_name, slugify
 from guard.store.birth import hash_folder
 from guard.store.files import get_file
@@ -53,6 +54,7 @@ def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
                 (sha256, name, dataset.stage, record["size_bytes"], record["examples"], record["tokens_approx"],
                  "prepared dataset", keeper.clock.utc(), orjson.dumps(record).decode()))  # fmt: skip
             keeper.ledger.event("dataset.admitted", name, sha256=sha256, examples=record["examples"])
+        point("dataset.recorded")
         refresh(keeper)
     return sha256
 
@@ -84,7 +86,9 @@ def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: 
         if path.is_file():
             os.chmod(path, 0o444)
     fsync_tree(ready)
+    point("dataset.copied")
     rename_new(ready, final)
+    point("dataset.renamed")
 
 
 def _find_base(keeper: Keeper, text: str) -> Version:

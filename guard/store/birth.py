@@ -94,6 +94,7 @@ def finish_birth(keeper: Keeper, number: int) -> str:
         point("birth.checked")
         # A read-only folder cannot be moved by an ordinary user, so sealing comes after the move.
         rename_new(staged, target)
+        point("birth.moved")
     sums = _check_sums(target)
     point("birth.renamed")
     _record(keeper, job, birth, sums, _size(target))
@@ -123,6 +124,7 @@ def set_birth_aside(keeper: Keeper, number: int) -> None:
             aside = keeper.home.trash / f"{record['name']}~unfinished~{count}"
         os.chmod(target, 0o755)
         rename_new(target, aside)
+        point("birth.aside")
         with keeper.ledger.transaction():
             keeper.ledger.event("birth.abandoned", record["name"], moved_to=aside.name)
 

@@ -69,6 +69,7 @@ def finish_index(keeper: Keeper, number: int) -> str:
             raise Damage(f"the built index {name} has vanished from staging", subject=str(staged),
                          hint="heirloom queue retry ID builds it again")  # fmt: skip
         fsync_tree(staged)
+        point("index.synced")
         rename_new(staged, target)
     if hash_folder(target) != plan["record"]["files"]:
         raise Damage(f"the index {name} is not what the child built", subject=str(target), hint="heirloom verify --all")
@@ -105,6 +106,8 @@ def link_documents(keeper: Keeper) -> None:
     for path in keeper.home.docs.iterdir():
         if path.is_symlink() and wanted.get(path.name) != os.readlink(path):
             path.unlink()
+            point("documents.unlinked")
     for name, target in wanted.items():
         if not (keeper.home.docs / name).is_symlink():
             replace_link(keeper.home.docs / name, target)
+            point("documents.linked")

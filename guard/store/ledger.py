@@ -86,6 +86,7 @@ class Ledger:
         staged = target.with_name(f"{target.name}.tmp")
         staged.unlink(missing_ok=True)
         self.copy_to(staged)
+        point("migrate.staged")
         rename_new(staged, target)
 
     @classmethod

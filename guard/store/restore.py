@@ -150,9 +150,11 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
         point("restore.checked")
         if aside is not None and not os.path.lexists(aside):
             move_sealed(target, aside)
+            point("restore.aside")
         if is_folder(incoming):
             os.chmod(incoming, 0o755)
         rename_new(incoming, target)
+        point("restore.placed")
     seal_tree(target)
     fsync_dir(target)
     point("restore.moved")
@@ -212,6 +214,7 @@ def _take_back(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
         # It came and did not prove itself: out of models/ again, kept for a person to look at.
         unproven = "" if intent["kind"] == "trash" else free_trash_name(keeper, f"{intent['version']}~unproven")
         move_sealed(target, keeper.home.trash / unproven if unproven else incoming)
+        point("restore.withdrawn")
     if aside is not None and os.path.lexists(aside) and not os.path.lexists(target):
         move_sealed(aside, target)
     if intent["kind"] == "trash":
@@ -219,6 +222,7 @@ def _take_back(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
             os.chmod(incoming, 0o555)
     elif os.path.lexists(incoming):
         remove_tree(incoming)
+    point("restore.abandoned")
     with keeper.ledger.transaction():
         if unproven:
             note_trash(keeper, unproven, intent["version"], was=intent["was"], why="unproven")

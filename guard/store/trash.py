@@ -195,6 +195,7 @@ def _abandon(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
     """Take a deletion back: the version stays what it was, sealed as it was."""
     with contextlib.suppress(FileNotFoundError):
         _seal_top(keeper.home.models / intent["version"])
+    point("delete.abandoned")
     with keeper.ledger.transaction():
         clear_intent(keeper.ledger, "delete", intent["version"])
         keeper.ledger.event("delete.abandoned", intent["version"], why=why)

@@ -18,6 +18,7 @@ from collections.abc import Generator
 from typing import Any
 
 from guard.durable import (
+    clear_temporaries,
     make_dir,
     remove_tree,
     rename_new,
@@ -75,6 +76,7 @@ def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, Non
     everything else was backed up, Damage naming what could not be copied because its source is damaged.
     """
     run = BackupRun(keeper, vault := open_vault(keeper), other_device(keeper, vault), recheck)
+    point("backup.opened")
     _clear_leftovers(run)
     if not list((vault / "ledger").glob("ledger-*.db")):
         # A first backup may take hours: the one thing that cannot be made again goes first.
@@ -110,6 +112,8 @@ def _clear_leftovers(run: BackupRun) -> None:
     """Unfinished copies of what is no longer wanted; those still wanted are taken up again."""
     wanted = {row[0] for row in run.keeper.ledger.rows("SELECT name FROM versions WHERE state IN (?, ?)", _KEPT_STATES)}
     wanted |= {row[0] for row in run.keeper.ledger.rows("SELECT sha256 FROM files")}
+    for folder in (run.vault, run.vault / "ledger", *(run.vault / "configs").rglob("")):
+        clear_temporaries(folder)
     for place in ("versions", "files"):
         for path in (run.vault / place).glob(".incoming-*"):
             if path.name.removeprefix(".incoming-") not in wanted:
@@ -158,6 +162,7 @@ def _version_steps(run: BackupRun, version: Version) -> Steps:
             run.record("version", version.name, version.sums_sha256, version.size_bytes)
             return
         set_aside(target)
+        point("backup.aside")
     source = run.keeper.home.models / version.name
     try:
         if not (source / SUMS).is_file() or sha256_file(source / SUMS) != version.sums_sha256:
@@ -242,6 +247,7 @@ def _config_steps(run: BackupRun) -> Steps:
             raise Damage(f"the copy of configs/{name} is not what was written", subject=str(target / name),
                          hint="check the vault's disk")  # fmt: skip
         yield f"configs/{name}"
+    point("backup.configured")
     run.copied.append("configs")
     run.record("configs", "configs", digest, sum(len(data) for data in texts.values()))
 
@@ -256,3 +262,4 @@ def _copy_marks(run: BackupRun) -> None:
     mark = high_water(run.keeper)
     if mark > there:
         write_text(path, f"{mark}\n")
+        point("backup.marked")

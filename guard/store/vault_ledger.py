@@ -70,6 +70,7 @@ def _prune_ledgers(run: BackupRun, newest: Path) -> None:
         path.unlink()
     if old:
         fsync_dir(folder)
+        point("ledger_backup.pruned")
         with run.keeper.ledger.transaction():
             run.keeper.ledger.run_many("DELETE FROM backups WHERE what = 'ledger' AND name = ? AND vault = ?",
                                        [(path.name, str(run.vault)) for path in old])  # fmt: skip
