@@ -15,7 +15,7 @@ import orjson
 
 from daemon.planning import cost_of, parts_sha256, resolve_base, shape_of
 from daemon.setup import base_recipe, base_shape, queue_base
-from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, write_bytes
+from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, sync_parents, write_bytes
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
 from guard.failpoints import point
 from guard.names import parse_version_number, safe_name, slugify
@@ -45,6 +45,8 @@ def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
     final = keeper.home.files / sha256
     if not final.exists():
         _store_folder(keeper, folder, final, name, sha256)
+    else:
+        sync_parents(final)
     if get_file(keeper.ledger, sha256) is None:
         record = orjson.loads((final / "record.json").read_bytes())
         with keeper.ledger.transaction():

@@ -43,6 +43,7 @@ __all__ = [
     "sha256_bytes",
     "sha256_file",
     "sync_file_system",
+    "sync_parents",
     "unseal_tree",
     "write_bytes",
     "write_json",
@@ -207,6 +208,17 @@ def rename_new(source: Path | str, target: Path | str) -> None:
     fsync_dir(target.parent)
     if source.parent != target.parent:
         fsync_dir(source.parent)
+
+
+def sync_parents(*paths: Path | str) -> None:
+    """Sync the folders in which these names stand, or stood, as far as they exist.
+
+    For whoever finds a move already made: its attempt may have failed between the rename and the fsync of a folder,
+    and what is recorded as done must not come back, or go away, with the next power cut.
+    """
+    for folder in dict.fromkeys(Path(path).parent for path in paths):
+        if folder.is_dir():
+            fsync_dir(folder)
 
 
 def replace_link(path: Path | str, target: str) -> None:

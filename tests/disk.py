@@ -87,10 +87,18 @@ class _Raw(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return os.lseek(self.descriptor, offset, whence)
+
     def fileno(self) -> int:
         return self.descriptor
 
     def write(self, data: Any) -> int:
+        if self.disk.dead:
+            return len(data)  # what a dead process still had in its buffers goes nowhere
         taken = self.disk.call("write")
         return os.write(self.descriptor, data if taken is None else bytes(data[:taken]))
 
@@ -108,7 +116,8 @@ class Disk:
         self.calls: list[str] = []
         self.fault: Fault | None = None
         self.dead = False
-        self.lost: dict[int, bytes] = {}
+        self.lost: dict[int, int] = {}
+        """Files whose unsynced bytes a failed fsync threw away, and when they had been written last."""
         self.committed: Callable[[Ledger], None] = lambda _ledger: None
         self._real: dict[str, Any] = {}
 
@@ -128,7 +137,8 @@ class Disk:
                     facts = os.stat(path)
                     data = _read(path)
                     # What a failed fsync lost stays lost, whatever is synced later.
-                    self.content[facts.st_ino] = bytes(len(data)) if self.lost.get(facts.st_ino) == data else data
+                    gone = self.lost.get(facts.st_ino) == facts.st_mtime_ns
+                    self.content[facts.st_ino] = bytes(len(data)) if gone else data
                     self.modes[facts.st_ino] = facts.st_mode & 0o7777
 
     def _keep_folder(self, path: str) -> None:
@@ -150,12 +160,17 @@ class Disk:
     def _current(self) -> dict[int, str]:
         return {os.stat(place).st_ino: place for place, _names, _files in os.walk(self.root)}
 
-    def _keep_file(self, path: str, number: int, mode: int) -> None:
-        data = _read(path)
-        if self.lost.get(number) == data:
+    def _keep_file(self, path: str, facts: os.stat_result) -> None:
+        if self.lost.get(facts.st_ino) == facts.st_mtime_ns:
             return  # the kernel calls these pages clean: a second fsync succeeds and writes nothing
-        self.lost.pop(number, None)
-        self.content[number], self.modes[number] = data, mode & 0o7777
+        self.lost.pop(facts.st_ino, None)
+        self.content[facts.st_ino], self.modes[facts.st_ino] = _read(path), facts.st_mode & 0o7777
+
+    def _lose_file(self, path: str, facts: os.stat_result) -> None:
+        """A failed fsync: what was not on the disk before is not there now and never will be."""
+        if self.content.get(facts.st_ino) != _read(path):
+            self.lost[facts.st_ino] = facts.st_mtime_ns
+            self.content[facts.st_ino] = bytes(facts.st_size)
 
     def _keep_ledger(self, path: Path) -> None:
         folder = self.entries.setdefault(os.stat(path.parent).st_ino, {})
@@ -191,9 +206,9 @@ class Disk:
             for name in files:
                 path = os.path.join(place, name)
                 if not os.path.islink(path) and name not in _LEDGER and dice.random() < 0.5:
-                    data, inode = _read(path), os.stat(path).st_ino
-                    if self.lost.get(inode) != data:
-                        content.setdefault(inode, data[: dice.randrange(len(data) + 1)])
+                    data, facts = _read(path), os.stat(path)
+                    if self.lost.get(facts.st_ino) != facts.st_mtime_ns:
+                        content.setdefault(facts.st_ino, data[: dice.randrange(len(data) + 1)])
 
     def _build(self, number: int, target: Path, entries: dict[int, Any], content: dict[int, bytes],
                made: dict[int, Path]) -> None:  # fmt: skip
@@ -215,7 +230,7 @@ class Disk:
     # --- standing in between -------------------------------------------------------------------------------------
 
     def call(self, name: str) -> int | None:
-        """One durable call: count it, and let the fault have its say. After a death nothing happens any more."""
+        """One durable call: count it, and let the fault have its say."""
         if self.dead:
             raise Crash("dead")
         self.calls.append(name)
@@ -261,12 +276,11 @@ class Disk:
             self.call("fsync folder" if folder else "fsync file")
         except OSError:
             if not folder:
-                self.lost[facts.st_ino] = _read(f"/proc/self/fd/{descriptor}")
-                self.content[facts.st_ino] = bytes(facts.st_size)
+                self._lose_file(f"/proc/self/fd/{descriptor}", facts)
             raise
         if folder:
             return self._keep_folder(os.readlink(f"/proc/self/fd/{descriptor}"))
-        return self._keep_file(f"/proc/self/fd/{descriptor}", facts.st_ino, facts.st_mode)
+        return self._keep_file(f"/proc/self/fd/{descriptor}", facts)
 
     def _moved(self, name: str, source: Any, target: Any) -> None:
         if self._ours(source) or self._ours(target):
@@ -290,6 +304,8 @@ class Disk:
 
     def _plain(self, name: str, path: Any, *rest: Any, **more: Any) -> None:
         if self._ours(path, more.get("dir_fd")):
+            if self.dead:
+                return  # a dead process tidies nothing up
             self.call(name)
         self._real[name](path, *rest, **more)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, replace_link, seal_tree
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, replace_link, seal_tree, sync_parents
 from guard.errors import Damage
 from guard.failpoints import point
 from guard.names import index_name, safe_name
@@ -71,6 +71,8 @@ def finish_index(keeper: Keeper, number: int) -> str:
         fsync_tree(staged)
         point("index.synced")
         rename_new(staged, target)
+    else:
+        sync_parents(target, staged)
     if hash_folder(target) != plan["record"]["files"]:
         raise Damage(f"the index {name} is not what the child built", subject=str(target), hint="heirloom verify --all")
     point("index.renamed")

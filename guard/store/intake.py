@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from guard.durable import clear_temporaries, copy_verified, fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sha256_file, write_text
+from guard.durable import clear_temporaries, copy_verified, fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sha256_file, sync_parents, write_text
 from guard.errors import EnvironmentFault, HeirloomError, is_environment
 from guard.failpoints import point
 from guard.home import Home
@@ -89,6 +89,8 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
     mode = "move" if move else "copy"
     if content.exists() and move and os.path.lexists(source):
         mode = _finish_copy(source, content)
+    elif content.exists():
+        sync_parents(content, source)
     if not content.exists():
         try:
             mode = _take(source, content, move)
@@ -180,6 +182,8 @@ def admit(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
         _store(keeper, drop, final, name)
     elif known is not None and known.kind == "docs" != record["kind"]:
         _replace_sidecars(drop_folder(keeper, drop) / "identity", final)
+    else:
+        sync_parents(final)
     point("admit.renamed")
 
 
@@ -213,16 +217,25 @@ def _replace_sidecars(identity: Path, final: Path) -> None:
 def _store(keeper: Keeper, drop: int, final: Path, name: str) -> None:
     folder = drop_folder(keeper, drop)
     ready = folder / "store"
+    again = ready.is_dir()
     make_dir(ready)
     content = claimed_content(keeper, drop)
     if content.exists():
         rename_new(content, ready / name)
     point("admit.stored")
+    # Halves that a death left, here or in the reader's folder, are neither stored for ever nor a reason to refuse.
+    clear_temporaries(ready)
+    clear_temporaries(folder / "identity")
     for item in sorted((folder / "identity").iterdir()):
         if item.name not in ("examples.fp", "record.json"):
             raise HeirloomError(f"the identify child wrote an unknown file {item.name}", subject=str(item))
         if not (ready / item.name).exists():
             copy_verified(item, ready / item.name)
+    if again:
+        # An earlier attempt may have met a failed fsync, after which the kernel calls lost pages clean (law 1): what
+        # it left is written once more, into new files, and never synced a second time.
+        for item in list(ready.iterdir()):
+            copy_verified(item, item)
     for item in ready.iterdir():
         os.chmod(item, 0o444)
     fsync_tree(ready)
@@ -252,6 +265,8 @@ def give_back(keeper: Keeper, drop: int, verdict: str, reason: str, why: str, re
     if not kept:
         if content.exists():
             _move_out(content, target)
+        else:
+            sync_parents(target, content)
         point("verdict.returned")
         write_text(target.with_name(_why_name(target.name)), why)
     point("verdict.moved")

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from guard.durable import copy_verified, fsync_dir, make_dir, remove_tree, rename_new, seal_tree, sha256_file
+from guard.durable import copy_verified, fsync_dir, make_dir, remove_tree, rename_new, seal_tree, sha256_file, sync_parents
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
 from guard.store.intents import clear_intent, open_intents, put_intent
@@ -155,6 +155,8 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
             os.chmod(incoming, 0o755)
         rename_new(incoming, target)
         point("restore.placed")
+    else:
+        sync_parents(target, incoming, *([aside] if aside else []))
     seal_tree(target)
     fsync_dir(target)
     point("restore.moved")

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from guard.checks.deletion import DeletionFacts, judge_deletion
-from guard.durable import fsync_dir, rename_new
+from guard.durable import fsync_dir, rename_new, sync_parents
 from guard.errors import Busy, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
 from guard.store.intents import clear_intent, open_intents, put_intent
@@ -180,6 +180,8 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
     elif os.path.lexists(source):
         raise Damage(f"{name} is in models/ and its place in the trash is taken", subject=name,
                      hint="heirloom verify --all")  # fmt: skip
+    else:
+        sync_parents(target, source)
     _seal_top(target)
     point("delete.moved")
     with keeper.ledger.transaction():

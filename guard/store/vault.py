@@ -24,6 +24,7 @@ from guard.durable import (
     rename_new,
     sha256_bytes,
     sha256_file,
+    sync_parents,
     write_bytes,
     write_text,
 )
@@ -158,6 +159,7 @@ def _version_steps(run: BackupRun, version: Version) -> Steps:
     if os.path.lexists(target):
         # Renamed, then killed before the row was written; or changed since. Only reading tells.
         if not (yield from named(version.name, problem_steps(target, version.sums_sha256))):
+            sync_parents(target)
             seal_quietly(target)
             run.record("version", version.name, version.sums_sha256, version.size_bytes)
             return
@@ -221,6 +223,7 @@ def _original_steps(run: BackupRun, sha256: str) -> Steps:
     incoming = Incoming(source, target, wanted)
     if os.path.lexists(target):
         if not (yield from named(sha256, incoming.problem_steps(target))):
+            sync_parents(target)
             seal_quietly(target)
             run.record("original", sha256, folder_digest(wanted), incoming.size())
             return
