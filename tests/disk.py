@@ -109,10 +109,13 @@ class _Raw(io.RawIOBase):
 
 
 class Disk:
-    """Enter it to watch `root`; everything below it counts as durable at that moment."""
+    """Enter it to watch `root`; everything below it counts as durable at that moment.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    `real`: nothing is modelled, every call goes through to the file system, and ledgers really sync.
+    """
+
+    def __init__(self, root: Path, *, real: bool = False) -> None:
+        self.root, self.real = root, real
         self.calls: list[str] = []
         self.fault: Fault | None = None
         self.dead = False
@@ -249,7 +252,8 @@ class Disk:
         return text.startswith(f"{self.root}/")
 
     def __enter__(self) -> Disk:
-        self.settle()
+        if not self.real:
+            self.settle()
         for name in ("fsync", "rename", "unlink", "rmdir", "link", "symlink", "mkdir", "chmod", "fdopen", "open"):
             self._real[name] = getattr(os, name)
             setattr(os, name, getattr(self, f"_{name}"))
@@ -278,6 +282,8 @@ class Disk:
             if not folder:
                 self._lose_file(f"/proc/self/fd/{descriptor}", facts)
             raise
+        if self.real:
+            return self._real["fsync"](descriptor)
         if folder:
             return self._keep_folder(os.readlink(f"/proc/self/fd/{descriptor}"))
         return self._keep_file(f"/proc/self/fd/{descriptor}", facts)
@@ -289,7 +295,7 @@ class Disk:
         before, after = os.path.dirname(os.path.abspath(source)), os.path.dirname(os.path.abspath(target))
         ends = (os.stat(before).st_ino, os.path.basename(source), os.stat(after).st_ino, os.path.basename(target))
         self._real[name](source, target)
-        if before != after and number in {item[1] for item in self.entries.get(ends[0], {}).values()}:
+        if not self.real and before != after and number in {item[1] for item in self.entries.get(ends[0], {}).values()}:
             self.moves.append(ends)
 
     def _rename(self, source: Any, target: Any, **more: Any) -> None:
@@ -300,7 +306,9 @@ class Disk:
 
     def _sync(self, path: Path) -> None:
         self.call("sync")
-        self.settle()
+        if self.real:
+            return self._real["sync"](path)
+        return self.settle()
 
     def _plain(self, name: str, path: Any, *rest: Any, **more: Any) -> None:
         if self._ours(path, more.get("dir_fd")):
@@ -345,6 +353,8 @@ class Disk:
         real = self._real["run"]
 
         def run(ledger: Ledger, sql: str, values: Any = ()) -> int:
+            if self.real and sql == "BEGIN IMMEDIATE":
+                ledger._db.execute("PRAGMA synchronous=FULL")  # the toys switch it off
             if sql != "COMMIT" or not self._ours(ledger.path):
                 return real(ledger, sql, values)
             try:
@@ -353,7 +363,8 @@ class Disk:
                 text = "database or disk is full" if error.errno == errno.ENOSPC else "disk I/O error"
                 raise ledger_module._translate(sqlite3.OperationalError(text), ledger.path) from error
             result = real(ledger, sql, values)
-            self._keep_ledger(ledger.path)
+            if not self.real:
+                self._keep_ledger(ledger.path)
             self.committed(ledger)
             return result
         return run  # fmt: skip
@@ -363,7 +374,7 @@ class Disk:
 
         def close(ledger: Ledger) -> None:
             real(ledger)
-            if not self.dead and self._ours(ledger.path):
+            if not self.real and not self.dead and self._ours(ledger.path):
                 self._keep_ledger(ledger.path)
         return close  # fmt: skip
 

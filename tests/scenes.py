@@ -8,14 +8,16 @@ invariants. Not here: where it fails (`disk.py`, fail points) or how often (the 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
+from disk import Disk, Fault
 from homes import add_version, keeper_of, small_family
 from toy import Toy, chat_of, text_of
 
@@ -35,7 +37,10 @@ from guard.store.vault import run_backup
 from guard.store.verify import verify
 from guard.store.versions import find_version, line_tip
 
-__all__ = ["Care", "Journey", "Scene", "Witness", "outside_view", "reader_s_complaints"]
+__all__ = [
+    "Birth", "Care", "Journey", "Scene", "Witness", "calls_of", "cut_short", "faulty", "fresh", "last_life",
+    "reader_s_complaints", "templates",
+]  # fmt: skip
 
 LEAF = "v005_leaf"
 
@@ -66,13 +71,7 @@ class Witness:
         return [] if found == digest else [f"event {sequence} was acknowledged and is lost"]
 
 
-def outside_view(root: Path) -> dict[str, set[str]]:
-    """What somebody reads in the views at this moment, without asking the ledger."""
-    told: dict[str, set[str]] = {"versions": set(), "files": set()}
-    for key, path in (("versions", root / "models" / "registry.json"), ("files", root / "data" / "manifest.json")):
-        if path.exists():
-            told[key] = set(orjson.loads(path.read_bytes()))
-    return told
+_VIEWS = {"versions": "models/registry.json", "files": "data/manifest.json"}
 
 
 def reader_s_complaints(root: Path) -> list[str]:
@@ -81,18 +80,40 @@ def reader_s_complaints(root: Path) -> list[str]:
         known = {"versions": {row[0] for row in database.execute("SELECT name FROM versions")},
                  "files": {row[0] for row in database.execute("SELECT sha256 FROM files")}}  # fmt: skip
     database.close()
-    told = outside_view(root)
-    return [f"a view shows {name}, which the ledger does not know" for key in told for name in told[key] - known[key]]
+    found = []
+    for key, path in _VIEWS.items():
+        data = (root / path).read_bytes() if (root / path).exists() else b"{}"
+        try:
+            told = set(orjson.loads(data))
+        except ValueError:
+            found.append(f"{path} is torn")
+            continue
+        found += [f"{path} shows {name}, which the ledger does not know" for name in sorted(told - known[key])]
+    return found
 
 
 class Scene:
     """One home and its lives. Subclasses say how a life begins, what is played, and what else must be true."""
 
     keeper: Keeper
+    synced: Callable[[], None] = staticmethod(lambda: None)
+    """Called after a stranger's hand changed the home: whoever simulates a disk settles it, for nobody promises what a
+    stranger did not sync."""
 
-    def __init__(self, template: Path, root: Path) -> None:
-        subprocess.run(["cp", "-a", "--", template, root], check=True)
+    def __init__(self, template: Path | None, root: Path, progress: Any = None) -> None:
+        """A copy of `template` at `root`; without one, the scene that somebody left there at `progress`."""
         self.root, self.home, self.witness = root, Home(root), Witness()
+        if template:
+            subprocess.run(["cp", "-a", "--", template, root], check=True)
+        self.prepare(progress)
+
+    def prepare(self, progress: Any) -> None:
+        """Set the scene, or take it up at `progress`."""
+        raise NotImplementedError
+
+    def progress(self) -> Any:
+        """How far it has come, for whoever takes it up."""
+        raise NotImplementedError
 
     def begin(self) -> None:
         """Begin a life: open the ledger and recover."""
@@ -177,8 +198,13 @@ class Scene:
 class Journey(Scene):
     """Drops of every sort on their way: claim, verdict, admission, training, birth, index and backup."""
 
-    DROPS = {"a.jsonl": chat_of(40), "pretrain/b.txt": text_of(900), "broken.jsonl": '{"messages": 3}\n',
-             "guide.md": "# Guide\n\nKeep the home on a disk of its own.\n", "again.jsonl": chat_of(40)}  # fmt: skip
+    DROPS: ClassVar[dict[str, str]] = {
+        "a.jsonl": chat_of(40), "pretrain/b.txt": text_of(900), "broken.jsonl": '{"messages": 3}\n',
+        "guide.md": "# Guide\n\nKeep the home on a disk of its own.\n", "again.jsonl": chat_of(40)}  # fmt: skip
+    VERDICTS: ClassVar[dict[str, str]] = {
+        "a.jsonl": "admitted", "b.txt": "admitted", "broken.jsonl": "rejected", "guide.md": "admitted",
+        "again.jsonl": "duplicate"}  # fmt: skip
+    VERSIONS: ClassVar[list[str]] = ["a", "b", "baseline"]
     toy: Toy
 
     @staticmethod
@@ -186,11 +212,14 @@ class Journey(Scene):
         Toy(root).make_base().die()
         return root
 
-    def __init__(self, template: Path, root: Path) -> None:
-        super().__init__(template, root)
-        self.dropped: list[str] = []
-        for name in list(self.DROPS)[:4]:
-            self._drop(name)
+    def prepare(self, progress: Any) -> None:
+        self.dropped: list[str] = list(progress or ())
+        for name in () if progress else self.DROPS:
+            if name != "again.jsonl":
+                self._drop(name)
+
+    def progress(self) -> list[str]:
+        return list(self.dropped)
 
     def _drop(self, name: str) -> None:
         """A person's hand, on a disk that keeps what a person gave it."""
@@ -212,7 +241,7 @@ class Journey(Scene):
     def play(self) -> None:
         self.toy.settle()
         learnt = self.keeper.ledger.value("SELECT count(*) FROM versions WHERE name LIKE '%\\_a' ESCAPE '\\'")
-        if learnt and "again.jsonl" not in self.dropped:
+        if learnt and "again.jsonl" in self.DROPS and "again.jsonl" not in self.dropped:
             self._drop("again.jsonl")
             self.synced()
             self.toy.engine.hint()
@@ -221,18 +250,13 @@ class Journey(Scene):
     def wait(self) -> None:
         self.toy.clock.advance(120)
 
-    synced: Callable[[], None] = staticmethod(lambda: None)
-    """Called after a drop: whoever simulates a disk settles it, for nobody promises what a person did not sync."""
-
     def specific(self) -> list[str]:
         toy = self.toy
         states = {name: state for name, state, _reason in toy.drops()}
-        wanted = {"a.jsonl": "admitted", "b.txt": "admitted", "broken.jsonl": "rejected", "guide.md": "admitted",
-                  "again.jsonl": "duplicate"}  # fmt: skip
-        found = [] if states == wanted and len(toy.drops()) == 5 else [f"drops are {toy.drops()}"]
+        found = [] if states == self.VERDICTS and len(toy.drops()) == len(self.DROPS) else [f"drops are {toy.drops()}"]
         found += [f"job {row}" for row in toy.jobs() if row[2] != "done"]
         slugs = sorted(name.split("_", 1)[1] for name in toy.versions())
-        found += [] if slugs == ["a", "b", "baseline"] else [f"versions are {toy.versions()}"]
+        found += [] if slugs == self.VERSIONS else [f"versions are {toy.versions()}"]
         return found + self._bytes_lost()
 
     def _bytes_lost(self) -> list[str]:
@@ -246,7 +270,15 @@ class Journey(Scene):
         counts = {name: places.get(sha256_bytes(text.encode()), 0) for name, text in self.DROPS.items()}
         # The duplicate has the bytes of its original: one copy stored, one given back.
         return [f"{name} is there {count} times" for name, count in counts.items()
-                if count != (2 if name in ("a.jsonl", "again.jsonl") else 1)]  # fmt: skip
+                if count != list(self.DROPS.values()).count(self.DROPS[name])]  # fmt: skip
+
+
+class Birth(Journey):
+    """One drop and the version it becomes: the shortest journey with every sort of step."""
+
+    DROPS: ClassVar[dict[str, str]] = {"a.jsonl": chat_of(40)}
+    VERDICTS: ClassVar[dict[str, str]] = {"a.jsonl": "admitted"}
+    VERSIONS: ClassVar[list[str]] = ["a", "baseline"]
 
 
 Step = tuple[str, Callable[[Keeper], bool], Callable[[Keeper], Any]]
@@ -275,9 +307,11 @@ def _backed_up(keeper: Keeper) -> bool:
 class Care(Scene):
     """What a person does to versions: back up, roll back, delete, restore from trash and vault, over damage too."""
 
-    def __init__(self, template: Path, root: Path) -> None:
-        super().__init__(template, root)
-        self.done = 0
+    def progress(self) -> int:
+        return self.done
+
+    def prepare(self, progress: Any) -> None:
+        self.done = int(progress or 0)
         self.steps: list[Step] = [
             ("backup", _backed_up, run_backup),
             ("rollback", lambda k: _tip_is(k, "v003_reasoning"), lambda k: rollback(k, "v003", reason="a try")),
@@ -298,8 +332,6 @@ class Care(Scene):
         views.refresh(keeper)
         keeper.ledger.close()
         return root
-
-    synced: Callable[[], None] = staticmethod(lambda: None)
 
     def _damage(self, keeper: Keeper) -> None:
         """A stranger's hand, on the disk at once."""
@@ -348,3 +380,71 @@ def fresh(path: Path) -> Path:
             os.chmod(place, 0o755)
         shutil.rmtree(path)
     return path
+
+
+# --- playing them under a fault ------------------------------------------------------------------------------------
+
+
+def templates(root: Path) -> dict[type[Scene], Path]:
+    """The home from which each scene starts, made once."""
+    journey, care = Journey.template(root / "journey"), Care.template(root / "care")
+    return {Journey: journey, Birth: journey, Care: care}
+
+
+def _watched(scene: Scene, fault: Fault | None) -> Disk:
+    disk = Disk(scene.root)
+    scene.synced = disk.settle  # type: ignore[misc]
+    disk.committed, disk.fault = scene.witness.committed, fault
+    return disk
+
+
+def calls_of(kind: type[Scene], template: Path, root: Path) -> list[str]:
+    """The durable calls of an undisturbed scene; it must end without a complaint."""
+    scene = kind(template, fresh(root))
+    disk = _watched(scene, None)
+    with disk:
+        assert scene.life()
+    assert scene.complaints() == []
+    return disk.calls
+
+
+def cut_short(kind: type[Scene], template: Path, root: Path, fault: Fault, *, power: bool = True,
+              dice: random.Random | None = None, again: Fault | None = None) -> list[str]:  # fmt: skip
+    """Play until death, lose the power (or only the process), live again; returns every broken promise.
+
+    `again`: the fault of the second life, which then dies in its recovery or later and is followed by a third.
+    """
+    scene = kind(template, fresh(root))
+    found = []
+    for now in (fault, again) if again else (fault,):
+        disk = _watched(scene, now)
+        with disk:
+            scene.life()
+        if power:
+            disk.cut(dice)
+        found += reader_s_complaints(scene.root)
+    return found + last_life(scene)
+
+
+def last_life(scene: Scene) -> list[str]:
+    """One undisturbed life to the end, and what is wrong then."""
+    try:
+        return ([] if scene.life() else ["the last life died"]) + scene.complaints()
+    except (HeirloomError, OSError) as error:
+        return [f"the home cannot go on: {type(error).__name__}: {error}"]
+
+
+def faulty(kind: type[Scene], template: Path, root: Path, fault: Fault, *, power: bool = False) -> list[str]:
+    """Play while the disk refuses, go on when it no longer does, in one life; then perhaps lose the power."""
+    scene = kind(template, fresh(root))
+    disk = _watched(scene, fault)
+
+    def mend() -> None:
+        disk.fault = None
+
+    with disk:
+        found = scene.patient_life(mend)
+    if power:
+        disk.cut()
+        found += reader_s_complaints(scene.root)
+    return found + last_life(scene)

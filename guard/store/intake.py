@@ -19,7 +19,18 @@ from typing import Any
 
 import orjson
 
-from guard.durable import clear_temporaries, copy_verified, fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sha256_file, sync_parents, write_text
+from guard.durable import (
+    clear_temporaries,
+    copy_verified,
+    fsync_dir,
+    fsync_tree,
+    make_dir,
+    remove_tree,
+    rename_new,
+    sha256_file,
+    sync_parents,
+    write_text,
+)
 from guard.errors import EnvironmentFault, HeirloomError, is_environment
 from guard.failpoints import point
 from guard.home import Home
