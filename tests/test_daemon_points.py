@@ -42,9 +42,9 @@ def begin_from(shared_scratch: Path) -> Template:
     return templates(shared_scratch / "points")
 
 
-CARE = [name for name in POINTS
-        if name.split(".")[0] in ("backup", "ledger_backup", "rollback", "delete", "restore", "recover")
-        and name not in ("ledger_backup.pruned", "backup.aside", "delete.abandoned", "restore.withdrawn", "restore.abandoned")]  # fmt: skip
+_PARTS = ("backup", "ledger_backup", "rollback", "delete", "restore", "recover")
+_NOT_BY_THE_WAY = ("ledger_backup.pruned", "backup.aside", "delete.abandoned", "restore.withdrawn", "restore.abandoned")
+CARE = [name for name in POINTS if name.split(".")[0] in _PARTS and name not in _NOT_BY_THE_WAY]
 
 
 def dies(scene: Scene, point: str) -> None:
@@ -307,7 +307,8 @@ def creation(point: str, begin_from: Template, root: Path) -> None:
 
 RARE: dict[str, Callable[[str, Template, Path], None]] = {
     "copy.intended": copied, "copy.copied": copied, "copy.unlinked": copied, "admit.aside": damaged_original,
-    "backup.aside": damaged_backup, "ledger_backup.pruned": many_backups, "birth.aside": damaged_birth, "dataset.copied": dataset, "dataset.renamed": dataset,
+    "backup.aside": damaged_backup, "ledger_backup.pruned": many_backups,
+    "birth.aside": damaged_birth, "dataset.copied": dataset, "dataset.renamed": dataset,
     "dataset.recorded": dataset, "delete.abandoned": taken_back, "restore.abandoned": taken_back,
     "restore.withdrawn": taken_back, "documents.unlinked": new_document, "prepare.cleared": damaged_shards,
     "start.intended": wanted_number, "migrate.staged": migration, "migrate.copied": migration,
