@@ -109,7 +109,7 @@ class _Raw(io.RawIOBase):
 
 
 class Disk:
-    """Enter it to watch `root`; everything below it counts as durable at that moment.
+    """Enter it to watch `root`; everything below it counts as durable when it is entered first.
 
     `real`: nothing is modelled, every call goes through to the file system, and ledgers really sync.
     """
@@ -252,7 +252,7 @@ class Disk:
         return text.startswith(f"{self.root}/")
 
     def __enter__(self) -> Disk:
-        if not self.real:
+        if not self.real and not hasattr(self, "content"):
             self.settle()
         for name in ("fsync", "rename", "unlink", "rmdir", "link", "symlink", "mkdir", "chmod", "fdopen", "open"):
             self._real[name] = getattr(os, name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
-from disk import Disk, Fault
+from disk import Disk, Fault, crash_at
 from homes import add_version, keeper_of, small_family
 from toy import Toy, chat_of, text_of
 
@@ -38,8 +38,8 @@ from guard.store.verify import verify
 from guard.store.versions import find_version, line_tip
 
 __all__ = [
-    "Birth", "Care", "Journey", "Scene", "Witness", "calls_of", "cut_short", "faulty", "fresh", "last_life",
-    "reader_s_complaints", "templates",
+    "Birth", "Care", "Journey", "Scene", "Witness", "calls_of", "cut_short", "faulty", "fresh",
+    "killed_then_cut", "last_life",    "reader_s_complaints", "templates",
 ]  # fmt: skip
 
 LEAF = "v005_leaf"
@@ -424,6 +424,19 @@ def cut_short(kind: type[Scene], template: Path, root: Path, fault: Fault, *, po
             disk.cut(dice)
         found += reader_s_complaints(scene.root)
     return found + last_life(scene)
+
+
+def killed_then_cut(kind: type[Scene], template: Path, root: Path, number: int) -> list[str]:
+    """The process dies, the next life builds on what it finds, and then the power goes: was what it found on the disk?"""
+    scene = kind(template, fresh(root))
+    disk = _watched(scene, crash_at(number))
+    with disk:
+        scene.life()
+    disk.dead, disk.fault = False, None
+    with disk:
+        found = [] if scene.life() else ["the second life died"]
+    disk.cut()
+    return found + reader_s_complaints(scene.root) + last_life(scene)
 
 
 def last_life(scene: Scene) -> list[str]:

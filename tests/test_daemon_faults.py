@@ -17,6 +17,7 @@ FAULTS: dict[str, Callable[[int], Fault]] = {
     "no space, for good": full_from,
     "an I/O error": lambda number: fail_at(number, errno.EIO),
     "a failed fsync, then a power cut": lie_about_fsync,
+    "a failed sync of a folder, then a power cut": lambda number: fail_at(number, errno.EIO),
     "a short write": short_at,
 }
 KINDS: dict[str, type[Scene]] = {"journey": Journey, "care": Care}
@@ -36,7 +37,8 @@ def calls(homes_to_begin: dict[type[Scene], Path], shared_scratch: Path) -> dict
 
 def points_for(fault: str, calls: list[str]) -> list[int]:
     """The calls at which a fault can strike at all."""
-    only = {"a short write": "write", "a failed fsync, then a power cut": "fsync file"}.get(fault)
+    only = {"a short write": "write", "a failed fsync, then a power cut": "fsync file",
+            "a failed sync of a folder, then a power cut": "fsync folder"}.get(fault)
     return [number for number, name in enumerate(calls, 1) if only is None or name == only]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from disk import crash_at
-from scenes import Birth, Care, Journey, Scene, calls_of, cut_short, templates
+from scenes import Birth, Care, Journey, Scene, calls_of, cut_short, killed_then_cut, templates
 
 KINDS: dict[str, type[Scene]] = {"journey": Journey, "care": Care, "birth": Birth}
 QUICK = {"journey": 8, "care": 12}
@@ -59,8 +59,17 @@ def test_a_second_cut_in_the_middle_of_recovery_takes_nothing_either(
     assert found == []
 
 
+@pytest.mark.parametrize("share", range(6))
+def test_what_a_killed_process_left_is_on_the_disk_before_the_next_one_builds_on_it(
+    share: int, homes_to_begin: dict[type[Scene], Path], totals: dict[str, int], scratch: Path
+) -> None:
+    kind = Birth if share % 2 else Care
+    number = 1 + totals["birth" if share % 2 else "care"] * (share + 1) // 8
+    assert killed_then_cut(kind, homes_to_begin[kind], scratch / "home", number) == []
+
+
 @pytest.mark.sweep
-@pytest.mark.parametrize("way", ["killed", "cut", "cut with dice", "twice"])
+@pytest.mark.parametrize("way", ["killed", "cut", "cut with dice", "twice", "killed, then cut"])
 @pytest.mark.parametrize("name", ["journey", "care"])
 def test_every_durable_call_may_be_the_last(
     name: str, way: str, homes_to_begin: dict[type[Scene], Path], totals: dict[str, int], scratch: Path
@@ -70,6 +79,10 @@ def test_every_durable_call_may_be_the_last(
     # With dice and twice, every second call: what they add is chance, and it is drawn anew for each.
     for number in range(1, totals[name] + 1, 1 if way in ("killed", "cut") else 2):
         dice = random.Random(number) if way == "cut with dice" else None
+        if way == "killed, then cut":
+            found = killed_then_cut(kind, homes_to_begin[kind], scratch / "home", number)
+            wrong |= {number: found[:3]} if found else {}
+            continue
         again = crash_at(1 + number % 40) if way == "twice" else None
         found = cut_short(kind, homes_to_begin[kind], scratch / "home", crash_at(number), power=way != "killed", dice=dice,
                           again=again)  # fmt: skip
