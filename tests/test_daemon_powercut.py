@@ -15,6 +15,8 @@ from disk import crash_at
 from scenes import Birth, Care, Journey, Scene, calls_of, cut_short, killed_then_cut, templates
 
 KINDS: dict[str, type[Scene]] = {"journey": Journey, "care": Care, "birth": Birth}
+# In the sweep every so-manieth call; a plain power cut on the journey is played more often than its variations.
+STRIDES = {("journey", True): 3, ("journey", False): 6, ("care", True): 2, ("care", False): 2}
 QUICK = {"journey": 8, "care": 12}
 
 
@@ -71,13 +73,12 @@ def test_what_a_killed_process_left_is_on_the_disk_before_the_next_one_builds_on
 @pytest.mark.sweep
 @pytest.mark.parametrize("way", ["killed", "cut", "cut with dice", "twice", "killed, then cut"])
 @pytest.mark.parametrize("name", ["journey", "care"])
-def test_every_durable_call_may_be_the_last(
+def test_any_durable_call_may_be_the_last(
     name: str, way: str, homes_to_begin: dict[type[Scene], Path], totals: dict[str, int], scratch: Path
 ) -> None:
     kind = KINDS[name]
     wrong = {}
-    # With dice and twice, every second call: what they add is chance, and it is drawn anew for each.
-    for number in range(1, totals[name] + 1, 1 if way in ("killed", "cut") else 2):
+    for number in range(1, totals[name] + 1, STRIDES[name, way == "cut"]):
         dice = random.Random(number) if way == "cut with dice" else None
         if way == "killed, then cut":
             found = killed_then_cut(kind, homes_to_begin[kind], scratch / "home", number)
