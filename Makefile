@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: venv demo test test-all bench lint clean
+.PHONY: venv demo test test-all crash powercut mutants locks bench lint clean
 
 venv: $(VENV)/.made
 
@@ -24,6 +24,20 @@ test: venv
 
 test-all: venv
 	$(BIN)/python -m pytest
+
+# What docs/RELIABILITY.md tells of, part by part; all of it is in test-all.
+crash: venv
+	$(BIN)/python -m pytest tests/test_daemon_crash.py tests/test_daemon_points.py tests/test_daemon_killed.py \
+		tests/test_daemon_powercut.py tests/test_daemon_faults.py tests/test_daemon_crash_repairs.py tests/test_daemon_proof.py
+
+powercut: venv
+	$(BIN)/python -m pytest -rs tests/test_daemon_powercut_ext4.py
+
+mutants: venv
+	$(BIN)/python -m pytest tests/test_daemon_mutants.py
+
+locks: venv
+	$(BIN)/python -m pytest tests/test_guard_home_lock.py tests/test_guard_lock_holders.py
 
 bench: venv
 	$(BIN)/python -m benchmarks.run

@@ -14,7 +14,7 @@ from typing import Any
 from daemon.children import JobChild, limits_of
 from daemon.publish import ensure_staging, read_result
 from daemon.reactor import Reactor
-from guard.durable import remove_tree, write_json
+from guard.durable import fsync_dir, fsync_tree, remove_tree, write_json
 from guard.errors import Damage, HeirloomError, is_environment
 from guard.store.birth import hash_folder
 from guard.store.indexes import active_index, announce_index, current_documents, finish_index, next_index_number
@@ -107,6 +107,8 @@ class IndexRunner:
             self._failed(number, status)
             return
         result = read_result(staging, "result.json")
+        fsync_tree(staging / "out")  # what is announced must be there after a power cut
+        fsync_dir(staging)
         record = {key: result[key] for key in ("chunks", "embedded_new", "reused", "skipped", "seconds")}
         record |= {"documents": self._documents, "files": hash_folder(staging / "out")}
         announce_index(self.keeper, number, next_index_number(self.keeper), record)

@@ -9,7 +9,7 @@ from typing import Any
 from daemon.records import base_record, forked_record, learnt_of
 from guard.checks.gate import judge, loss_pairs
 from guard.checks.proof import prove
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new
+from guard.durable import fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sync_parents
 from guard.errors import CheckFailed, Damage
 from guard.failpoints import point
 from guard.names import slugify
@@ -38,9 +38,12 @@ def adopt_dataset(keeper: Keeper, job: Job, prepared: dict[str, Any]) -> dict[st
     point("prepare.intended")
     if prepared.get("dataset_damaged") and staged.is_dir():
         remove_tree(target)  # shards are derived; the good ones made from the originals lie in staging
+        point("prepare.cleared")
     if not target.exists() and staged.is_dir():
         fsync_tree(staged)
         rename_new(staged, target)
+    elif target.exists():
+        sync_parents(target, staged)
     point("prepare.renamed")
     path = target if prepared["dataset_made"] or target.exists() else Path(prepared["dataset_path"])
     if not (path / "dataset_metadata.json").is_file():
@@ -72,6 +75,15 @@ def _line_for(keeper: Keeper, job: Job, base_id: int) -> str:
     return name
 
 
+def _sync_promised(staging: Path) -> None:
+    """The intent of a birth promises these bytes for ever, so they are on the disk before it is written.
+
+    Otherwise a power cut would leave a promise that nobody can keep, and the job would fail for the machine's fault.
+    """
+    fsync_tree(staging / "out")
+    fsync_dir(staging)
+
+
 def publish_child(keeper: Keeper, number: int) -> tuple[str, str]:
     """Prove, gate and seal a finished training job; returns (version name, "passed" or "quarantined").
 
@@ -80,6 +92,7 @@ def publish_child(keeper: Keeper, number: int) -> tuple[str, str]:
     job = find_job(keeper.ledger, number)
     staging = keeper.home.staging_of(job.id)
     plan, result = job.plan["train"], read_result(staging, "result.json")
+    _sync_promised(staging)
     proof = prove(plan, result, hash_folder(staging / "out"))
     if not proof.ok:
         raise CheckFailed(f"no proof of training: {proof.reason}", subject=f"job {job.id}",
@@ -110,6 +123,7 @@ def publish_base(keeper: Keeper, number: int) -> str:
     job = find_job(keeper.ledger, number)
     staging = keeper.home.staging_of(job.id)
     request, result = job.plan["train"], read_result(staging, "result.json")
+    _sync_promised(staging)
     proof = prove(request, result, hash_folder(staging / "out"))
     if not proof.ok:
         raise CheckFailed(f"the base was not made as planned: {proof.reason}", subject=f"job {job.id}",

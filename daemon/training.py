@@ -17,8 +17,9 @@ from daemon.costs import cost_of
 from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
 from daemon.targets import resolve_base, shape_of
-from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, write_bytes
+from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, sync_parents, write_bytes
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
+from guard.failpoints import point
 from guard.names import parse_version_number, safe_name, slugify
 from guard.store.birth import hash_folder
 from guard.store.files import get_file
@@ -46,6 +47,8 @@ def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
     final = keeper.home.files / sha256
     if not final.exists():
         _store_folder(keeper, folder, final, name, sha256)
+    else:
+        sync_parents(final)
     if get_file(keeper.ledger, sha256) is None:
         record = orjson.loads((final / "record.json").read_bytes())
         with keeper.ledger.transaction():
@@ -55,6 +58,7 @@ def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
                 (sha256, name, dataset.stage, record["size_bytes"], record["examples"], record["tokens_approx"],
                  "prepared dataset", keeper.clock.utc(), orjson.dumps(record).decode()))  # fmt: skip
             keeper.ledger.event("dataset.admitted", name, sha256=sha256, examples=record["examples"])
+        point("dataset.recorded")
         refresh(keeper)
     return sha256
 
@@ -86,7 +90,9 @@ def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: 
         if path.is_file():
             os.chmod(path, 0o444)
     fsync_tree(ready)
+    point("dataset.copied")
     rename_new(ready, final)
+    point("dataset.renamed")
 
 
 def _find_base(keeper: Keeper, text: str) -> Version:

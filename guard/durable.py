@@ -13,6 +13,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -26,8 +27,10 @@ from guard.errors import Damage
 
 __all__ = [
     "FILE_MODE",
+    "clear_temporaries",
     "copy_verified",
     "fsync_dir",
+    "fsync_file",
     "fsync_tree",
     "json_bytes",
     "link_or_copy",
@@ -40,6 +43,8 @@ __all__ = [
     "seal_tree",
     "sha256_bytes",
     "sha256_file",
+    "sync_file_system",
+    "sync_parents",
     "unseal_tree",
     "write_bytes",
     "write_json",
@@ -50,6 +55,7 @@ FILE_MODE = 0o644
 _CHUNK_BYTES = 1 << 20
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+_TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp")
 
 
 def _fsync(descriptor: int) -> None:
@@ -90,6 +96,17 @@ def open_new(
             os.unlink(temporary)
         raise
     fsync_dir(path.parent)
+
+
+def clear_temporaries(folder: Path | str) -> list[str]:
+    """Remove what a sudden death left half written directly in a folder; returns the names. Nobody else may write there.
+
+    Only names of the very form that `open_new`, `replace_link` and `publish` give; they never held finished bytes.
+    """
+    names = sorted(name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)) if os.path.isdir(folder) else []
+    for name in names:
+        os.unlink(os.path.join(folder, name))
+    return names
 
 
 def write_bytes(path: Path | str, data: bytes, mode: int = FILE_MODE) -> None:
@@ -135,7 +152,8 @@ def make_dir(path: Path | str) -> None:
     fsync_dir(path.parent)
 
 
-def _fsync_file(path: Path | str) -> None:
+def fsync_file(path: Path | str) -> None:
+    """Make one file's bytes and mode durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         _fsync(descriptor)
@@ -152,8 +170,23 @@ def fsync_tree(path: Path | str) -> None:
     for folder, _names, files in os.walk(path, topdown=False, onerror=_raise):
         for name in files:
             if not os.path.islink(os.path.join(folder, name)):
-                _fsync_file(os.path.join(folder, name))
+                fsync_file(os.path.join(folder, name))
         fsync_dir(folder)
+
+
+def sync_file_system(path: Path | str) -> None:
+    """Make everything durable that any process ever wrote to the file system of `path`. Raises OSError.
+
+    Whoever finds the work of an earlier life sees the page cache, not the disk: before it is built upon, it is synced.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), os.fspath(path))
+    finally:
+        os.close(descriptor)
 
 
 def _rename_noreplace(source: Path, target: Path) -> None:
@@ -177,6 +210,17 @@ def rename_new(source: Path | str, target: Path | str) -> None:
     fsync_dir(target.parent)
     if source.parent != target.parent:
         fsync_dir(source.parent)
+
+
+def sync_parents(*paths: Path | str) -> None:
+    """Sync the folders in which these names stand, or stood, as far as they exist.
+
+    For whoever finds a move already made: its attempt may have failed between the rename and the fsync of a folder,
+    and what is recorded as done must not come back, or go away, with the next power cut.
+    """
+    for folder in dict.fromkeys(Path(path).parent for path in paths):
+        if folder.is_dir():
+            fsync_dir(folder)
 
 
 def replace_link(path: Path | str, target: str) -> None:
@@ -236,13 +280,18 @@ def link_or_copy(source: Path | str, target: Path | str) -> None:
 
 
 def seal_tree(path: Path | str) -> None:
-    """Make files 0444 and folders 0555 (law 2); symbolic links are not followed."""
+    """Make files 0444 and folders 0555 (law 2), durably; symbolic links are not followed.
+
+    From the bottom up, each synced before the next: a top folder that is sealed on disk tells for the whole.
+    """
     for folder, _names, files in os.walk(path, topdown=False):
         for name in files:
             full = os.path.join(folder, name)
-            if not os.path.islink(full):
+            if not os.path.islink(full) and os.stat(full).st_mode & 0o7777 != 0o444:
                 os.chmod(full, 0o444)
+                fsync_file(full)
         os.chmod(folder, 0o555)
+        fsync_dir(folder)
 
 
 def unseal_tree(path: Path | str) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import filelock
 
@@ -32,7 +33,13 @@ def holder_of(home: Home) -> dict[str, object]:
 def _describe(holder: dict[str, object]) -> str:
     if not holder:
         return "another process"
+    if holder.get("host") == socket.gethostname() and not _lives(holder.get("pid")):
+        return "a process that has just started"  # it holds the lock and has not written its note yet
     return f"{holder.get('command')} (pid {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})"
+
+
+def _lives(pid: object) -> bool:
+    return isinstance(pid, int) and Path(f"/proc/{pid}").exists()
 
 
 def _lock(home: Home, timeout: float) -> filelock.FileLock:

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from guard.durable import fsync_dir, remove_tree
+from guard.durable import fsync_dir, fsync_file, remove_tree
 from guard.errors import CheckFailed
 
 __all__ = [
@@ -128,18 +128,30 @@ def _paths(folder: Path | str) -> Iterator[str]:
         yield place
 
 
-def _set_mode(path: str | Path, mode: int) -> None:
-    """Change a mode that is another; one that is right is left alone, for an immutable file refuses even that."""
-    if stat.S_IMODE(os.lstat(path).st_mode) != mode:
-        if is_immutable(path):
-            _flag(path, False)
-        os.chmod(path, mode)
+def _set_mode(path: str | Path, mode: int) -> bool:
+    """Change a mode that is another; one that is right is left alone, for an immutable file refuses even that.
+
+    Returns whether there was something to change.
+    """
+    if stat.S_IMODE(os.lstat(path).st_mode) == mode:
+        return False
+    if is_immutable(path):
+        _flag(path, False)
+    os.chmod(path, mode)
+    return True
 
 
 def seal_folder(folder: Path | str, seal: str = "mode") -> None:
-    """Seal a whole folder: files 0444, folders 0555, and the flag on each with `immutable`. May be repeated."""
+    """Seal a whole folder, durably: files 0444, folders 0555, and the flag on each with `immutable`. May be repeated.
+
+    From the bottom up, each synced before the next: a top folder that is sealed on disk tells for the whole.
+    """
     for path in _paths(folder):
-        _set_mode(path, 0o555 if os.path.isdir(path) else 0o444)
+        if os.path.isdir(path):
+            _set_mode(path, 0o555)
+            fsync_dir(path)
+        elif _set_mode(path, 0o444):
+            fsync_file(path)
     if seal == IMMUTABLE:
         for path in _paths(folder):
             _flag(path, True)

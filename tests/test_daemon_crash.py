@@ -17,11 +17,13 @@ from guard.failpoints import POINTS, Crash
 from guard.store import views
 from guard.store.verify import verify
 
-# Points that a journey through the inbox visits. Delete, restore, rollback and migration have tests of their own.
+# Points that a journey through the inbox visits; the others are stopped in test_daemon_points.py.
+RARE = ("admit.aside", "prepare.cleared", "start.intended", "birth.aside", "backup.aside", "ledger_backup.pruned",
+        "documents.unlinked")  # fmt: skip
 JOURNEY = [
     name for name in POINTS
     if name.split(".")[0] in ("claim", "verdict", "admit", "prepare", "start", "birth", "index", "backup",
-                              "ledger_backup", "events_backup", "view")
+                              "ledger_backup", "events_backup", "view", "documents") and name not in RARE
 ]  # fmt: skip
 
 
@@ -47,8 +49,8 @@ def undisturbed(template: Path, shared_scratch: Path) -> dict[str, str]:
 def begin(template: Path, root: Path) -> Toy:
     shutil.copytree(template, root, symlinks=True)
     toy = Toy(root)
-    toy.drop("a.jsonl", chat_of(60))
-    toy.drop("pretrain/b.txt", text_of(2000))
+    toy.drop("a.jsonl", chat_of(40))
+    toy.drop("pretrain/b.txt", text_of(900))
     toy.drop("broken.jsonl", '{"messages": 3}\n')
     toy.drop("guide.md", "# Guide\n\nKeep the home on a disk of its own.\n")
     return toy
@@ -58,7 +60,7 @@ def play(toy: Toy) -> None:
     """The scenario; the duplicate comes when its original is known."""
     toy.settle()
     if not any(name == "again.jsonl" for name, _state, _reason in toy.drops()):
-        toy.drop("again.jsonl", chat_of(60))
+        toy.drop("again.jsonl", chat_of(40))
         toy.settle()
 
 
@@ -82,7 +84,7 @@ def assert_sound(toy: Toy, undisturbed: dict[str, str], *, same_order: bool = Tr
     assert list(toy.home.staging.iterdir()) == [] and list(toy.home.incoming.iterdir()) == []
     learnt = toy.keeper.ledger.value("SELECT sum(l.count) FROM learnt l JOIN files f USING (sha256) WHERE f.name = 'a.jsonl'")
     told = "SELECT sum(json_extract(record, '$.data[0].examples')) FROM versions WHERE name LIKE '%_a'"
-    assert learnt == toy.keeper.ledger.value(told) > 50
+    assert learnt == toy.keeper.ledger.value(told) > 30
 
 
 def crash_and_recover(toy: Toy, point: str, second: str | None = None) -> None:

@@ -103,7 +103,7 @@ def as_error(problem: BaseException) -> HeirloomError | None:
         return None
     if isinstance(problem, PermissionError):
         return HeirloomError(f"no permission for {problem.filename or 'a file of the home'}", cause=problem,
-                             hint="run it as the owner of the home, or give yourself the right: ls -ld shows whose it is")  # fmt: skip
+                             hint="run it as the owner of the home (ls -ld shows who that is)")  # fmt: skip
     text = f"{type(problem).__name__}: {problem}"
     if is_environment(problem):
         return EnvironmentFault(f"the machine could not do it now: {problem or text}", cause=problem,

@@ -95,6 +95,7 @@ def finish_admission(keeper: Keeper, drop: sqlite3.Row, record: Mapping[str, Any
     if record["kind"] == "docs":
         link_documents(keeper)
     discard(keeper, drop["id"])
+    point("admit.cleared")
     return job
 
 

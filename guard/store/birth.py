@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from guard.durable import (
+    clear_temporaries,
     fsync_tree,
     make_dir,
     remove_tree,
     rename_new,
     sha256_file,
+    sync_parents,
     write_json,
     write_text,
 )
@@ -102,6 +104,9 @@ def finish_birth(keeper: Keeper, number: int) -> str:
         # A read-only folder cannot be moved by an ordinary user, so sealing comes after the move.
         with open_shelf(keeper.home.models):
             rename_new(staged, target)
+        point("birth.moved")
+    else:
+        sync_parents(target, staged)
     sums = _check_sums(target)
     point("birth.renamed")
     _record(keeper, job, birth, sums, _size(target))
@@ -132,6 +137,7 @@ def set_birth_aside(keeper: Keeper, number: int) -> None:
         with open_shelf(keeper.home.models):
             open_top(target)
             rename_new(target, aside)
+        point("birth.aside")
         with keeper.ledger.transaction():
             keeper.ledger.event("birth.abandoned", record["name"], moved_to=aside.name)
 
@@ -145,6 +151,7 @@ def _describe(staged: Path, record: Mapping[str, Any]) -> None:
     if not staged.is_dir():
         raise Damage(f"the finished folder of {record['name']} has vanished from staging", subject=str(staged),
                      hint="the job will be trained again: heirloom queue retry ID")  # fmt: skip
+    clear_temporaries(staged)  # a death in the middle of our own writing must not be sealed with the version
     write_json(staged / "version.json", dict(record))
     write_text(staged / "README.md", version_readme(record))
     point("birth.described")

@@ -44,6 +44,7 @@ def create_home(home: Home, *, clock: Clock, recipes: Path) -> None:
     _copy_recipes(recipes, home.configs)
     if not (home.configs / "heirloom.yaml").exists():
         write_text(home.configs / "heirloom.yaml", SETTINGS_TEXT)
+    point("init.recipes")
     store_id = _create_ledger(home, clock)
     point("init.ledger")
     write_text(home.store_id_file, f"{store_id}\n")

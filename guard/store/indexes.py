@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, replace_link, seal_tree
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, replace_link, seal_tree, sync_parents
 from guard.errors import Damage
 from guard.failpoints import point
 from guard.names import index_name, safe_name
@@ -69,7 +69,10 @@ def finish_index(keeper: Keeper, number: int) -> str:
             raise Damage(f"the built index {name} has vanished from staging", subject=str(staged),
                          hint="heirloom queue retry ID builds it again")  # fmt: skip
         fsync_tree(staged)
+        point("index.synced")
         rename_new(staged, target)
+    else:
+        sync_parents(target, staged)
     if hash_folder(target) != plan["record"]["files"]:
         raise Damage(f"the index {name} is not what the child built", subject=str(target), hint="heirloom verify --all")
     point("index.renamed")
@@ -105,6 +108,8 @@ def link_documents(keeper: Keeper) -> None:
     for path in keeper.home.docs.iterdir():
         if path.is_symlink() and wanted.get(path.name) != os.readlink(path):
             path.unlink()
+            point("documents.unlinked")
     for name, target in wanted.items():
         if not (keeper.home.docs / name).is_symlink():
             replace_link(keeper.home.docs / name, target)
+            point("documents.linked")

@@ -19,7 +19,18 @@ from typing import Any
 
 import orjson
 
-from guard.durable import copy_verified, fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sha256_file, write_text
+from guard.durable import (
+    clear_temporaries,
+    copy_verified,
+    fsync_dir,
+    fsync_tree,
+    make_dir,
+    remove_tree,
+    rename_new,
+    sha256_file,
+    sync_parents,
+    write_text,
+)
 from guard.errors import EnvironmentFault, HeirloomError, is_environment
 from guard.failpoints import point
 from guard.home import Home
@@ -85,9 +96,12 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
     """Finish a claim from wherever it stopped; returns the drop's state, `claimed` or `gone`."""
     content = claimed_content(keeper, drop)
     make_dir(content.parent)
+    point("claim.foldered")
     mode = "move" if move else "copy"
     if content.exists() and move and os.path.lexists(source):
         mode = _finish_copy(source, content)
+    elif content.exists():
+        sync_parents(content, source)
     if not content.exists():
         try:
             mode = _take(source, content, move)
@@ -120,6 +134,7 @@ def _take(source: Path, content: Path, move: bool) -> str:
     copy_verified(source, content)
     point("copy.copied")
     if move and _unlinked(source, facts):
+        point("copy.unlinked")
         return "move"
     return "copy"
 
@@ -172,11 +187,14 @@ def admit(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
     known = get_file(keeper.ledger, str(record["sha256"]))
     if final.exists() and not original_is_sound(keeper.home, str(record["sha256"]), known):
         _set_aside(final)
+        point("admit.aside")
     if not final.exists():
         name = str(known.record["stored_as"]) if known else safe_name(str(record["name"]))
         _store(keeper, drop, final, name)
     elif known is not None and known.kind == "docs" != record["kind"]:
         _replace_sidecars(drop_folder(keeper, drop) / "identity", final)
+    else:
+        sync_parents(final)
     point("admit.renamed")
 
 
@@ -200,6 +218,7 @@ def _set_aside(final: Path) -> None:
 def _replace_sidecars(identity: Path, final: Path) -> None:
     """A document that is now training text as well: its examples become known beside the same bytes."""
     os.chmod(final, 0o755)
+    clear_temporaries(final)
     for name in ("examples.fp", "record.json"):
         copy_verified(identity / name, final / name)
         os.chmod(final / name, 0o444)
@@ -209,15 +228,25 @@ def _replace_sidecars(identity: Path, final: Path) -> None:
 def _store(keeper: Keeper, drop: int, final: Path, name: str) -> None:
     folder = drop_folder(keeper, drop)
     ready = folder / "store"
+    again = ready.is_dir()
     make_dir(ready)
     content = claimed_content(keeper, drop)
     if content.exists():
         rename_new(content, ready / name)
+    point("admit.stored")
+    # Halves that a death left, here or in the reader's folder, are neither stored for ever nor a reason to refuse.
+    clear_temporaries(ready)
+    clear_temporaries(folder / "identity")
     for item in sorted((folder / "identity").iterdir()):
         if item.name not in ("examples.fp", "record.json"):
             raise HeirloomError(f"the identify child wrote an unknown file {item.name}", subject=str(item))
         if not (ready / item.name).exists():
             copy_verified(item, ready / item.name)
+    if again:
+        # An earlier attempt may have met a failed fsync, after which the kernel calls lost pages clean (law 1): what
+        # it left is written once more, into new files, and never synced a second time.
+        for item in list(ready.iterdir()):
+            copy_verified(item, item)
     for item in ready.iterdir():
         os.chmod(item, 0o444)
     fsync_tree(ready)
@@ -247,12 +276,16 @@ def give_back(keeper: Keeper, drop: int, verdict: str, reason: str, why: str, re
     if not kept:
         if content.exists():
             _move_out(content, target)
+        else:
+            sync_parents(target, content)
+        point("verdict.returned")
         write_text(target.with_name(_why_name(target.name)), why)
     point("verdict.moved")
     with keeper.ledger.transaction():
         set_drop(keeper, drop, verdict, reason, returned_to=None if kept else str(target))
     point("verdict.recorded")
     remove_tree(drop_folder(keeper, drop))
+    point("verdict.cleared")
     return None if kept else target
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from guard.clock import SYSTEM_CLOCK, Clock
-from guard.durable import fsync_dir, rename_new
+from guard.durable import fsync_dir, rename_new, sync_parents
 from guard.errors import Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.home import boot_id
@@ -82,10 +82,12 @@ class Ledger:
     def _copy_aside(self, found: int) -> None:
         target = self.path.with_name(f"{self.path.name}.schema{found}")
         if target.exists():
+            sync_parents(target)
             return
         staged = target.with_name(f"{target.name}.tmp")
         staged.unlink(missing_ok=True)
         self.copy_to(staged)
+        point("migrate.staged")
         rename_new(staged, target)
 
     @classmethod

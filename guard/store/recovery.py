@@ -14,10 +14,12 @@ from pathlib import Path
 
 import orjson
 
-from guard.durable import remove_tree, replace_link, seal_tree, write_text
-from guard.errors import HeirloomError, is_environment
+from guard import durable
+from guard.durable import clear_temporaries, remove_tree, replace_link, seal_tree, write_text
+from guard.errors import EnvironmentFault, HeirloomError, is_environment
+from guard.failpoints import point
 from guard.names import index_name
-from guard.seal import IMMUTABLE, is_immutable, seal_folder, shut_shelf
+from guard.seal import IMMUTABLE, is_immutable, open_shelf, seal_folder, shut_shelf
 from guard.store import views
 from guard.store.admission import Decision, finish_admission
 from guard.store.archive import finish_archives
@@ -41,21 +43,47 @@ def recover(keeper: Keeper) -> list[str]:
 
     Environment faults (a full disk) go up: nothing was lost, and the next start tries again.
     """
+    _sync_home(keeper)
+    point("recover.synced")
     done: list[str] = []
     done += _recover_drops(keeper)
+    point("recover.drops")
     done += _recover_jobs(keeper)
+    point("recover.jobs")
     done += _recover_trash(keeper)
+    point("recover.trash")
     _recover_numbers(keeper)
+    point("recover.numbers")
     done += _recover_seals(keeper)
+    point("recover.seals")
     done += _sweep_staging(keeper)
+    point("recover.swept")
     _recover_links(keeper)
+    point("recover.linked")
     if views.stale(keeper):
         views.refresh(keeper)
         done.append("views made again")
+    point("recover.viewed")
     if done:
         with keeper.ledger.transaction():
             keeper.ledger.event("home.recovered", "home", done=done)
     return done
+
+
+def _sync_home(keeper: Keeper) -> None:
+    """What an earlier life left may stand in the page cache alone; nothing is built upon it before it is on the disk.
+
+    A move that was killed between its rename and its fsync looks finished: recorded as such, a power cut would take it.
+    """
+    home = keeper.home
+    places = {path.stat().st_dev: path for path in (home.root, home.state, home.inbox, home.data, home.models)
+              if path.is_dir()}  # fmt: skip
+    try:
+        for path in places.values():
+            durable.sync_file_system(path)
+    except OSError as error:
+        raise EnvironmentFault(f"the disk of {home.root} cannot be synced: {error.strerror}", subject=str(home.root),
+                               cause=error, hint="check the disk (dmesg); nothing was changed") from error  # fmt: skip
 
 
 def _recover_drops(keeper: Keeper) -> list[str]:
@@ -135,6 +163,11 @@ def _recover_seals(keeper: Keeper) -> list[str]:
 def _sweep_staging(keeper: Keeper) -> list[str]:
     """Clear what belongs to nobody any more: folders of finished jobs and drops. They hold no user bytes."""
     done = []
+    home = keeper.home
+    with open_shelf(home.models):
+        for folder in (home.state, home.models, home.data, home.indexes, home.docs, home.configs, home.rejected,
+                       home.duplicates):  # fmt: skip
+            done += [f"cleared {folder.name}/{name}" for name in clear_temporaries(folder)]
     alive = {keeper.home.staging_of(job.id).name for job in jobs_in(keeper.ledger)
              if job.state not in ("done", "cancelled", "quarantined")}  # fmt: skip
     for path in sorted(keeper.home.staging.iterdir()):

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from guard.durable import fsync_dir, make_dir, remove_tree, rename_new, sha256_file
+from guard.durable import fsync_dir, make_dir, remove_tree, rename_new, sha256_file, sync_parents
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
 from guard.seal import open_shelf, open_top, require_openable, seal_folder
@@ -161,10 +161,14 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
         point("restore.checked")
         if aside is not None and not os.path.lexists(aside):
             move_sealed(keeper, target, aside)
+            point("restore.aside")
         with open_shelf(keeper.home.models):
             if is_folder(incoming):
                 open_top(incoming)
             rename_new(incoming, target)
+        point("restore.placed")
+    else:
+        sync_parents(target, incoming, *([aside] if aside else []))
     seal_folder(target, keeper.settings.storage.seal)
     fsync_dir(target)
     point("restore.moved")
@@ -225,12 +229,14 @@ def _take_back(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
         # It came and did not prove itself: out of models/ again, kept for a person to look at.
         unproven = "" if intent["kind"] == "trash" else free_trash_name(keeper, f"{intent['version']}~unproven")
         move_sealed(keeper, target, keeper.home.trash / unproven if unproven else incoming)
+        point("restore.withdrawn")
     if aside is not None and os.path.lexists(aside) and not os.path.lexists(target):
         move_sealed(keeper, aside, target)
     if intent["kind"] == "trash":
         seal_top(keeper, incoming)
     elif os.path.lexists(incoming):
         remove_tree(incoming)
+    point("restore.abandoned")
     with keeper.ledger.transaction():
         if unproven:
             note_trash(keeper, unproven, intent["version"], was=intent["was"], why="unproven")

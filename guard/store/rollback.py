@@ -67,6 +67,7 @@ def rollback(keeper: Keeper, text: str, line: str | None = None, reason: str = "
         keeper.ledger.event("line.rolling_back", name, before=tip.name, after=version.name, why=reason)
     point("rollback.intended")
     parked = park() if park else None
+    point("rollback.parked")
     also_parked = _finish(keeper, name, version, reason)
     refresh(keeper)
     point("rollback.viewed")

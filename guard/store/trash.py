@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from guard.checks.deletion import DeletionFacts, judge_deletion
-from guard.durable import rename_new
+from guard.durable import rename_new, sync_parents
 from guard.errors import Busy, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
 from guard.seal import close_top, open_shelf, open_top, require_openable
@@ -184,6 +184,8 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
     elif os.path.lexists(source):
         raise Damage(f"{name} is in models/ and its place in the trash is taken", subject=name,
                      hint="heirloom verify --all")  # fmt: skip
+    else:
+        sync_parents(target, source)
     seal_top(keeper, target)
     point("delete.moved")
     with keeper.ledger.transaction():
@@ -199,6 +201,7 @@ def _abandon(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
     """Take a deletion back: the version stays what it was, sealed as it was."""
     with contextlib.suppress(FileNotFoundError):
         seal_top(keeper, keeper.home.models / intent["version"])
+    point("delete.abandoned")
     with keeper.ledger.transaction():
         clear_intent(keeper.ledger, "delete", intent["version"])
         keeper.ledger.event("delete.abandoned", intent["version"], why=why)

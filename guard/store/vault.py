@@ -18,14 +18,17 @@ from collections.abc import Generator
 from typing import Any
 
 from guard.durable import (
+    clear_temporaries,
     make_dir,
     remove_tree,
     sha256_bytes,
     sha256_file,
+    sync_parents,
     write_bytes,
     write_text,
 )
 from guard.errors import Damage
+from guard.failpoints import point
 from guard.steps import drain
 from guard.store.copying import Incoming, folder_digest, listing, seal_quietly, set_aside
 from guard.store.files import get_file, original_hashes
@@ -74,6 +77,7 @@ def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, Non
     everything else was backed up, Damage naming what could not be copied because its source is damaged.
     """
     run = BackupRun(keeper, vault := open_vault(keeper), other_device(keeper, vault), recheck)
+    point("backup.opened")
     _clear_leftovers(run)
     if not list((vault / "ledger").glob("ledger-*.db")):
         # A first backup may take hours: the one thing that cannot be made again goes first.
@@ -111,6 +115,8 @@ def _clear_leftovers(run: BackupRun) -> None:
     """Unfinished copies of what is no longer wanted; those still wanted are taken up again."""
     wanted = {row[0] for row in run.keeper.ledger.rows("SELECT name FROM versions WHERE state IN (?, ?)", KEPT_STATES)}
     wanted |= {row[0] for row in run.keeper.ledger.rows("SELECT sha256 FROM files")}
+    for folder in (run.vault, run.vault / "ledger", *(run.vault / "configs").rglob("")):
+        clear_temporaries(folder)
     for place in ("versions", "files"):
         for path in (run.vault / place).glob(".incoming-*"):
             if path.name.removeprefix(".incoming-") not in wanted:
@@ -166,6 +172,7 @@ def _original_steps(run: BackupRun, sha256: str) -> Steps:
     incoming = Incoming(source, target, wanted)
     if os.path.lexists(target):
         if not (yield from named(sha256, incoming.problem_steps(target))):
+            sync_parents(target)
             seal_quietly(target)
             run.record("original", sha256, folder_digest(wanted), incoming.size())
             return
@@ -192,6 +199,7 @@ def _config_steps(run: BackupRun) -> Steps:
             raise Damage(f"the copy of configs/{name} is not what was written", subject=str(target / name),
                          hint="check the vault's disk")  # fmt: skip
         yield f"configs/{name}"
+    point("backup.configured")
     run.copied.append("configs")
     run.record("configs", "configs", digest, sum(len(data) for data in texts.values()))
 
@@ -206,3 +214,4 @@ def _copy_marks(run: BackupRun) -> None:
     mark = high_water(run.keeper)
     if mark > there:
         write_text(path, f"{mark}\n")
+        point("backup.marked")

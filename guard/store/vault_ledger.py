@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from guard.durable import fsync_dir, rename_new
+from guard.durable import fsync_dir, rename_new, sync_parents
 from guard.errors import Damage
 from guard.failpoints import point
 from guard.store.copying import set_aside
@@ -32,6 +32,7 @@ def ledger_steps(run: BackupRun) -> Steps:
     if target.exists():
         if ledger_head(target) == head:
             if not run.recorded("ledger", name):
+                sync_parents(target)
                 yield from _record_ledger(run, target)
             return
         # Another history with the same number, or damage: kept, under a name that is never pruned.
@@ -70,6 +71,7 @@ def _prune_ledgers(run: BackupRun, newest: Path) -> None:
         path.unlink()
     if old:
         fsync_dir(folder)
+        point("ledger_backup.pruned")
         with run.keeper.ledger.transaction():
             run.keeper.ledger.run_many("DELETE FROM backups WHERE what = 'ledger' AND name = ? AND vault = ?",
                                        [(path.name, str(run.vault)) for path in old])  # fmt: skip

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from guard.durable import sha256_file
+from guard.durable import sha256_file, sync_parents
 from guard.errors import Damage, HeirloomError
+from guard.failpoints import point
 from guard.frames import FrameHeader, read_header
 from guard.store.copying import Incoming, seal_quietly, set_aside
 from guard.store.intents import clear_intent
@@ -33,10 +34,12 @@ def version_steps(run: BackupRun, version: Version) -> Steps:
     if os.path.lexists(target):
         # Renamed, then killed before the row was written; or changed since. Only reading tells.
         if not (yield from named(version.name, stored_problem_steps(target, version.sums_sha256))):
+            sync_parents(target)
             seal_quietly(target)
             run.record("version", version.name, version.sums_sha256, stored_bytes(target))
             return
         set_aside(target)
+        point("backup.aside")
     source = run.keeper.home.models / version.name
     try:
         if not (source / SUMS).is_file() or sha256_file(source / SUMS) != version.sums_sha256:

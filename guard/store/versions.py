@@ -14,6 +14,7 @@ import orjson
 
 from guard.durable import write_text
 from guard.errors import NotFound
+from guard.failpoints import point
 from guard.home import Home
 from guard.names import parse_version_number
 from guard.store.keeper import Keeper
@@ -187,6 +188,7 @@ def intend_number(keeper: Keeper, job: int, wanted: int | None) -> None:
     if wanted is not None and number_is_free(keeper, wanted, job):
         with keeper.ledger.transaction():
             keeper.ledger.set_meta(f"reserved:{job}", str(wanted))
+        point("start.intended")
 
 
 def reserve_number(keeper: Keeper, wanted: int | None = None, job: int | None = None) -> int:
@@ -198,6 +200,7 @@ def reserve_number(keeper: Keeper, wanted: int | None = None, job: int | None = 
     before = high_water(keeper)
     number = wanted if wanted is not None else before + 1
     write_text(keeper.home.high_water_file, f"{max(number, before)}\n")
+    point("start.marked")
     keeper.ledger.set_meta("version_high_water", str(max(number, before)))
     if job is not None:
         keeper.ledger.run("DELETE FROM meta WHERE key = ?", (f"reserved:{job}",))

@@ -1,0 +1,463 @@
+"""What is played while the disk fails: scripted lives of a home, and what must be true of it afterwards.
+
+A scene can be begun, die without goodbye, be begun again over whatever is left, and be played to its end; a `Witness`
+keeps outside the home what was acknowledged, so that no life can talk itself out of it. `check` is the whole list of
+invariants. Not here: where it fails (`disk.py`, fail points) or how often (the tests that import this).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+from disk import Disk, Fault, crash_at
+from homes import add_version, keeper_of, small_family
+from toy import Toy, chat_of, text_of
+
+from guard.durable import sha256_bytes, sha256_file
+from guard.errors import CheckFailed, HeirloomError, NotFound, is_environment
+from guard.failpoints import Crash
+from guard.home import Home
+from guard.store import views
+from guard.store.keeper import Keeper
+from guard.store.ledger import Ledger
+from guard.store.recovery import recover
+from guard.store.restore import restore
+from guard.store.rollback import rollback
+from guard.store.sums import folder_problems
+from guard.store.trash import delete
+from guard.store.vault import run_backup
+from guard.store.verify import verify
+from guard.store.versions import find_version, line_tip
+
+__all__ = [
+    "Birth", "Care", "Journey", "Scene", "Witness", "calls_of", "cut_short", "faulty", "fresh",
+    "killed_then_cut", "last_life",    "reader_s_complaints", "templates",
+]  # fmt: skip
+
+LEAF = "v005_leaf"
+
+
+class Witness:
+    """What was acknowledged, and which numbers were given to whom."""
+
+    def __init__(self) -> None:
+        self.newest: tuple[int, str] = (0, "")
+        self.numbers: dict[tuple[str, int], str] = {}
+
+    def committed(self, ledger: Ledger) -> None:
+        """A COMMIT returned: its newest event may have been told to somebody."""
+        row = ledger._db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        self.newest = max(self.newest, (row[0], row[1]), key=lambda item: item[0])
+        for number, name in ledger._db.execute("SELECT id, name FROM versions"):
+            self._once(("version", number), name)
+        for number, job in ledger._db.execute("SELECT output_id, id FROM jobs WHERE output_id IS NOT NULL AND kind != 'index'"):
+            self._once(("number", number), f"job {job}")
+
+    def _once(self, key: tuple[str, int], owner: str) -> None:
+        assert self.numbers.setdefault(key, owner) == owner, f"{key} was {self.numbers[key]} and is now {owner}"
+
+    def complaints(self, ledger: Ledger) -> list[str]:
+        """What was acknowledged and is not in this ledger."""
+        sequence, digest = self.newest
+        found = ledger.value("SELECT hash FROM events WHERE seq = ?", (sequence,)) if sequence else ""
+        return [] if found == digest else [f"event {sequence} was acknowledged and is lost"]
+
+
+_VIEWS = {"versions": "models/registry.json", "files": "data/manifest.json"}
+
+
+def reader_s_complaints(root: Path) -> list[str]:
+    """What the views show and the ledger does not know: before any recovery, as a reader finds it."""
+    with sqlite3.connect(f"file:{root}/data/ledger.db?mode=ro", uri=True) as database:
+        known = {"versions": {row[0] for row in database.execute("SELECT name FROM versions")},
+                 "files": {row[0] for row in database.execute("SELECT sha256 FROM files")}}  # fmt: skip
+    database.close()
+    found = []
+    for key, path in _VIEWS.items():
+        data = (root / path).read_bytes() if (root / path).exists() else b"{}"
+        try:
+            told = set(orjson.loads(data))
+        except ValueError:
+            found.append(f"{path} is torn")
+            continue
+        found += [f"{path} shows {name}, which the ledger does not know" for name in sorted(told - known[key])]
+    return found
+
+
+class Scene:
+    """One home and its lives. Subclasses say how a life begins, what is played, and what else must be true."""
+
+    keeper: Keeper
+    synced: Callable[[], None] = staticmethod(lambda: None)
+    """Called after a stranger's hand changed the home: whoever simulates a disk settles it, for nobody promises what a
+    stranger did not sync."""
+
+    def __init__(self, template: Path | None, root: Path, progress: Any = None) -> None:
+        """A copy of `template` at `root`; without one, the scene that somebody left there at `progress`."""
+        self.root, self.home, self.witness = root, Home(root), Witness()
+        if template:
+            subprocess.run(["cp", "-a", "--", template, root], check=True)
+        self.prepare(progress)
+
+    def prepare(self, progress: Any) -> None:
+        """Set the scene, or take it up at `progress`."""
+        raise NotImplementedError
+
+    def progress(self) -> Any:
+        """How far it has come, for whoever takes it up."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Begin a life: open the ledger and recover."""
+        raise NotImplementedError
+
+    def die(self) -> None:
+        """End it without any goodbye."""
+        raise NotImplementedError
+
+    def play(self) -> None:
+        """Play to the end from wherever the scene stands."""
+        raise NotImplementedError
+
+    def specific(self) -> list[str]:
+        """What is wrong beyond what is true of every home."""
+        raise NotImplementedError
+
+    def life(self) -> bool:
+        """One life to its end; False when it died on the way."""
+        try:
+            self.begin()
+            self.play()
+        except Crash:
+            return False
+        finally:
+            self.die()
+        return True
+
+    def patient_life(self, mend: Callable[[], None]) -> list[str]:
+        """One life in which the disk may refuse; `mend` ends the fault. Returns what went wrong with the very life."""
+        found: list[str] = []
+        self.begin_patiently(mend)
+        try:
+            for _attempt in range(4):
+                try:
+                    self.play()
+                    found += self.waiting()
+                except (OSError, HeirloomError) as error:
+                    found += [] if is_environment(error) else [f"{type(error).__name__} is not the machine's: {error}"]
+                mend()
+                self.wait()
+        finally:
+            self.die()
+        return found
+
+    def begin_patiently(self, mend: Callable[[], None]) -> None:
+        """Begin, and begin again when the disk refused the first time."""
+        try:
+            self.begin()
+        except (OSError, HeirloomError) as error:
+            assert is_environment(error), error
+            self.die()
+            mend()
+            self.begin()
+
+    def waiting(self) -> list[str]:
+        """What was blamed on a file or job for the machine's fault."""
+        rows = self.keeper.ledger.rows("SELECT id, state, reason FROM jobs WHERE state IN ('failed', 'parked', 'cancelled')")
+        return [f"job {row[0]} is {row[1]}: {row[2]}" for row in rows]
+
+    def wait(self) -> None:
+        """Let time pass until what is held is tried again."""
+
+    def complaints(self) -> list[str]:
+        """Every broken promise, in words; empty when all is well. Takes one more life, which must change nothing."""
+        self.begin()
+        try:
+            keeper = self.keeper
+            report = verify(keeper, everything=True, backup=(self.root / "backups" / "store-id").exists())
+            found = [f"{item.what} {item.name} {item.file}: {item.problem}" for item in report.damage]
+            found += [f"view: {text}" for text in views.stale(keeper)]
+            found += keeper.ledger.broken_events() + self.witness.complaints(keeper.ledger) + reader_s_complaints(self.root)
+            left = [path.name for path in (*self.home.staging.iterdir(), *self.home.incoming.iterdir())]
+            open_rows = keeper.ledger.rows("SELECT key FROM meta WHERE key LIKE 'intent:%'")
+            found += [f"left over: {name}" for name in (*left, *(row[0] for row in open_rows))]
+            found += [f"half a file: {path}" for path in self.root.rglob("*.tmp")]
+            return found + self.specific()
+        finally:
+            self.die()
+
+
+class Journey(Scene):
+    """Drops of every sort on their way: claim, verdict, admission, training, birth, index and backup."""
+
+    DROPS: ClassVar[dict[str, str]] = {
+        "a.jsonl": chat_of(40), "pretrain/b.txt": text_of(900), "broken.jsonl": '{"messages": 3}\n',
+        "guide.md": "# Guide\n\nKeep the home on a disk of its own.\n", "again.jsonl": chat_of(40)}  # fmt: skip
+    VERDICTS: ClassVar[dict[str, str]] = {
+        "a.jsonl": "admitted", "b.txt": "admitted", "broken.jsonl": "rejected", "guide.md": "admitted",
+        "again.jsonl": "duplicate"}  # fmt: skip
+    VERSIONS: ClassVar[list[str]] = ["a", "b", "baseline"]
+    toy: Toy
+
+    @staticmethod
+    def template(root: Path) -> Path:
+        Toy(root).make_base().die()
+        return root
+
+    def prepare(self, progress: Any) -> None:
+        self.dropped: list[str] = list(progress or ())
+        for name in () if progress else self.DROPS:
+            if name != "again.jsonl":
+                self._drop(name)
+
+    def progress(self) -> list[str]:
+        return list(self.dropped)
+
+    def _drop(self, name: str) -> None:
+        """A person's hand, on a disk that keeps what a person gave it."""
+        path = self.home.inbox / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.DROPS[name].encode())
+        self.dropped.append(name)
+
+    def begin(self) -> None:
+        # A Toy opens and recovers in its constructor; a death there must leave something to close.
+        self.toy = Toy.__new__(Toy)
+        self.toy.__init__(self.root)  # type: ignore[misc]
+        self.keeper = self.toy.keeper
+
+    def die(self) -> None:
+        if hasattr(self.toy, "keeper"):
+            self.toy.die()
+
+    def play(self) -> None:
+        self.toy.settle()
+        learnt = self.keeper.ledger.value("SELECT count(*) FROM versions WHERE name LIKE '%\\_a' ESCAPE '\\'")
+        if learnt and "again.jsonl" in self.DROPS and "again.jsonl" not in self.dropped:
+            self._drop("again.jsonl")
+            self.synced()
+            self.toy.engine.hint()
+            self.toy.settle()
+
+    def wait(self) -> None:
+        self.toy.clock.advance(120)
+
+    def specific(self) -> list[str]:
+        toy = self.toy
+        states = {name: state for name, state, _reason in toy.drops()}
+        found = [] if states == self.VERDICTS and len(toy.drops()) == len(self.DROPS) else [f"drops are {toy.drops()}"]
+        found += [f"job {row}" for row in toy.jobs() if row[2] != "done"]
+        slugs = sorted(name.split("_", 1)[1] for name in toy.versions())
+        found += [] if slugs == self.VERSIONS else [f"versions are {toy.versions()}"]
+        return found + self._bytes_lost()
+
+    def _bytes_lost(self) -> list[str]:
+        """Every dropped file's bytes lie somewhere, and in one place only."""
+        places: dict[str, int] = {}
+        for folder in (self.home.inbox, self.home.incoming, self.home.files):
+            for path in folder.rglob("*"):
+                if path.is_file() and not path.name.endswith(".why.txt"):
+                    digest = sha256_file(path)
+                    places[digest] = places.get(digest, 0) + 1
+        counts = {name: places.get(sha256_bytes(text.encode()), 0) for name, text in self.DROPS.items()}
+        # The duplicate has the bytes of its original: one copy stored, one given back.
+        return [f"{name} is there {count} times" for name, count in counts.items()
+                if count != list(self.DROPS.values()).count(self.DROPS[name])]  # fmt: skip
+
+
+class Birth(Journey):
+    """One drop and the version it becomes: the shortest journey with every sort of step."""
+
+    DROPS: ClassVar[dict[str, str]] = {"a.jsonl": chat_of(40)}
+    VERDICTS: ClassVar[dict[str, str]] = {"a.jsonl": "admitted"}
+    VERSIONS: ClassVar[list[str]] = ["a", "baseline"]
+
+
+Step = tuple[str, Callable[[Keeper], bool], Callable[[Keeper], Any]]
+
+
+def _tip_is(keeper: Keeper, name: str) -> bool:
+    tip = line_tip(keeper.ledger, "policy")
+    return tip is not None and tip.name == name
+
+
+def _intact(keeper: Keeper) -> bool:
+    leaf = find_version(keeper.ledger, LEAF)
+    return leaf.state == "sealed" and not folder_problems(keeper.home.models / LEAF, leaf.sums_sha256)
+
+
+def _state(keeper: Keeper) -> str:
+    return find_version(keeper.ledger, LEAF).state
+
+
+def _backed_up(keeper: Keeper) -> bool:
+    rows = keeper.ledger.value("SELECT count(*) FROM backups WHERE what = 'version'")
+    newest = keeper.ledger.value("SELECT max(name) FROM backups WHERE what = 'ledger'")
+    return rows == 5 and newest is not None
+
+
+class Care(Scene):
+    """What a person does to versions: back up, roll back, delete, restore from trash and vault, over damage too."""
+
+    def progress(self) -> int:
+        return self.done
+
+    def prepare(self, progress: Any) -> None:
+        self.done = int(progress or 0)
+        self.steps: list[Step] = [
+            ("backup", _backed_up, run_backup),
+            ("rollback", lambda k: _tip_is(k, "v003_reasoning"), lambda k: rollback(k, "v003", reason="a try")),
+            ("forward", lambda k: _tip_is(k, "v004_full_stack"), lambda k: rollback(k, "v004")),
+            ("delete", lambda k: _state(k) == "trashed", lambda k: delete(k, LEAF, force=True)),
+            ("restore", _intact, lambda k: restore(k, LEAF)),
+            ("damage", lambda k: not _intact(k), self._damage),
+            ("mend", _intact, lambda k: restore(k, LEAF, source="backup")),
+            ("delete again", lambda k: _state(k) == "trashed", lambda k: delete(k, LEAF, force=True)),
+            ("restore from the vault", _intact, lambda k: restore(k, LEAF, source="backup")),
+            *[(f"backup {number}", _backed_up, run_backup) for number in range(2)],
+        ]  # fmt: skip
+
+    @staticmethod
+    def template(root: Path) -> Path:
+        keeper = small_family(root)
+        add_version(keeper, "leaf", "v003_reasoning", tip=False)
+        views.refresh(keeper)
+        keeper.ledger.close()
+        return root
+
+    def _damage(self, keeper: Keeper) -> None:
+        """A stranger's hand, on the disk at once."""
+        path = keeper.home.models / LEAF / "model.safetensors"
+        kept = path.stat().st_mode
+        real = path.read_bytes()
+        path.unlink()
+        path.write_bytes(b"rot" + real[3:])
+        path.chmod(kept)
+        self.synced()
+
+    def begin(self) -> None:
+        self.keeper = keeper_of(self.root)
+        recover(self.keeper)
+
+    def die(self) -> None:
+        self.keeper.ledger.close()
+
+    def play(self) -> None:
+        for name, done, act in self.steps[self.done :]:
+            if name.startswith("backup") or not done(self.keeper):
+                self._act(done, act)
+            self.done += 1
+
+    def _act(self, done: Callable[[Keeper], bool], act: Callable[[Keeper], Any]) -> None:
+        """Asked again after a refusal, a command first finishes what it had begun; then there may be nothing to do."""
+        try:
+            act(self.keeper)
+        except (CheckFailed, NotFound):
+            if not done(self.keeper):
+                raise
+
+    def specific(self) -> list[str]:
+        """The last acknowledged step still holds, or the one under way when death came does."""
+        reached = [self.steps[number] for number in (self.done - 1, self.done) if 0 <= number < len(self.steps)]
+        held = self.done == 0 or any(done(self.keeper) for _name, done, _act in reached)
+        found = [] if held else [f"neither of {[name for name, _done, _act in reached]} holds"]
+        copies = [path for path in (*self.home.models.glob(f"{LEAF}*"), *self.home.trash.glob(LEAF))]
+        return found if copies else [*found, f"{LEAF} is nowhere"]
+
+
+def fresh(path: Path) -> Path:
+    """A place with nothing in it."""
+    if path.exists():
+        for place, _names, _files in os.walk(path):
+            os.chmod(place, 0o755)
+        shutil.rmtree(path)
+    return path
+
+
+# --- playing them under a fault ------------------------------------------------------------------------------------
+
+
+def templates(root: Path) -> dict[type[Scene], Path]:
+    """The home from which each scene starts, made once."""
+    journey, care = Journey.template(root / "journey"), Care.template(root / "care")
+    return {Journey: journey, Birth: journey, Care: care}
+
+
+def _watched(scene: Scene, fault: Fault | None) -> Disk:
+    disk = Disk(scene.root)
+    scene.synced = disk.settle  # type: ignore[misc]
+    disk.committed, disk.fault = scene.witness.committed, fault
+    return disk
+
+
+def calls_of(kind: type[Scene], template: Path, root: Path) -> list[str]:
+    """The durable calls of an undisturbed scene; it must end without a complaint."""
+    scene = kind(template, fresh(root))
+    disk = _watched(scene, None)
+    with disk:
+        assert scene.life()
+    assert scene.complaints() == []
+    return disk.calls
+
+
+def cut_short(kind: type[Scene], template: Path, root: Path, fault: Fault, *, power: bool = True,
+              dice: random.Random | None = None, again: Fault | None = None) -> list[str]:  # fmt: skip
+    """Play until death, lose the power (or only the process), live again; returns every broken promise.
+
+    `again`: the fault of the second life, which then dies in its recovery or later and is followed by a third.
+    """
+    scene = kind(template, fresh(root))
+    found = []
+    for now in (fault, again) if again else (fault,):
+        disk = _watched(scene, now)
+        with disk:
+            scene.life()
+        if power:
+            disk.cut(dice)
+        found += reader_s_complaints(scene.root)
+    return found + last_life(scene)
+
+
+def killed_then_cut(kind: type[Scene], template: Path, root: Path, number: int) -> list[str]:
+    """The process dies, the next life builds on what it finds, and then the power goes: was what it found on the disk?"""
+    scene = kind(template, fresh(root))
+    disk = _watched(scene, crash_at(number))
+    with disk:
+        scene.life()
+    disk.dead, disk.fault = False, None
+    with disk:
+        found = [] if scene.life() else ["the second life died"]
+    disk.cut()
+    return found + reader_s_complaints(scene.root) + last_life(scene)
+
+
+def last_life(scene: Scene) -> list[str]:
+    """One undisturbed life to the end, and what is wrong then."""
+    try:
+        return ([] if scene.life() else ["the last life died"]) + scene.complaints()
+    except (HeirloomError, OSError) as error:
+        return [f"the home cannot go on: {type(error).__name__}: {error}"]
+
+
+def faulty(kind: type[Scene], template: Path, root: Path, fault: Fault, *, power: bool = False) -> list[str]:
+    """Play while the disk refuses, go on when it no longer does, in one life; then perhaps lose the power."""
+    scene = kind(template, fresh(root))
+    disk = _watched(scene, fault)
+
+    def mend() -> None:
+        disk.fault = None
+
+    with disk:
+        found = scene.patient_life(mend)
+    if power:
+        disk.cut()
+        found += reader_s_complaints(scene.root)
+    return found + last_life(scene)
