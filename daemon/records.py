@@ -58,7 +58,8 @@ def forked_record(
     data = [
         {"file": file["name"], "sha256": file["sha256"], "kind": file["kind"],
          "examples": learnt.get(file["sha256"], {}).get("count", 0),
-         "tokens": learnt.get(file["sha256"], {}).get("tokens", 0)}
+         "tokens": learnt.get(file["sha256"], {}).get("tokens", 0),
+         "bitmap": learnt.get(file["sha256"], {}).get("bitmap")}
         for file in files
     ]  # fmt: skip
     if len(data) == 1 and not data[0]["tokens"]:

@@ -122,7 +122,7 @@ class Runner:
                 place += len(job.files)
                 set_job(ledger, job.id, "cancelled", f"trained together with others as job {first.id}")
             ledger.run("UPDATE jobs SET slug = ? WHERE id = ?", (f"{first.slug}_and_{place - 1}_more", first.id))
-            ledger.event("job.coalesced", f"job {first.id}", files=place)
+            ledger.event("job.coalesced", f"job {first.id}", files=place, jobs=[job.id for job in alike if job.id != first.id])
         return find_job(ledger, first.id)
 
     # --- the steps of one job ------------------------------------------------------------------------------------

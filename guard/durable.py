@@ -26,14 +26,18 @@ from guard.errors import Damage
 
 __all__ = [
     "FILE_MODE",
+    "append_to",
     "copy_verified",
+    "cut_file",
     "fsync_dir",
+    "fsync_file",
     "fsync_tree",
     "json_bytes",
     "link_or_copy",
     "make_dir",
     "open_new",
     "publish",
+    "remove_file",
     "remove_tree",
     "rename_new",
     "replace_link",
@@ -125,6 +129,35 @@ def publish(path: Path | str, data: bytes) -> None:
         raise
 
 
+def append_to(path: Path | str, data: bytes) -> None:
+    """Append to a file that only grows WITHOUT syncing; `fsync_file` makes it durable. A new file's entry is synced.
+
+    Not for finished files: a reader must be able to tell a line that was cut off.
+    """
+    new = not os.path.lexists(path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    with os.fdopen(descriptor, "wb", buffering=0) as handle:
+        written = 0
+        while written < len(data):
+            written += handle.write(data[written:]) or 0
+    if new:
+        fsync_dir(Path(path).parent)
+
+
+def cut_file(path: Path | str, size: int) -> None:
+    """Cut what follows the first `size` bytes off a growing file, durably: the half line of a sudden death."""
+    with open(path, "r+b") as handle:
+        handle.truncate(size)
+        _fsync(handle.fileno())
+
+
+def remove_file(path: Path | str) -> None:
+    """Remove a small file of ours, durably; one that is not there is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        fsync_dir(Path(path).parent)
+
+
 def make_dir(path: Path | str) -> None:
     """Make a folder and its missing parents, each entry durable. Raises FileExistsError over what is no folder."""
     path = Path(path)
@@ -135,7 +168,8 @@ def make_dir(path: Path | str) -> None:
     fsync_dir(path.parent)
 
 
-def _fsync_file(path: Path | str) -> None:
+def fsync_file(path: Path | str) -> None:
+    """Make a file's bytes durable. Raises OSError when the disk says no."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         _fsync(descriptor)
@@ -152,7 +186,7 @@ def fsync_tree(path: Path | str) -> None:
     for folder, _names, files in os.walk(path, topdown=False, onerror=_raise):
         for name in files:
             if not os.path.islink(os.path.join(folder, name)):
-                _fsync_file(os.path.join(folder, name))
+                fsync_file(os.path.join(folder, name))
         fsync_dir(folder)
 
 

@@ -33,6 +33,8 @@ POINTS = (
     "view.rendered", "view.written", "view.noted",
     "migrate.copied", "migrate.stepped", "migrate.recorded",
     "init.folders", "init.ledger", "init.identified",
+    "events.committed", "events.exported",
+    "rebuild.read", "rebuild.written", "rebuild.aside", "rebuild.placed", "rebuild.exported", "rebuild.viewed",
 )  # fmt: skip
 
 ACTIONS = ("kill", "crash", "enospc", "eio", "stop")

@@ -167,11 +167,21 @@ def _short_name(name: str) -> str:
 # --- doctor ------------------------------------------------------------------------------------------------------
 
 
-def doctor(context: typer.Context) -> None:
-    """Is this machine and this home fit to work? Changes nothing."""
+def doctor(
+    context: typer.Context,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make a lost or damaged ledger, and the views, again.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Is this machine and this home fit to work? Changes nothing, unless --rebuild is given."""
     from daemon.doctor import DAMAGE, examine
 
     caller: Caller = context.obj
+    if rebuild:
+        _rebuild(caller, dry_run=dry_run)
+        return
+    if dry_run:
+        raise UsageError("doctor changes nothing; only --rebuild has a dry run", hint="heirloom doctor --rebuild --dry-run")
     try:
         home = caller.home()
     except NotFound:
@@ -184,6 +194,28 @@ def doctor(context: typer.Context) -> None:
     caller.console.say(*check_rows(checks))
     if failed:
         raise typer.Exit(Damage.exit_code if DAMAGE & set(failed) else CheckFailed.exit_code)
+
+
+def _rebuild(caller: Caller, *, dry_run: bool) -> None:
+    from daemon.mending import rebuild_home
+
+    found = rebuild_home(caller.home(), dry_run=dry_run)
+    caller.console.emit({**found, **({"dry_run": True} if dry_run else {})})
+    caller.console.say(*rebuild_lines(found, dry_run=dry_run))
+
+
+def rebuild_lines(found: Mapping[str, Any], *, dry_run: bool) -> list[str]:
+    """What was, or would be, made again, and everything a person should know about it."""
+    if not found["problem"]:
+        words = "would be" if dry_run else "were"
+        return [f"✅ The ledger is sound and stays; export and views {words} made again."]
+    counts = ", ".join((plural(found["versions"], "version"), plural(found["files"], "file"), plural(found["jobs"], "job"),
+                        plural(found["events"], "event")))  # fmt: skip
+    lines = [f"{'Would make' if dry_run else '✅ Made'} the ledger again ({visible(found['problem'])}): {counts}"]
+    lines += [f"   {visible(line)}: {visible(tip)} is active" for line, tip in found["lines"].items()]
+    lines += [f"   ⚠️ {visible(note)}" for note in found["notes"]]
+    lines += [f"   kept aside: {visible(name)}" for name in found["moved_aside"]]
+    return lines if dry_run else [*lines, "   try: heirloom verify --all"]
 
 
 def check_rows(checks: list[dict[str, Any]]) -> list[str]:

@@ -109,6 +109,10 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
                 (record["sha256"], record["name"], record["kind"], record["size_bytes"], record["examples"],
                  record["tokens_approx"], str(options.get("description") or ""), ledger.clock.utc(),
                  orjson.dumps(record).decode()))  # fmt: skip
+            # What record.json beside the bytes does not say.
+            ledger.event("file.admitted", str(record["name"]), sha256=record["sha256"], kind=record["kind"],
+                         stored_as=record["stored_as"], dropped_as=record.get("dropped_as"),
+                         description=str(options.get("description") or ""))  # fmt: skip
         elif record["kind"] != "docs":
             _become_trainable(keeper, record)
         if record["kind"] == "docs":
@@ -134,6 +138,7 @@ def _make_current(keeper: Keeper, record: Mapping[str, Any]) -> None:
                       (dropped_as,))  # fmt: skip
     keeper.ledger.run("UPDATE files SET current_doc = 1, record = json_set(record, '$.dropped_as', ?) WHERE sha256 = ?",
                       (dropped_as, record["sha256"]))  # fmt: skip
+    keeper.ledger.event("document.current", str(dropped_as), sha256=record["sha256"])
 
 
 def _queue(keeper: Keeper, record: Mapping[str, Any], decision: Decision) -> int | None:

@@ -15,6 +15,7 @@ from guard.clock import SYSTEM_CLOCK, Clock
 from guard.errors import Damage
 from guard.home import Home
 from guard.settings import Settings, load_settings
+from guard.store.closed_mark import mark_problem
 from guard.store.ledger import Ledger
 
 __all__ = ["Keeper", "default_actor", "open_reader", "open_writer"]
@@ -45,6 +46,11 @@ def default_actor(role: str) -> str:
 def _open(home: Home, *, actor: str, clock: Clock, read_only: bool, flags: Mapping[str, object] | None) -> Keeper:
     home.check()
     settings = load_settings(home.root, flags=flags)
+    problem = "" if read_only else mark_problem(home.ledger)
+    if problem:
+        # Readers may look; nothing is built on a ledger that somebody or something changed (law 5).
+        raise Damage(f"{home.ledger}: {problem}", subject=str(home.ledger),
+                     hint="heirloom verify says what is wrong; heirloom doctor --rebuild makes it again")  # fmt: skip
     ledger = Ledger(home.ledger, clock=clock, actor=actor, read_only=read_only)
     recorded = ledger.meta("store_id")
     if recorded != home.store_id():

@@ -166,7 +166,8 @@ def _rendered(keeper: Keeper) -> dict[str, tuple[Path, bytes]]:
 
 
 def refresh(keeper: Keeper) -> None:
-    """Make every view again from the ledger; unchanged ones are not rewritten."""
+    """Make every view again from the ledger; unchanged ones are not rewritten. The event export is made durable too."""
+    keeper.ledger.sync_export()
     sequence = keeper.ledger.sequence()
     notes = {}
     for name, (path, data) in _rendered(keeper).items():
