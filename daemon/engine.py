@@ -98,6 +98,8 @@ class Engine:
     def refresh_views(self, now: float) -> None:
         """Make the views follow the ledger; in a burst at most a twentieth of the time is spent on them."""
         sequence = self.keeper.ledger.sequence()
+        if self._views_sequence < 0 and not views.outdated(self.keeper):
+            self._views_sequence = sequence  # an earlier life left them current
         self.intake.views_dirty = self.intake.views_dirty or sequence != self._views_sequence
         if not self.intake.views_dirty or now < self._views_due():
             return
@@ -171,5 +173,5 @@ class Engine:
         self.runner.close()
         self.index.close()
         self.pool.close()
-        if self.keeper.ledger.sequence() != self._views_sequence:
+        if views.outdated(self.keeper):
             views.refresh(self.keeper)

@@ -160,7 +160,9 @@ def evaluation_sets(keeper: Keeper, target: Target, dataset: Mapping[str, Any]) 
     for number in ancestors(keeper.ledger, target.base.id):
         version = version_by_id(keeper.ledger, number)
         old = version.record.get("dataset")
-        if not old or old["id"] in seen or len(seen) > MAX_ANCESTRY_SETS:
+        if len(seen) > MAX_ANCESTRY_SETS:
+            break
+        if not old or old["id"] in seen:
             continue
         folder = dataset_folder(keeper, version)
         if folder is not None:
@@ -344,9 +346,10 @@ def _output_problem(keeper: Keeper, wanted: int | None, job: int) -> str:
 
 def _inconsistencies(keeper: Keeper) -> list[str]:
     """Where ledger and disk disagree. A stale view is made again first and never believed (law 8)."""
-    if views.stale(keeper):
+    problems = []
+    if views.outdated(keeper):
         views.refresh(keeper)
-    problems = views.stale(keeper)
+        problems = views.stale(keeper)
     known = {row[0] for row in keeper.ledger.rows("SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')")}
     on_disk = {entry.name for entry in os.scandir(keeper.home.models)
                if entry.is_dir() and parse_version_number(entry.name) is not None}  # fmt: skip

@@ -141,7 +141,7 @@ class Service:
             if name in ("sweep", "watcher"):
                 self.watcher.check()
                 self.engine.watch_problem = self.watcher.problem
-            if name == "views" and views.stale(self.keeper):
+            if name == "views" and views.outdated(self.keeper):
                 self.engine.intake.views_dirty = True
             if name == "disk":
                 self.engine.check_home()

@@ -82,8 +82,8 @@ def verify_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"   {place}: {visible(item['problem'])}")
         if item["descendants"]:
             lines.append(f"      grown from it: {', '.join(map(visible, item['descendants']))}")
-        if item["what"] == "version" and item["name"]:
-            lines.append(f"      try: heirloom restore {visible(item['name'])}")
+        if item["remedy"]:
+            lines.append(f"      try: {visible(item['remedy'])}")
     return lines
 
 

@@ -9,7 +9,8 @@ import contextlib
 import getpass
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from guard.clock import SYSTEM_CLOCK, Clock
 from guard.errors import Damage
@@ -29,6 +30,8 @@ class Keeper:
     ledger: Ledger
     settings: Settings
     clock: Clock = SYSTEM_CLOCK
+    view_parts: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    """What the views show of sealed versions and what never changes; filled and read by `views.py` alone."""
 
     @property
     def salt(self) -> str:

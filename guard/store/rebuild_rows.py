@@ -160,7 +160,8 @@ def _write_files(ledger: Ledger, remains: Remains) -> None:
     for file in remains.files:
         told = story.files.get(file.sha256, {})
         dropped_as = told.get("dropped_as") or file.record.get("dropped_as")
-        record = {**file.record, **({"dropped_as": dropped_as} if dropped_as else {})}
+        record = {**file.record, **({"dropped_as": dropped_as} if dropped_as else {}),
+                  **({"sidecars": told["sidecars"]} if told.get("sidecars") else {})}  # fmt: skip
         ledger.run(insert, _file_values(file.sha256, record, told, utc_text(file.first_seen)))
         known.add(file.sha256)
     # What was learnt from stays known when its bytes are lost: `verify` names it, and a good drop replaces it.

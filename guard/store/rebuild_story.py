@@ -102,7 +102,13 @@ def _file(story: Story, event: Mapping[str, Any], payload: dict[str, Any]) -> No
 
 def _dataset(story: Story, event: Mapping[str, Any], payload: dict[str, Any]) -> None:
     story.files.setdefault(str(payload["sha256"]), {"name": str(event["subject"]), "description": "prepared dataset",
-                                                    "utc": str(event["utc"])})  # fmt: skip
+                                                    "utc": str(event["utc"]), "sidecars": payload.get("sidecars")})  # fmt: skip
+
+
+def _trainable(story: Story, _event: Mapping[str, Any], payload: dict[str, Any]) -> None:
+    """A document that is training text as well from here on."""
+    if payload["sha256"] in story.files:
+        story.files[payload["sha256"]] |= {"sidecars": payload["sidecars"]}
 
 
 def _document(story: Story, event: Mapping[str, Any], payload: dict[str, Any]) -> None:
@@ -155,7 +161,7 @@ _TELLERS: dict[str, Teller] = {
     "home.created": _created, "version.sealed": _sealed, "version.trashed": _trashed, "version.restored": _restored,
     "line.moved": _line, "line.rolled_back": _line, "file.admitted": _file, "dataset.admitted": _dataset,
     "dataset.prepared": _heads, "document.current": _document, "queue.paused": _paused, "queue.resumed": _paused,
-    "index.switched": _index, "job.coalesced": _coalesced,
+    "index.switched": _index, "file.trainable": _trainable, "job.coalesced": _coalesced,
 }  # fmt: skip
 _FAMILIES: dict[str, Teller] = {"job": _job, "drop": _drop}
 
