@@ -203,7 +203,18 @@ def train_request(
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation_sets(keeper, target, dataset),
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
         "recipe_hash": recipe_hash(recipe), "gate": keeper.settings.gate, "prepared": dict(prepared),
+        "planned": _planned(request),
         "pruned": pruned_sets(keeper, target),
+    }  # fmt: skip
+
+
+def _planned(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What else decided which examples are trained: with it a version can be made again from its own record."""
+    replay = request["replay"]
+    return {
+        **{key: request.get(key) for key in ("allow_repeat", "max_steps", "iterations", "validation_fraction",
+                                             "shard_size_tokens")},
+        "replay_fraction": replay["fraction"], "replay_sources": [Path(item["path"]).name for item in replay["datasets"]],
     }  # fmt: skip
 
 

@@ -70,6 +70,7 @@ def forked_record(
         "inputs": [], "line": line, "role": "policy", "created": created, "stage": plan["stage"],
         "objective": plan["objective"], "data": data, "skipped": skipped(prepared["counts"]),
         "replay": {"tokens": result["replay_tokens"], "datasets": prepared.get("replay_datasets", [])},
+        "planned": plan.get("planned", {}),
         "dataset": {"id": plan["dataset"]["id"]}, "selection_sha256": plan["selection_sha256"],
         "consumed_sha256": plan["consumed_sha256"], "recipe": plan["recipe"], "recipe_hash": plan["recipe_hash"],
         "seed": plan["seed"], "threads": plan["threads"], "dtype": plan["dtype"],

@@ -65,7 +65,7 @@ def facts(keeper: Keeper) -> dict[str, Any]:
     rows = {
         "files": "SELECT sha256, name, kind, size_bytes, examples, tokens_approx, first_seen, current_doc FROM files",
         "learnt": "SELECT * FROM learnt", "lines": "SELECT name, tip_id FROM lines",
-        "versions": "SELECT * FROM versions", "jobs": "SELECT id, kind, state, line, slug, json_extract(request, '$.origin'), created FROM jobs",
+        "versions": "SELECT * FROM versions", "jobs": "SELECT id, kind, state, line, slug, created FROM jobs",
         "drops": "SELECT id, name, state, reason, sha256, source, mode, options FROM drops",
         "job_files": "SELECT * FROM job_files", "indexes": "SELECT id, state FROM indexes",
         "meta": "SELECT * FROM meta WHERE key NOT LIKE 'digest:%' AND key NOT LIKE 'trash:%' AND key != 'events_written'",

@@ -214,7 +214,8 @@ def test_a_damaged_original_is_named_with_the_versions_that_learnt_it(keeper: Ke
     for change in each_corruption(keeper.home.files / sha256 / "syllo.jsonl"):
         report = verify(keeper, everything=True)
         assert named(report) == {("original", "syllo.jsonl", "syllo.jsonl")}, change
-        assert report.damage[0].descendants == ("v002_syllo",)
+        assert report.damage[0].descendants == ("v002_syllo", VERSION, "v004_full_stack", "v005_leaf")
+        assert "drop the same file again" in report.damage[0].remedy
 
 
 def test_damaged_sidecars_and_strange_folders_among_the_originals_are_named(keeper: Keeper) -> None:

@@ -42,20 +42,39 @@ def verify(
     everything: Annotated[bool, typer.Option("--all", help="Versions, originals, indexes, ledger and views.")] = False,
     backup: Annotated[bool, typer.Option("--backup", help="Read the vault instead.")] = False,
     sample: Annotated[str | None, typer.Option("--sample", metavar="5%", help="Read only this share of the bytes.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Train VERSION once more and compare the bytes.")] = False,
 ) -> None:
     """Read everything again and compare it with the hashes that were recorded."""
     from guard.store.keeper import open_reader
     from guard.store.verify import verify as run_verify
 
     caller: Caller = context.obj
+    if rebuild and (version is None or everything or backup):
+        raise UsageError("--rebuild makes one version again: which one?", hint="heirloom verify v003 --rebuild")
     with open_reader(caller.home()) as keeper:
         wanted = None if version is None else [version]
         found = run_verify(keeper, versions=wanted, everything=everything, backup=backup, sample=parse_share(sample))
-    report = found.as_dict()
+        report = found.as_dict()
+        if rebuild and report["ok"]:
+            _remake(caller, keeper, str(version), report)
     caller.console.emit(report)
     caller.console.say(*verify_lines(report))
     if not report["ok"]:
         raise typer.Exit(Damage.exit_code)
+
+
+def _remake(caller: Caller, keeper: Any, version: str, report: dict[str, Any]) -> None:
+    """Make an intact version again; what came out different is damage, what cannot be compared is a notice."""
+    from daemon.remake import remake
+    from guard.store.findings import Finding
+
+    caller.console.progress(f"training {visible(version)} once more")
+    made = report["rebuild"] = remake(keeper, version)
+    if made["verdict"] == "different":
+        item = Finding("rebuild", made["version"], "", made["reason"])
+        report["ok"] = False
+        report["damage"].append({"what": item.what, "name": item.name, "file": "", "problem": item.problem,
+                                 "descendants": [], "remedy": item.remedy})  # fmt: skip
 
 
 def parse_share(text: str | None) -> float | None:
@@ -75,7 +94,7 @@ def verify_lines(report: Mapping[str, Any]) -> list[str]:
     what = (f"{plural(checked['versions'], 'version')}, {plural(checked['files'], 'file')},"
             f" {human_bytes(checked['bytes'])} read")  # fmt: skip
     if report["ok"]:
-        return [f"✅ Everything is what it was: {what}"]
+        return [f"✅ Everything is what it was: {what}", *_remake_lines(report.get("rebuild"))]
     lines = [f"❌ Damage found ({what})"]
     for item in report["damage"]:
         place = " ".join(visible(item[key]) for key in ("what", "name", "file") if item[key])
@@ -85,6 +104,14 @@ def verify_lines(report: Mapping[str, Any]) -> list[str]:
         if item["remedy"]:
             lines.append(f"      try: {visible(item['remedy'])}")
     return lines
+
+
+def _remake_lines(made: Mapping[str, Any] | None) -> list[str]:
+    if made is None:
+        return []
+    if made["verdict"] == "identical":
+        return [f"✅ {visible(made['version'])} was trained once more and is identical: {plural(len(made['files']), 'file')}"]
+    return [f"⚠️ {visible(made['version'])} is not comparable: {visible(made['reason'])}"]
 
 
 # --- backup ------------------------------------------------------------------------------------------------------

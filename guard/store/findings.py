@@ -26,6 +26,7 @@ _REMEDIES = {
     "ledger": "heirloom doctor --rebuild makes the ledger again",
     "events": "heirloom doctor --rebuild makes the export again",
     "backup": "heirloom backup run makes the copy again",
+    "rebuild": "the sealed files are as they were sealed; their training cannot be repeated here: heirloom show {name}",
     "folder": "nobody knows it: look what it is and move it away",
 }
 
