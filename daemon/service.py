@@ -38,7 +38,7 @@ __all__ = ["Service", "run"]
 STATUS_SECONDS = 1.0
 STOP_SECONDS = 600.0
 HOLD_SECONDS = 5.0
-TIMERS = {"sweep": 30, "disk": 60, "views": 300, "heartbeat": 10, "watcher": 5}
+TIMERS = {"sweep": 30, "disk": 60, "views": 300, "heartbeat": 10, "watcher": 5, "scrub": 600}
 EXIT_TROUBLED = 3
 
 
@@ -145,6 +145,8 @@ class Service:
                 self.engine.intake.views_dirty = True
             if name == "disk":
                 self.engine.check_home()
+            if name == "scrub":
+                self.engine.begin_scrub()
 
     def _publish(self, now: float) -> None:
         if now - self._status_at < STATUS_SECONDS:

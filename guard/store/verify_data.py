@@ -23,7 +23,7 @@ from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
 from guard.store.sums import listed_problem_steps
 
-__all__ = ["check_datasets", "check_indexes", "check_originals"]
+__all__ = ["check_datasets", "check_indexes", "check_originals", "dataset_hashes", "read_metadata"]
 
 _SIDECARS = frozenset({"examples.fp", "record.json"})
 _FINGERPRINT_BYTES = 16
@@ -95,6 +95,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_metadata(folder: Path) -> dict[str, Any] | None:
+    """A dataset's metadata; None when it is missing or no JSON object."""
+    return _read_json(folder / "dataset_metadata.json")
 
 
 def check_datasets(keeper: Keeper, findings: Findings) -> None:
