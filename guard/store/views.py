@@ -202,14 +202,18 @@ def _rendered(keeper: Keeper) -> dict[str, tuple[Path, bytes]]:
     }
 
 
-def refresh(keeper: Keeper) -> None:
-    """Make every view again from the ledger; unchanged ones are not rewritten. The event export is made durable too."""
+def refresh(keeper: Keeper) -> bool:
+    """Make every view again from the ledger; unchanged ones are not rewritten. The event export is made durable too.
+
+    Returns whether any view was not what the ledger says.
+    """
     keeper.ledger.sync_export()
     sequence = keeper.ledger.sequence()
-    notes = {}
+    notes, changed = {}, False
     for name, (path, data) in _rendered(keeper).items():
         point("view.rendered")
         if not path.exists() or path.read_bytes() != data:
+            changed = True
             if name == "registry":
                 _write_registry(path, data)
             else:
@@ -218,6 +222,7 @@ def refresh(keeper: Keeper) -> None:
         notes[name] = {"sequence": sequence, "sha256": sha256_bytes(data), **_stamp(path)}
     write_json(keeper.home.state / "views.json", notes)
     point("view.noted")
+    return changed
 
 
 def _stamp(path: Path) -> dict[str, int]:
@@ -233,7 +238,8 @@ def outdated(keeper: Keeper) -> bool:
         notes = orjson.loads((keeper.home.state / "views.json").read_bytes())
         wanted, sequence = {"registry", "manifest", "readme"}, keeper.ledger.sequence()
         return notes.keys() != wanted or any(
-            note["sequence"] != sequence or _stamp(_path(keeper, name)).items() > note.items() for name, note in notes.items())
+            note["sequence"] != sequence or not _stamp(_path(keeper, name)).items() <= note.items()
+            for name, note in notes.items())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return True
 
