@@ -68,7 +68,7 @@ def remake(keeper: Keeper, text: str, *, child: Child = run_child) -> dict[str, 
     remove_tree(scratch)
     make_dir(scratch)
     try:
-        made = _base(version, scratch, child) if version.record["stage"] == "base" else _fork(keeper, version, scratch, child)
+        made = _base(version, scratch, child) if version.record.get("stage") == "base" else _fork(keeper, version, scratch, child)
     finally:
         remove_tree(scratch)
     return _compare(version, made)

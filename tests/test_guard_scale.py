@@ -148,7 +148,8 @@ def test_crossing_into_one_digit_more_keeps_numbers_apart(keeper: Keeper, last: 
     for prefix in (f"v{str(last + 1)[:-1]}", f"v{last + 1}_", f"v{last}0"):
         with pytest.raises(NotFound):
             find_version(keeper.ledger, prefix)
-    rows = [line for line in (keeper.home.models / "README.md").read_text().splitlines() if line.startswith("| v") and "_x |" in line[:12]]
+    table = (keeper.home.models / "README.md").read_text().splitlines()
+    rows = [line for line in table if line.startswith("| v") and "_x |" in line[:12]]
     assert [line.split()[1] for line in rows] == names
     assert verify(keeper).ok
 

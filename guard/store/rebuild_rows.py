@@ -94,8 +94,9 @@ class Remains:
         tips = {line: tip for line, tip in self.story.tips.items() if tip[0] in sound}
         for name, record in sound.items():
             line = str(record.get("line") or "policy")
-            unknown = name not in self.story.sealed
-            if line not in tips or (unknown and record.get("parent") == tips[line][0]):
+            # A line that no event tells of ends with its youngest version; on others only a birth that none tells of counts.
+            grown = record.get("parent") == tips[line][0] and name not in self.story.sealed if line in tips else True
+            if grown or line not in self.story.tips:
                 tips[line] = (name, tips[line][1] if line in tips else str(record.get("created", "")))
         return tips
 
