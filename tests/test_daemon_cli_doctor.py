@@ -116,6 +116,15 @@ def test_only_one_named_version_is_made_again_and_only_a_rebuild_has_a_dry_run(
     assert code == 3 and "earlier release" in told["message"]
 
 
+def test_a_damaged_version_is_never_loaded_to_talk_to(keeper: Keeper, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = keeper.home.models / "v004_full_stack" / "model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    weights.chmod(0o444)
+    code, told = _told(capsys, keeper, "chat", "-p", "hello", "--no-rag")
+    assert code == 8 and "model.safetensors" in told["message"] and told["hint"] == "heirloom restore v004_full_stack"
+
+
 def test_a_missing_folder_is_told(keeper: Keeper) -> None:
     keeper.home.duplicates.rmdir()
     assert _verdicts(keeper)["Home is whole"] is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from daemon.remake import remake
 from guard.durable import remove_tree
 from guard.errors import CheckFailed, Damage
 from guard.store.keeper import Keeper
+from guard.store.recovery import recover
 
 
 class RealServer:
@@ -118,6 +120,15 @@ def test_nothing_is_trained_on_a_damaged_parent_or_on_damaged_data(keeper: Keepe
             remake(keeper, "v003", child=never)
         path.write_bytes(sound)
         path.chmod(mode)
+
+
+def test_a_scratch_folder_that_a_killed_command_left_is_cleared_by_the_next_start(keeper: Keeper) -> None:
+    left, alive = (keeper.home.staging / f"remake-v002_b-{pid}" for pid in (2**22 + 1, os.getpid()))
+    for folder in (left, alive):
+        folder.mkdir()
+    assert f"cleared {left.name}" in recover(keeper)
+    assert not left.exists() and alive.exists()
+    alive.rmdir()
 
 
 def test_a_record_that_does_not_say_enough_is_refused(keeper: Keeper) -> None:

@@ -131,7 +131,7 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
     alive = {keeper.home.staging_of(row[0]).name for row in keeper.ledger.rows(
         "SELECT id FROM jobs WHERE state NOT IN ('done', 'cancelled', 'quarantined')")}  # fmt: skip
     for path in sorted(keeper.home.staging.iterdir()):
-        if path.name not in alive and _job_is_over(keeper, path.name):
+        if path.name not in alive and (_job_is_over(keeper, path.name) or _remake_is_over(path.name)):
             remove_tree(path)
             done.append(f"cleared {path.name}")
     open_folders = {f"drop-{row['id']:08d}" for row in open_drops(keeper.ledger)}
@@ -140,6 +140,12 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
             remove_tree(path)
             done.append(f"cleared {path.name}")
     return done
+
+
+def _remake_is_over(folder: str) -> bool:
+    """The scratch folder of a `verify --rebuild` (`remake-<version>-<pid>`) whose process was killed: copies and no more."""
+    process = folder.rpartition("-")[2]
+    return folder.startswith("remake-") and process.isdecimal() and not Path(f"/proc/{process}").exists()
 
 
 def _job_is_over(keeper: Keeper, folder: str) -> bool:
