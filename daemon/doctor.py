@@ -227,9 +227,11 @@ def judge_watches(limit: int | None, folders: int) -> Check:
 def _ledger(keeper: Keeper) -> Check:
     verdicts = [row[0] for row in keeper.ledger.rows("PRAGMA integrity_check(5)")]
     verdicts += [f"row {row[1]} of {row[0]} points nowhere" for row in keeper.ledger.rows("PRAGMA foreign_key_check")[:5]]
+    verdicts += [f"rows of {table} are not what was written" for table in keeper.ledger.changed_tables()]
+    verdicts += filter(None, [keeper.ledger.mark_problem()])
     if verdicts != ["ok"]:
         problems = [text for text in verdicts if text != "ok"]
-        return Check("Ledger is sound", False, "; ".join(problems), "restore it from the vault: backups/ledger/")
+        return Check("Ledger is sound", False, "; ".join(problems), "heirloom doctor --rebuild makes it again")
     return Check("Ledger is sound", True, str(keeper.ledger.path))
 
 
@@ -237,7 +239,7 @@ def judge_chain(problems: Sequence[str], events: int) -> Check:
     """Every event carries the hash of the one before it."""
     name = "Audit trail is unbroken"
     if problems:
-        return Check(name, False, "; ".join(list(problems)[:5]), "compare with the ledger in the vault: backups/ledger/")
+        return Check(name, False, "; ".join(list(problems)[:5]), "heirloom doctor --rebuild makes the ledger again")
     return Check(name, True, f"{events:,} events")
 
 

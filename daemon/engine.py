@@ -21,12 +21,14 @@ from guard.failpoints import point
 from guard.store import views
 from guard.store.jobs import jobs_in
 from guard.store.keeper import Keeper
+from guard.store.scrub import scrub_due, scrub_steps
 from guard.store.vault import backup_steps
 
 __all__ = ["Engine"]
 
 BACKUP_SLICE_SECONDS = 0.05
 RETRY_BACKUP_SECONDS = 60.0
+SCRUB_PAUSE_SECONDS = 0.05
 # Waiting for these reasons is still work; an empty or unreadable file may wait for ever.
 _PASSING_REASONS = ("it changed a moment ago", "its last line is cut off", "it ends in zeroes")
 
@@ -46,7 +48,9 @@ class Engine:
         self.home_problem = ""
         self.machine_problem = ""
         self.backup_by_hand = False
+        self.scrub_problem = ""
         self._backup: Iterator[str] | None = None
+        self._scrub: Iterator[int] | None = None
         self._backup_due: float | None = 0.0
         self._next_sweep = 0.0
         self._views_sequence = -1
@@ -68,6 +72,7 @@ class Engine:
             self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)
         self._back_up(now)
+        self._go_on_scrubbing()
 
     def sweep(self, now: float) -> None:
         """Look through the inbox now."""
@@ -95,6 +100,8 @@ class Engine:
             return 0.0
         if self.intake.views_dirty:
             return max(0.0, min(0.25, self._views_due() - now))
+        if self._scrub is not None:
+            return SCRUB_PAUSE_SECONDS
         busy = self.pool.busy or self.runner.current is not None or self.index.current is not None
         return max(0.0, min(self._next_sweep - now if self.watch_inbox else 1.0, 0.25 if busy else 1.0))
 
@@ -103,6 +110,8 @@ class Engine:
     def refresh_views(self, now: float) -> None:
         """Make the views follow the ledger; in a burst at most a twentieth of the time is spent on them."""
         sequence = self.keeper.ledger.sequence()
+        if self._views_sequence < 0 and not views.outdated(self.keeper):
+            self._views_sequence = sequence  # an earlier life left them current
         self.intake.views_dirty = self.intake.views_dirty or sequence != self._views_sequence
         if not self.intake.views_dirty or now < self._views_due():
             return
@@ -145,6 +154,22 @@ class Engine:
             kind = "held" if is_environment(error) else "failed"
             self.backup_problem = f"backup {kind}: {error}"
 
+    def begin_scrub(self) -> None:
+        """Begin to read today's share, unless it was read or a person switched it off. Asked for by a timer."""
+        if self._scrub is None and scrub_due(self.keeper):
+            self._scrub = scrub_steps(self.keeper)
+
+    def _go_on_scrubbing(self) -> None:
+        """One step of at most 8 MiB a round, beside whatever trains: a line that never rests is scrubbed too."""
+        if self._scrub is None:
+            return
+        try:
+            if next(self._scrub, None) is None:
+                self._scrub, self.scrub_problem = None, ""
+        except (OSError, HeirloomError) as error:
+            # A disk that does not answer never stops learning; the next timer begins where this one ended.
+            self._scrub, self.scrub_problem = None, f"the scrub was interrupted: {error}"
+
     # --- is there anything left? ---------------------------------------------------------------------------------
 
     @property
@@ -181,5 +206,5 @@ class Engine:
         self.index.close()
         self.drill.close()
         self.pool.close()
-        if self.keeper.ledger.sequence() != self._views_sequence:
+        if views.outdated(self.keeper):
             views.refresh(self.keeper)

@@ -25,7 +25,7 @@ from guard.store.learnt import judge_novelty, read_sidecar
 from guard.store.sums import hash_steps
 from guard.store.versions import GONE, Version, number_is_free
 
-__all__ = ["fact_steps", "gather_facts", "parts_sha256"]
+__all__ = ["check_base", "fact_steps", "gather_facts", "parts_sha256"]
 
 
 def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
@@ -44,6 +44,11 @@ def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
         wrong = sorted({line.split("  ", 1)[-1] for line in set(found.splitlines()) ^ set(sums.splitlines())})
         return True, False, f"changed or missing: {', '.join(wrong[:5])}"
     return True, True, ""
+
+
+def check_base(keeper: Keeper, base: Version) -> tuple[bool, bool, str]:
+    """(present, intact, problem) of a base, all of it read now."""
+    return drain(_check_base(keeper, base))
 
 
 def _data_facts(keeper: Keeper, files: Sequence[StoredFile]) -> Steps[list[DataFact]]:
@@ -108,9 +113,10 @@ def _output_problem(keeper: Keeper, wanted: int | None, job: int) -> str:
 
 def _inconsistencies(keeper: Keeper) -> list[str]:
     """Where ledger and disk disagree. A stale view is made again first and never believed (law 8)."""
-    if views.stale(keeper):
+    problems = []
+    if views.outdated(keeper):
         views.refresh(keeper)
-    problems = views.stale(keeper)
+        problems = views.stale(keeper)
     known = {row[0] for row in keeper.ledger.rows("SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')")}
     on_disk = {entry.name for entry in os.scandir(keeper.home.models)
                if entry.is_dir() and parse_version_number(entry.name) is not None}  # fmt: skip

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from daemon.targets import Target, numbers_of
 from guard.errors import UsageError
@@ -31,12 +31,15 @@ from trainer.tokenizer import load_tokenizer
 
 __all__ = ["base_request", "evaluation_sets", "prepare_request", "replay_sources", "train_request"]
 
+T = TypeVar("T")
 GATE_TOKENS = 16_384
 """At most so many held-out tokens per set; DESIGN allows 64k, a small CPU has to do it twice per set."""
 SAMPLE_TOKENS = 4_096
 """Tokens of the trained data itself that the gate looks at."""
 MAX_ANCESTRY_SETS = 8
 """At most so many earlier sets are measured after a job; the verdict names the ones that were not."""
+MAX_ANCESTRY_LOOKS = 64
+"""Of so many ancestors the records are read to find those sets: planning a fork costs the same in any home."""
 SHARD_TOKENS = 1 << 24
 
 
@@ -108,7 +111,8 @@ def evaluation_sets(
     ]  # fmt: skip
     old: dict[str, dict[str, Any]] = {}
     unjudged = {}
-    for number in ancestors(keeper.ledger, target.base.id):
+    family, unseen = choose_spread(ancestors(keeper.ledger, target.base.id), MAX_ANCESTRY_LOOKS)
+    for number in family:
         version = version_by_id(keeper.ledger, number)
         trained_on = version.record.get("dataset")
         if not trained_on or trained_on["id"] in {dataset["id"], *old}:
@@ -119,19 +123,21 @@ def evaluation_sets(
         else:
             old[trained_on["id"]] = {"name": _held_out_name(version), "role": "ancestry", "dataset": str(folder),
                                      "split": "val", "stage": version.record["stage"]}  # fmt: skip
-    chosen, left_out = choose_sets(list(old.values()), MAX_ANCESTRY_SETS)
+    chosen, left_out = choose_spread(list(old.values()), MAX_ANCESTRY_SETS)
     unjudged |= {item["name"]: f"only {MAX_ANCESTRY_SETS} earlier sets are measured after each job" for item in left_out}
+    if unseen:
+        unjudged[f"{len(unseen)} more versions"] = "only some of so long an ancestry are measured after each job"
     return [{"max_tokens": GATE_TOKENS, **item} for item in [*fresh, *chosen]], unjudged
 
 
-def choose_sets(sets: list[dict[str, Any]], most: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(chosen, left out) of sets given newest first: the newer half as they are, the rest spread over the older ones.
+def choose_spread(items: list[T], most: int) -> tuple[list[T], list[T]]:
+    """(chosen, left out) of what is given newest first: the newer half as it is, the rest spread over the older ones.
 
     What was learnt long ago is what is forgotten first, so the oldest is always among them.
     """
-    if len(sets) <= most:
-        return sets, []
-    newest, older = sets[: most // 2], sets[most // 2 :]
+    if len(items) <= most:
+        return items, []
+    newest, older = items[: most // 2], items[most // 2 :]
     count = most - len(newest)
     places = {round((place + 1) * len(older) / count) - 1 for place in range(count)}
     spread = [item for place, item in enumerate(older) if place in places]
@@ -163,7 +169,17 @@ def train_request(
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation,
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
         "recipe_hash": recipe_hash(recipe), "gate": keeper.settings.gate, "prepared": dict(prepared),
-        "unjudged": unjudged,
+        "unjudged": unjudged, "planned": _planned(request),
+    }  # fmt: skip
+
+
+def _planned(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What else decided which examples are trained: with it a version can be made again from its own record."""
+    replay = request["replay"]
+    return {
+        **{key: request.get(key) for key in ("allow_repeat", "max_steps", "iterations", "validation_fraction",
+                                             "shard_size_tokens")},
+        "replay_fraction": replay["fraction"], "replay_sources": [Path(item["path"]).name for item in replay["datasets"]],
     }  # fmt: skip
 
 

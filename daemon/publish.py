@@ -14,6 +14,7 @@ from guard.errors import CheckFailed, Damage
 from guard.failpoints import point
 from guard.names import slugify
 from guard.store.birth import announce, finish_birth, hash_folder
+from guard.store.datasets import record_dataset
 from guard.store.files import get_file
 from guard.store.jobs import Job, find_job
 from guard.store.keeper import Keeper
@@ -45,6 +46,8 @@ def adopt_dataset(keeper: Keeper, job: Job, prepared: dict[str, Any]) -> dict[st
     elif target.exists():
         sync_parents(target, staged)
     point("prepare.renamed")
+    if target.is_dir():
+        record_dataset(keeper, target)
     path = target if prepared["dataset_made"] or target.exists() else Path(prepared["dataset_path"])
     if not (path / "dataset_metadata.json").is_file():
         raise Damage(f"the prepared dataset {prepared['dataset_id'][:12]} is not at {path}", subject=str(path),

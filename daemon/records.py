@@ -58,7 +58,8 @@ def forked_record(
     data = [
         {"file": file["name"], "sha256": file["sha256"], "kind": file["kind"],
          "examples": learnt.get(file["sha256"], {}).get("count", 0),
-         "tokens": learnt.get(file["sha256"], {}).get("tokens", 0)}
+         "tokens": learnt.get(file["sha256"], {}).get("tokens", 0),
+         "bitmap": learnt.get(file["sha256"], {}).get("bitmap")}
         for file in files
     ]  # fmt: skip
     if len(data) == 1 and not data[0]["tokens"]:
@@ -69,6 +70,7 @@ def forked_record(
         "inputs": [], "line": line, "role": "policy", "created": created, "stage": plan["stage"],
         "objective": plan["objective"], "data": data, "skipped": skipped(prepared["counts"]),
         "replay": {"tokens": result["replay_tokens"], "datasets": prepared.get("replay_datasets", [])},
+        "planned": plan.get("planned", {}),
         "dataset": {"id": plan["dataset"]["id"]}, "selection_sha256": plan["selection_sha256"],
         "consumed_sha256": plan["consumed_sha256"], "recipe": plan["recipe"], "recipe_hash": plan["recipe_hash"],
         "seed": plan["seed"], "threads": plan["threads"], "dtype": plan["dtype"],

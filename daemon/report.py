@@ -27,6 +27,7 @@ from guard.names import index_name
 from guard.store.drills import drill_state
 from guard.store.jobs import Job, counts, jobs_in
 from guard.store.keeper import Keeper, open_reader
+from guard.store.scrub import standing_damage
 from guard.store.versions import tips, tokens_trained
 
 __all__ = ["compose", "daemon_running", "publish_status", "status"]
@@ -212,6 +213,8 @@ def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) ->
         if jobs.get(state):
             reason = keeper.ledger.value("SELECT reason FROM jobs WHERE state = ? ORDER BY updated DESC LIMIT 1", (state,))
             alerts.append({"what": f"{jobs[state]} job{'s' if jobs[state] > 1 else ''} {state}: {reason}", "remedy": remedy})
+    for thing, problem in standing_damage(keeper).items():
+        alerts.append({"what": f"damaged: {thing}: {problem}", "remedy": "heirloom verify --all"})
     if problem := drill_state(keeper)["problem"]:
         alerts.append({"what": problem, "remedy": "heirloom backup drill"})
     if _same_device(keeper.home.vault(keeper.settings.backup.path), keeper):
@@ -225,7 +228,7 @@ def live_facts(engine: Any) -> dict[str, Any]:
     waiting = engine.intake.settler.waiting()
     ignored = {str(path): reason for path, reason in engine.intake.last.ignored.items()}
     problems = [text for text in (engine.home_problem, engine.machine_problem, engine.intake.problem, engine.backup_problem,
-                                engine.watch_problem) if text]
+                                engine.watch_problem, engine.scrub_problem, engine.keeper.ledger.export_problem) if text]
     shown = dict(list(waiting.items())[:100])
     return {"waiting": {_shown(key): value for key, value in shown.items()}, "waiting_count": len(waiting),
             "ignored": {_shown(key): value for key, value in list(ignored.items())[:100]},

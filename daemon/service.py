@@ -39,7 +39,7 @@ __all__ = ["Service", "run"]
 STATUS_SECONDS = 1.0
 STOP_SECONDS = 600.0
 HOLD_SECONDS = 5.0
-TIMERS = {"sweep": 30, "disk": 60, "views": 300, "heartbeat": 10, "watcher": 5, "drill": 3600}
+TIMERS = {"sweep": 30, "disk": 60, "views": 300, "heartbeat": 10, "watcher": 5, "scrub": 600, "drill": 3600}
 EXIT_TROUBLED = 3
 
 
@@ -151,12 +151,14 @@ class Service:
             if name in ("sweep", "watcher"):
                 self.watcher.check()
                 self.engine.watch_problem = self.watcher.problem
-            if name == "views" and views.stale(self.keeper):
+            if name == "views" and views.outdated(self.keeper):
                 self.engine.intake.views_dirty = True
             if name == "drill" and not self.once:
                 self.engine.drill.consider()
             if name == "disk":
                 self.engine.check_home()
+            if name == "scrub":
+                self.engine.begin_scrub()
 
     def _publish(self, now: float) -> None:
         if now - self._status_at < STATUS_SECONDS:

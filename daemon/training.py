@@ -22,7 +22,7 @@ from guard.errors import CheckFailed, Damage, NotFound, UsageError
 from guard.failpoints import point
 from guard.names import parse_version_number, safe_name, slugify
 from guard.store.birth import hash_folder
-from guard.store.files import get_file
+from guard.store.files import get_file, with_sidecars
 from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
 from guard.store.versions import Version, line_tip
@@ -50,14 +50,15 @@ def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
     else:
         sync_parents(final)
     if get_file(keeper.ledger, sha256) is None:
-        record = orjson.loads((final / "record.json").read_bytes())
+        record = with_sidecars(keeper.home, orjson.loads((final / "record.json").read_bytes()))
         with keeper.ledger.transaction():
             keeper.ledger.run(
                 "INSERT INTO files (sha256, name, kind, size_bytes, examples, tokens_approx, description, first_seen, record) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (sha256, name, dataset.stage, record["size_bytes"], record["examples"], record["tokens_approx"],
                  "prepared dataset", keeper.clock.utc(), orjson.dumps(record).decode()))  # fmt: skip
-            keeper.ledger.event("dataset.admitted", name, sha256=sha256, examples=record["examples"])
+            keeper.ledger.event("dataset.admitted", name, sha256=sha256, examples=record["examples"],
+                                sidecars=record["sidecars"])  # fmt: skip
         point("dataset.recorded")
         refresh(keeper)
     return sha256

@@ -27,8 +27,10 @@ from guard.errors import Damage
 
 __all__ = [
     "FILE_MODE",
+    "append_to",
     "clear_temporaries",
     "copy_verified",
+    "cut_file",
     "fsync_dir",
     "fsync_file",
     "fsync_tree",
@@ -37,6 +39,7 @@ __all__ = [
     "make_dir",
     "open_new",
     "publish",
+    "remove_file",
     "remove_tree",
     "rename_new",
     "replace_link",
@@ -140,6 +143,35 @@ def publish(path: Path | str, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def append_to(path: Path | str, data: bytes) -> None:
+    """Append to a file that only grows WITHOUT syncing; `fsync_file` makes it durable. A new file's entry is synced.
+
+    Not for finished files: a reader must be able to tell a line that was cut off.
+    """
+    new = not os.path.lexists(path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    with os.fdopen(descriptor, "wb", buffering=0) as handle:
+        written = 0
+        while written < len(data):
+            written += handle.write(data[written:]) or 0
+    if new:
+        fsync_dir(Path(path).parent)
+
+
+def cut_file(path: Path | str, size: int) -> None:
+    """Cut what follows the first `size` bytes off a growing file, durably: the half line of a sudden death."""
+    with open(path, "r+b") as handle:
+        handle.truncate(size)
+        _fsync(handle.fileno())
+
+
+def remove_file(path: Path | str) -> None:
+    """Remove a small file of ours, durably; one that is not there is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        fsync_dir(Path(path).parent)
 
 
 def make_dir(path: Path | str) -> None:

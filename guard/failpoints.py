@@ -46,6 +46,8 @@ POINTS = (
     "recover.swept", "recover.linked", "recover.viewed",
     "migrate.staged", "migrate.copied", "migrate.stepped", "migrate.recorded",
     "init.folders", "init.recipes", "init.ledger", "init.identified",
+    "events.committed", "events.exported",
+    "rebuild.read", "rebuild.written", "rebuild.aside", "rebuild.placed", "rebuild.exported", "rebuild.viewed",
 )  # fmt: skip
 
 ACTIONS = ("kill", "crash", "enospc", "eio", "stop")

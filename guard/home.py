@@ -64,6 +64,11 @@ class Home:
         return self.data / "ledger.db"
 
     @property
+    def events(self) -> Path:
+        """The event export: the audit trail outside the ledger."""
+        return self.data / "events"
+
+    @property
     def manifest(self) -> Path:
         return self.data / "manifest.json"
 
@@ -144,7 +149,7 @@ class Home:
             raise Damage(
                 f"{', '.join(str(path.relative_to(self.root)) for path in missing)} missing in {self.root}",
                 subject=str(self.root),
-                hint="is a disk not mounted? nothing is made anew; bring it back, or restore it from the vault",
+                hint="is a disk not mounted? bring it back. A lost ledger is made again by: heirloom doctor --rebuild",
             )
 
     def free_bytes(self) -> int:

@@ -127,6 +127,12 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True)
+class ScrubSettings:
+    days: int = 30
+    """A running daemon reads everything it keeps once in so many days, a share each day; 0: never."""
+
+
+@dataclass(frozen=True)
 class IndexSettings:
     chunk_size: int = 800
     """Characters in one chunk of a document."""
@@ -151,6 +157,7 @@ class Settings:
     storage: StorageSettings = field(default_factory=StorageSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
+    scrub: ScrubSettings = field(default_factory=ScrubSettings)
     gate: str = "enforce"
     """`enforce`, `warn` or `off`."""
     nice: int = 5

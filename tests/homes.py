@@ -27,6 +27,7 @@ from guard.settings import load_settings
 from guard.store import views
 from guard.store.birth import hash_folder, sums_text
 from guard.store.create import create_home
+from guard.store.files import with_sidecars
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 from guard.store.versions import reserve_number
@@ -85,6 +86,7 @@ def add_original(keeper: Keeper, name: str, rows: int = 10, kind: str = "pretrai
     (folder / "examples.fp").write_bytes(random.Random(name).randbytes(16 * rows))
     (folder / "record.json").write_bytes(json_bytes(record))
     seal_tree(folder)
+    record = with_sidecars(keeper.home, record)
     with keeper.ledger.transaction():
         keeper.ledger.run(
             "INSERT INTO files (sha256, name, kind, size_bytes, examples, tokens_approx, first_seen, record) "

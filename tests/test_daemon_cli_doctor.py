@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from homes import small_family
 
+from daemon.cli.main import main
 from daemon.doctor import (
     DAMAGE,
     examine,
@@ -69,6 +72,57 @@ def test_a_changed_event_breaks_the_chain(keeper: Keeper) -> None:
     with sqlite3.connect(keeper.home.ledger) as database:
         database.execute("UPDATE events SET actor = 'nobody' WHERE seq = 2")
     assert _verdicts(keeper)["Audit trail is unbroken"] is False
+
+
+def test_a_changed_row_is_damage(keeper: Keeper) -> None:
+    import sqlite3
+
+    with sqlite3.connect(keeper.home.ledger) as database:
+        database.execute("UPDATE learnt SET count = 1 WHERE version_id = 2")
+    assert _verdicts(keeper)["Ledger is sound"] is False
+
+
+def _told(capsys: pytest.CaptureFixture[str], keeper: Keeper, *words: str) -> tuple[int, dict[str, Any]]:
+    code = main(["--home", str(keeper.home.root), "--json", *words])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_doctor_rebuild_says_first_what_it_would_do_and_then_does_it(keeper: Keeper, capsys: pytest.CaptureFixture[str]) -> None:
+    keeper.home.ledger.unlink()
+    code, would = _told(capsys, keeper, "doctor", "--rebuild", "--dry-run")
+    assert code == 0 and would["dry_run"] and not would["rebuilt"] and not keeper.home.ledger.exists()
+    code, done = _told(capsys, keeper, "doctor", "--rebuild")
+    assert code == 0 and done["rebuilt"] and done["versions"] == would["versions"] == 4 and done["files"] == 3
+    assert done["lines"] == {"policy": "v004_full_stack"}
+    assert _told(capsys, keeper, "verify", "--all")[0] == 0
+    code, again = _told(capsys, keeper, "doctor", "--rebuild")
+    assert code == 0 and not again["rebuilt"] and again["problem"] == ""
+
+
+def test_doctor_rebuild_waits_for_nobody(keeper: Keeper, capsys: pytest.CaptureFixture[str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("daemon.mending.LOCK_SECONDS", 0.01)
+    with home_lock(keeper.home, command="heirloom run", since=SYSTEM_CLOCK.utc()):
+        assert _told(capsys, keeper, "doctor", "--rebuild")[0] == 11
+
+
+def test_only_one_named_version_is_made_again_and_only_a_rebuild_has_a_dry_run(
+    keeper: Keeper, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _told(capsys, keeper, "verify", "--rebuild")[0] == 2
+    assert _told(capsys, keeper, "verify", "v002", "--rebuild", "--backup")[0] == 2
+    assert _told(capsys, keeper, "doctor", "--dry-run")[0] == 2
+    code, told = _told(capsys, keeper, "verify", "v002", "--rebuild")
+    assert code == 3 and "earlier release" in told["message"]
+
+
+def test_a_damaged_version_is_never_loaded_to_talk_to(keeper: Keeper, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = keeper.home.models / "v004_full_stack" / "model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    weights.chmod(0o444)
+    code, told = _told(capsys, keeper, "chat", "-p", "hello", "--no-rag")
+    assert code == 8 and "model.safetensors" in told["message"] and told["hint"] == "heirloom restore v004_full_stack"
 
 
 def test_a_missing_folder_is_told(keeper: Keeper) -> None:

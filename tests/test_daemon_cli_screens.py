@@ -259,7 +259,8 @@ def test_one_version_is_shown_with_its_ancestors_and_heirs_only() -> None:
 
 def test_verify_names_damage_and_the_way_back() -> None:
     checked = {"versions": 1, "files": 3, "bytes": 5000}
-    damage = [{"what": "version", "name": "v002_x", "file": "model.safetensors", "problem": "changed", "descendants": ["v003"]}]
+    damage = [{"what": "version", "name": "v002_x", "file": "model.safetensors", "problem": "changed", "descendants": ["v003"],
+               "remedy": "heirloom restore v002_x"}]  # fmt: skip
     assert verify_lines({"ok": True, "checked": checked, "damage": []})[0].startswith("✅")
     assert verify_lines({"ok": False, "checked": checked, "damage": damage}) == [
         "❌ Damage found (1 version, 3 files, 5 kB read)",

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import orjson
 import pytest
-from homes import add_original, add_version, clone, keeper_of, set_tip, small_family
+from homes import add_original, add_version, keeper_of, set_tip
+from verify_help import (  # noqa: F401 - fixtures
+    VERSION,
+    _keeper,
+    _no_syncing,
+    _template,
+    corrupt,
+    each_corruption,
+    flip_a_bit,
+    named,
+)
 
 from guard import durable
 from guard.errors import Damage, NotFound, UsageError
@@ -18,95 +26,7 @@ from guard.home import Home
 from guard.store import views
 from guard.store.keeper import Keeper, open_reader
 from guard.store.ledger import Ledger
-from guard.store.trash import delete
-from guard.store.vault import run_backup
-from guard.store.verify import Report, verify
-
-VERSION = "v003_reasoning"
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family with an index, a dataset, a trashed version and a vault that was copied along."""
-    root = tmp_path_factory.mktemp("verify") / "home"
-    keeper = small_family(root)
-    add_version(keeper, "leaf", VERSION, tip=False)
-    delete(keeper, "v005_leaf", force=True)
-    _add_index(keeper)
-    _add_dataset(keeper)
-    views.refresh(keeper)
-    keeper.ledger.close()
-    return root
-
-
-def _add_index(keeper: Keeper) -> None:
-    folder = keeper.home.indexes / "v001"
-    folder.mkdir()
-    for name in ("embeddings.npy", "meta.jsonl", "config.json"):
-        (folder / name).write_bytes(random.Random(name).randbytes(300))
-    files = {path.name: durable.sha256_file(path) for path in folder.iterdir()}
-    os.symlink("v001", keeper.home.indexes / "latest")
-    with keeper.ledger.transaction():
-        keeper.ledger.run("INSERT INTO indexes VALUES (1, 'active', '', ?)",
-                          (orjson.dumps({"files": files, "documents": []}).decode(),))  # fmt: skip
-
-
-def _add_dataset(keeper: Keeper) -> None:
-    folder = keeper.home.shards / "ds1"
-    splits = {}
-    for split in ("train", "val"):
-        (folder / split).mkdir(parents=True)
-        for name in ("shard_00000.bin", "shard_00000_mask.bin", "examples.npy", "examples.fp"):
-            (folder / split / name).write_bytes(random.Random(split + name).randbytes(200))
-        at = folder / split
-        splits[split] = {"examples_sha256": durable.sha256_file(at / "examples.npy"),
-                         "fingerprints_sha256": durable.sha256_file(at / "examples.fp"),
-                         "shards": [{"tokens": 100, "sha256": durable.sha256_file(at / "shard_00000.bin"),
-                                     "mask_sha256": durable.sha256_file(at / "shard_00000_mask.bin")}]}  # fmt: skip
-    (folder / "dataset_metadata.json").write_bytes(durable.json_bytes({"splits": splits}))
-
-
-@pytest.fixture(autouse=True)
-def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
-
-
-@pytest.fixture
-def keeper(template: Path, tmp_path: Path) -> Iterator[Keeper]:
-    yield clone(template, tmp_path / "home")
-
-
-def flip_a_bit(data: bytes, chance: random.Random) -> bytes:
-    place = chance.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ (1 << chance.randrange(8))]) + data[place + 1 :]
-
-
-def truncate(data: bytes, chance: random.Random) -> bytes:
-    return data[: chance.randrange(len(data))]
-
-
-def zero_the_end(data: bytes, chance: random.Random) -> bytes:
-    """What a power cut leaves of a file whose size was written and whose data was not."""
-    size = max(1, len(data) - chance.randrange(len(data)))
-    kept = data[: len(data) - size]
-    return kept + bytes(size) if kept + bytes(size) != data else kept
-
-
-def append(data: bytes, _chance: random.Random) -> bytes:
-    return data + b"\n"
-
-
-def corrupt(path: Path, how: Callable[[bytes, random.Random], bytes]) -> None:
-    """Change a file as a failing disk would: without touching mode or time."""
-    facts = path.stat()
-    os.chmod(path, 0o644)
-    path.write_bytes(how(path.read_bytes(), random.Random(str(path.name))))
-    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    os.chmod(path, facts.st_mode)
-
-
-def named(report: Report) -> set[tuple[str, str, str]]:
-    return {(item.what, item.name, item.file) for item in report.damage}
+from guard.store.verify import verify
 
 
 def test_a_sound_home_is_sound_and_reading_changes_nothing(keeper: Keeper) -> None:
@@ -123,15 +43,6 @@ def test_a_reader_may_verify(keeper: Keeper) -> None:
     keeper.ledger.close()
     with open_reader(Home(keeper.home.root)) as reader:
         assert verify(reader, everything=True).ok
-
-
-def each_corruption(path: Path, *ways: Callable[[bytes, random.Random], bytes]) -> Iterator[str]:
-    """The file corrupted in one way after the other, each time from its sound bytes, and sound again at the end."""
-    sound = path.read_bytes()
-    for how in ways or (flip_a_bit, truncate, zero_the_end, append):
-        corrupt(path, how)
-        yield f"{path.name} after {how.__name__}"
-        corrupt(path, lambda _data, _chance: sound)
 
 
 def test_any_corruption_of_any_file_of_a_version_is_named(keeper: Keeper) -> None:
@@ -209,38 +120,6 @@ def test_a_damaged_version_in_the_trash_is_found_when_everything_is_asked_for(ke
     assert named(verify(keeper, everything=True)) == {("version", "v005_leaf", "model.safetensors")}
 
 
-def test_a_damaged_original_is_named_with_the_versions_that_learnt_it(keeper: Keeper) -> None:
-    sha256 = keeper.ledger.value("SELECT sha256 FROM files WHERE name = 'syllo.jsonl'")
-    for change in each_corruption(keeper.home.files / sha256 / "syllo.jsonl"):
-        report = verify(keeper, everything=True)
-        assert named(report) == {("original", "syllo.jsonl", "syllo.jsonl")}, change
-        assert report.damage[0].descendants == ("v002_syllo",)
-
-
-def test_damaged_sidecars_and_strange_folders_among_the_originals_are_named(keeper: Keeper) -> None:
-    sha256 = keeper.ledger.value("SELECT sha256 FROM files WHERE name = 'math.jsonl'")
-    folder = keeper.home.files / sha256
-    corrupt(folder / "examples.fp", truncate)
-    corrupt(folder / "record.json", lambda data, _chance: data.replace(b'"examples": 10', b'"examples": 11'))
-    (keeper.home.files / "stranger").mkdir()
-    assert named(verify(keeper, everything=True)) == {
-        ("original", "math.jsonl", "examples.fp"), ("original", "math.jsonl", "record.json"),
-        ("original", "stranger", "")}  # fmt: skip
-
-
-def test_a_damaged_dataset_is_named(keeper: Keeper) -> None:
-    for split in ("train", "val"):
-        for name in ("shard_00000.bin", "shard_00000_mask.bin", "examples.npy", "examples.fp"):
-            for change in each_corruption(keeper.home.shards / "ds1" / split / name, flip_a_bit):
-                assert named(verify(keeper, everything=True)) == {("dataset", "ds1", f"{split}/{name}")}, change
-
-
-def test_a_damaged_index_and_a_wrong_latest_link_are_named(keeper: Keeper) -> None:
-    corrupt(keeper.home.indexes / "v001" / "embeddings.npy", flip_a_bit)
-    (keeper.home.indexes / "latest").unlink()
-    assert named(verify(keeper)) == {("index", "v001", "embeddings.npy"), ("link", "latest", "latest")}
-
-
 def test_edited_and_missing_views_are_named(keeper: Keeper) -> None:
     registry = orjson.loads(keeper.home.registry.read_bytes())
     registry["v002_syllo"]["active"] = True
@@ -295,25 +174,6 @@ def test_a_high_water_mark_below_a_given_number_is_named(keeper: Keeper) -> None
         assert named(verify(keeper)) == {("ledger", "high-water", "high-water")}
     keeper.home.high_water_file.unlink()
     assert named(verify(keeper)) == {("ledger", "high-water", "high-water")}
-
-
-def test_every_copy_in_the_vault_is_read_back(keeper: Keeper) -> None:
-    run_backup(keeper)
-    vault = keeper.home.root / "backups"
-    newest_ledger = max((vault / "ledger").iterdir())
-    original = next(path for path in (vault / "files").rglob("math.jsonl"))
-    copies = {VERSION: vault / "versions" / VERSION / "config.json", original.parent.name: original,
-              newest_ledger.name: newest_ledger, "configs": vault / "configs" / "heirloom.yaml"}  # fmt: skip
-    for name, path in copies.items():
-        for change in each_corruption(path):
-            assert {item.name for item in verify(keeper, backup=True).damage} == {name}, change
-    assert verify(keeper, backup=True).ok
-
-
-def test_a_version_that_was_never_backed_up_is_told_when_its_backup_is_asked_for(keeper: Keeper) -> None:
-    run_backup(keeper)
-    later = add_version(keeper, "later", "v004_full_stack")
-    assert named(verify(keeper, versions=[later], backup=True)) == {("backup", later, "")}
 
 
 def test_a_sample_reads_less_and_lists_still_count(keeper: Keeper) -> None:

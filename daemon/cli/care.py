@@ -43,20 +43,39 @@ def verify(
     everything: Annotated[bool, typer.Option("--all", help="Versions, originals, indexes, ledger and views.")] = False,
     backup: Annotated[bool, typer.Option("--backup", help="Read the vault instead.")] = False,
     sample: Annotated[str | None, typer.Option("--sample", metavar="5%", help="Read only this share of the bytes.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Train VERSION once more and compare the bytes.")] = False,
 ) -> None:
     """Read everything again and compare it with the hashes that were recorded."""
     from guard.store.keeper import open_reader
     from guard.store.verify import verify as run_verify
 
     caller: Caller = context.obj
+    if rebuild and (version is None or everything or backup):
+        raise UsageError("--rebuild makes one version again: which one?", hint="heirloom verify v003 --rebuild")
     with open_reader(caller.home()) as keeper:
         wanted = None if version is None else [version]
         found = run_verify(keeper, versions=wanted, everything=everything, backup=backup, sample=parse_share(sample))
-    report = found.as_dict()
+        report = found.as_dict()
+        if rebuild and report["ok"]:
+            _remake(caller, keeper, str(version), report)
     caller.console.emit(report)
     caller.console.say(*verify_lines(report))
     if not report["ok"]:
         raise typer.Exit(Damage.exit_code)
+
+
+def _remake(caller: Caller, keeper: Any, version: str, report: dict[str, Any]) -> None:
+    """Make an intact version again; what came out different is damage, what cannot be compared is a notice."""
+    from daemon.remake import remake
+    from guard.store.findings import Finding
+
+    caller.console.progress(f"training {visible(version)} once more")
+    made = report["rebuild"] = remake(keeper, version)
+    if made["verdict"] == "different":
+        item = Finding("rebuild", made["version"], "", made["reason"])
+        report["ok"] = False
+        report["damage"].append({"what": item.what, "name": item.name, "file": "", "problem": item.problem,
+                                 "descendants": [], "remedy": item.remedy})  # fmt: skip
 
 
 def parse_share(text: str | None) -> float | None:
@@ -76,16 +95,24 @@ def verify_lines(report: Mapping[str, Any]) -> list[str]:
     what = (f"{plural(checked['versions'], 'version')}, {plural(checked['files'], 'file')},"
             f" {human_bytes(checked['bytes'])} read")  # fmt: skip
     if report["ok"]:
-        return [f"✅ Everything is what it was: {what}"]
+        return [f"✅ Everything is what it was: {what}", *_remake_lines(report.get("rebuild"))]
     lines = [f"❌ Damage found ({what})"]
     for item in report["damage"]:
         place = " ".join(visible(item[key]) for key in ("what", "name", "file") if item[key])
         lines.append(f"   {place}: {visible(item['problem'])}")
         if item["descendants"]:
             lines.append(f"      grown from it: {', '.join(map(visible, item['descendants']))}")
-        if item["what"] == "version" and item["name"]:
-            lines.append(f"      try: heirloom restore {visible(item['name'])}")
+        if item["remedy"]:
+            lines.append(f"      try: {visible(item['remedy'])}")
     return lines
+
+
+def _remake_lines(made: Mapping[str, Any] | None) -> list[str]:
+    if made is None:
+        return []
+    if made["verdict"] == "identical":
+        return [f"✅ {visible(made['version'])} was trained once more and is identical: {plural(len(made['files']), 'file')}"]
+    return [f"⚠️ {visible(made['version'])} is not comparable: {visible(made['reason'])}"]
 
 
 # --- backup ------------------------------------------------------------------------------------------------------
@@ -226,11 +253,21 @@ def _short_name(name: str) -> str:
 # --- doctor ------------------------------------------------------------------------------------------------------
 
 
-def doctor(context: typer.Context) -> None:
-    """Is this machine and this home fit to work? Changes nothing."""
+def doctor(
+    context: typer.Context,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make a lost or damaged ledger, and the views, again.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Is this machine and this home fit to work? Changes nothing, unless --rebuild is given."""
     from daemon.doctor import DAMAGE, examine
 
     caller: Caller = context.obj
+    if rebuild:
+        _rebuild(caller, dry_run=dry_run)
+        return
+    if dry_run:
+        raise UsageError("doctor changes nothing; only --rebuild has a dry run", hint="heirloom doctor --rebuild --dry-run")
     try:
         home = caller.home()
     except NotFound:
@@ -243,6 +280,28 @@ def doctor(context: typer.Context) -> None:
     caller.console.say(*check_rows(checks))
     if failed:
         raise typer.Exit(Damage.exit_code if DAMAGE & set(failed) else CheckFailed.exit_code)
+
+
+def _rebuild(caller: Caller, *, dry_run: bool) -> None:
+    from daemon.mending import rebuild_home
+
+    found = rebuild_home(caller.home(), dry_run=dry_run)
+    caller.console.emit({**found, **({"dry_run": True} if dry_run else {})})
+    caller.console.say(*rebuild_lines(found, dry_run=dry_run))
+
+
+def rebuild_lines(found: Mapping[str, Any], *, dry_run: bool) -> list[str]:
+    """What was, or would be, made again, and everything a person should know about it."""
+    if not found["problem"]:
+        words = "would be" if dry_run else "were"
+        return [f"✅ The ledger is sound and stays; export and views {words} made again."]
+    counts = ", ".join((plural(found["versions"], "version"), plural(found["files"], "file"), plural(found["jobs"], "job"),
+                        plural(found["events"], "event")))  # fmt: skip
+    lines = [f"{'Would make' if dry_run else '✅ Made'} the ledger again ({visible(found['problem'])}): {counts}"]
+    lines += [f"   {visible(line)}: {visible(tip)} is active" for line, tip in found["lines"].items()]
+    lines += [f"   ⚠️ {visible(note)}" for note in found["notes"]]
+    lines += [f"   kept aside: {visible(name)}" for name in found["moved_aside"]]
+    return lines if dry_run else [*lines, "   try: heirloom verify --all"]
 
 
 def check_rows(checks: list[dict[str, Any]]) -> list[str]:

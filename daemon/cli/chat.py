@@ -17,7 +17,7 @@ import typer
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.data import find_index, name_or_folder, place_of
 from daemon.cli.output import visible
-from guard.errors import CheckFailed, NotFound, UsageError
+from guard.errors import CheckFailed, Damage, NotFound, UsageError
 
 __all__ = ["add_to", "fitting_turns", "shown"]
 
@@ -123,6 +123,7 @@ def chat(
 def _version(caller: Caller, text: str | None) -> tuple[str, Path, Mapping[str, Any]]:
     """Name, folder and record of the version that was named, else of the active one."""
     from guard.store.keeper import open_reader
+    from guard.store.sums import folder_problems
     from guard.store.versions import DEFAULT_LINE, GONE, find_version, line_tip, tips
 
     with open_reader(caller.home()) as keeper:
@@ -135,7 +136,13 @@ def _version(caller: Caller, text: str | None) -> tuple[str, Path, Mapping[str, 
     if found.state in GONE:
         raise NotFound(f"{found.name} is not in models/: it is {found.state}", subject=found.name,
                        hint=f"heirloom restore {found.name}")  # fmt: skip
-    return found.name, keeper.home.models / found.name, found.record
+    folder = keeper.home.models / found.name
+    problems = folder_problems(folder, found.sums_sha256)
+    if problems:
+        # One wrong bit in the weights makes no error, only another model: it is never loaded.
+        raise Damage(f"{found.name} is damaged: {problems[0][0]} {problems[0][1]}", subject=found.name,
+                     hint=f"heirloom restore {found.name}")  # fmt: skip
+    return found.name, folder, found.record
 
 
 def _load(folder: Path, record: Mapping[str, Any]) -> tuple[Any, Any]:

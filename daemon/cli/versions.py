@@ -47,14 +47,17 @@ def lineage(
 
     caller: Caller = context.obj
     with open_reader(caller.home()) as keeper:
-        records = read_lineage(keeper)
+        total = 0
         if version is not None:
-            records = related(records, find_version(keeper.ledger, version).name)
+            records = related(read_lineage(keeper), find_version(keeper.ledger, version).name)
+        else:
+            wanted = None if everything or caller.console.json else _NEWEST
+            records, total = read_lineage(keeper, newest=wanted), keeper.ledger.value("SELECT count(*) FROM versions")
         shown = {item["name"] for item in records}
         history = [item for item in rollbacks(keeper.ledger) if {item["from"], item["to"]} & shown]
         regrown = [item for item in regrown_lines(keeper.ledger) if item["base"] in shown]
     caller.console.emit({"versions": records, "rollbacks": history, "regrown": regrown})
-    caller.console.say(*tree_lines(records, newest=None if everything else _NEWEST))
+    caller.console.say(*tree_lines(records, newest=None if everything else _NEWEST, total=total))
     caller.console.say(*history_lines(history if everything else history[-_NEWEST_ROLLBACKS:], regrown))
 
 
@@ -234,9 +237,14 @@ def rollback(
     dry_run: DryRun = False,
 ) -> None:
     """Make an earlier version the active one. Nothing is deleted; what it had not learnt is trainable again."""
+    from guard.store.keeper import open_reader
+    from guard.store.rollback import rollback as judge_rollback
+
     caller: Caller = context.obj
     request = {"version": version, "line": line, "reason": reason}
-    found = caller.call("rollback", {**request, "dry_run": True})
+    with open_reader(caller.home()) as keeper:
+        # Looking changes nothing and needs neither the daemon nor the lock: it answers at once in any home.
+        found = judge_rollback(keeper, version, line, reason, dry_run=True)
     if dry_run or not found["changed"]:
         caller.console.emit(found)
         caller.console.say(*rollback_lines(found, done=False))

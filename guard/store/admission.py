@@ -17,7 +17,7 @@ import orjson
 
 from guard.failpoints import point
 from guard.names import safe_name, slugify
-from guard.store.files import get_file, trained_in
+from guard.store.files import get_file, trained_in, with_sidecars
 from guard.store.indexes import link_documents
 from guard.store.intake import admit, discard, original_is_sound, set_drop
 from guard.store.jobs import add_job, queued_with_file
@@ -90,6 +90,7 @@ def finish_admission(keeper: Keeper, drop: sqlite3.Row, record: Mapping[str, Any
     """Store the bytes, record the file and queue its job; returns the job's id. Idempotent."""
     stored = {**record, "stored_as": safe_name(str(record["name"])), "decision": asdict(decision)}
     admit(keeper, drop["id"], stored)
+    stored = with_sidecars(keeper.home, stored)
     job = _record(keeper, drop, stored, decision)
     point("admit.recorded")
     if record["kind"] == "docs":
@@ -110,6 +111,10 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
                 (record["sha256"], record["name"], record["kind"], record["size_bytes"], record["examples"],
                  record["tokens_approx"], str(options.get("description") or ""), ledger.clock.utc(),
                  orjson.dumps(record).decode()))  # fmt: skip
+            # What record.json beside the bytes does not say.
+            ledger.event("file.admitted", str(record["name"]), sha256=record["sha256"], kind=record["kind"],
+                         stored_as=record["stored_as"], dropped_as=record.get("dropped_as"), sidecars=record["sidecars"],
+                         description=str(options.get("description") or ""))  # fmt: skip
         elif record["kind"] != "docs":
             _become_trainable(keeper, record)
         if record["kind"] == "docs":
@@ -121,11 +126,13 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
 
 def _become_trainable(keeper: Keeper, record: Mapping[str, Any]) -> None:
     """Bytes that were only a document until now: the row tells of their examples from here on."""
-    changes = {key: record[key] for key in ("kind", "examples", "tokens_approx")}
+    changes = {key: record[key] for key in ("kind", "examples", "tokens_approx", "sidecars")}
     keeper.ledger.run(
         "UPDATE files SET kind = ?, examples = ?, tokens_approx = ?, record = json_patch(record, ?) "
         "WHERE sha256 = ? AND kind = 'docs'",
-        (*changes.values(), orjson.dumps(changes).decode(), record["sha256"]))  # fmt: skip
+        (changes["kind"], changes["examples"], changes["tokens_approx"], orjson.dumps(changes).decode(),
+         record["sha256"]))  # fmt: skip
+    keeper.ledger.event("file.trainable", str(record["name"]), sha256=record["sha256"], sidecars=record["sidecars"])
 
 
 def _make_current(keeper: Keeper, record: Mapping[str, Any]) -> None:
@@ -135,6 +142,7 @@ def _make_current(keeper: Keeper, record: Mapping[str, Any]) -> None:
                       (dropped_as,))  # fmt: skip
     keeper.ledger.run("UPDATE files SET current_doc = 1, record = json_set(record, '$.dropped_as', ?) WHERE sha256 = ?",
                       (dropped_as, record["sha256"]))  # fmt: skip
+    keeper.ledger.event("document.current", str(dropped_as), sha256=record["sha256"])
 
 
 def _queue(keeper: Keeper, record: Mapping[str, Any], decision: Decision) -> int | None:

@@ -195,7 +195,7 @@ def _record(keeper: Keeper, job: Job, birth: Mapping[str, Any], sums: str, size:
                          for item in birth["learnt"]])  # fmt: skip
         _record_inputs(keeper, record)
         ledger.event("version.sealed", record["name"], parent=record["parent"], line=record["line"], sums=sums,
-                     gate=record["gate"]["verdict"])  # fmt: skip
+                     gate=record["gate"]["verdict"], job=job.id)  # fmt: skip
         if gated:
             _move_tip(keeper, record)
         set_job(ledger, job.id, "done" if gated else "quarantined", "" if gated else record["gate"]["reason"])

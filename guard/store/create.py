@@ -61,10 +61,14 @@ def _create_ledger(home: Home, clock: Clock) -> str:
     try:
         if ledger.meta("store_id") is None:
             with ledger.transaction():
-                ledger.set_meta("store_id", secrets.token_hex(16))
-                ledger.set_meta("validation_salt", settings.validation.salt or secrets.token_hex(16))
-                ledger.set_meta("validation_fraction", str(settings.validation.fraction))
-                ledger.event("home.created", str(home.root.name))
+                identity = secrets.token_hex(16)
+                salt, fraction = settings.validation.salt or secrets.token_hex(16), str(settings.validation.fraction)
+                ledger.set_meta("store_id", identity)
+                ledger.set_meta("validation_salt", salt)
+                ledger.set_meta("validation_fraction", fraction)
+                # In the event too: a ledger that is made again must hold out the same examples for ever.
+                ledger.event("home.created", str(home.root.name), store_id=identity, validation_salt=salt,
+                             validation_fraction=fraction)  # fmt: skip
         store_id = ledger.meta("store_id")
         assert store_id is not None
         return store_id
@@ -94,7 +98,7 @@ def _refuse_foreign(home: Home) -> None:
                               hint=f"homes do not nest: choose a folder outside {parent}")  # fmt: skip
 
 
-_OWN_NAMES = {"README.md", ".staging", ".trash", ".incoming", "files", "shards", "docs", "index", "pairs", "density"}
+_OWN_NAMES = {"README.md", ".staging", ".trash", ".incoming", "files", "shards", "docs", "index", "pairs", "density", "events"}
 
 
 def _copy_recipes(recipes: Path, configs: Path) -> None:

@@ -13,13 +13,18 @@ from typing import Any
 
 import orjson
 
+from guard.durable import sha256_file
 from guard.errors import NotFound, UsageError
 from guard.home import Home
 from guard.store.ledger import Ledger
 
-__all__ = ["OPEN_DROPS", "StoredFile", "find_file", "get_file", "open_drops", "original_hashes", "stored_path", "trained_in"]
+__all__ = [
+    "OPEN_DROPS", "SIDECARS", "StoredFile", "find_file", "get_file", "open_drops", "original_hashes", "stored_path", "trained_in",
+    "with_sidecars",
+]  # fmt: skip
 
 # Drops in these states stand in the middle of a durable operation.
+SIDECARS = ("examples.fp", "record.json")
 OPEN_DROPS = ("claiming", "claimed", "admitting", "returning")
 
 
@@ -81,6 +86,13 @@ def original_hashes(file: StoredFile) -> dict[str, str]:
     if not file.record.get("prepared"):
         return {stored: file.sha256}
     return {f"{stored}/{name}": str(digest) for name, digest in file.record["parts"].items()}
+
+
+def with_sidecars(home: Home, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of an original whose folder is in its place, with the SHA-256 of its sidecars, read from disk."""
+    folder = home.files / str(record["sha256"])
+    found = {name: sha256_file(folder / name) for name in SIDECARS if (folder / name).is_file()}
+    return {**record, "sidecars": found}
 
 
 def trained_in(ledger: Ledger, sha256: str) -> list[str]:

@@ -17,6 +17,21 @@ from guard.store.sums import Problem
 __all__ = ["Checked", "Finding", "Findings", "Report"]
 
 
+_REMEDIES = {
+    "version": "heirloom restore {name}",
+    "original": "drop the same file again, or copy it back from the vault: backups/files/",
+    "dataset": "derived: made again from the originals by the next job that needs it; it may be removed",
+    "index": "derived: heirloom index build makes it again",
+    "link": "derived: heirloom index build makes it again",
+    "view": "heirloom doctor --rebuild makes the views again",
+    "ledger": "heirloom doctor --rebuild makes the ledger again",
+    "events": "heirloom doctor --rebuild makes the export again",
+    "backup": "heirloom backup run makes the copy again",
+    "rebuild": "the sealed files are as they were sealed; their training cannot be repeated here: heirloom show {name}",
+    "folder": "nobody knows it: look what it is and move it away",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is not as it should be, and which versions were grown from it."""
@@ -26,6 +41,11 @@ class Finding:
     file: str
     problem: str
     descendants: tuple[str, ...] = ()
+
+    @property
+    def remedy(self) -> str:
+        """What mends it, or makes it again."""
+        return _REMEDIES.get(self.what, "").format(name=self.name)
 
 
 @dataclass
@@ -50,7 +70,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The shape of `verify --json`, less its schema number."""
-        damage = [{**asdict(item), "descendants": list(item.descendants)} for item in self.damage]
+        damage = [{**asdict(item), "descendants": list(item.descendants), "remedy": item.remedy} for item in self.damage]
         return {"ok": self.ok, "checked": asdict(self.checked), "damage": damage}
 
 

@@ -62,7 +62,8 @@ def set_drop(keeper: Keeper, drop: int, state: str, reason: str = "", **columns:
     ledger.run(f"UPDATE drops SET state = ?, reason = ?, updated = ?{changes} WHERE id = ?",
                (state, reason, ledger.clock.utc(), *values.values(), drop))  # fmt: skip
     name = ledger.value("SELECT name FROM drops WHERE id = ?", (drop,))
-    ledger.event(f"drop.{state}", str(name), drop=drop, reason=reason)
+    told = {key: columns[key] for key in ("sha256", "returned_to") if columns.get(key)}
+    ledger.event(f"drop.{state}", str(name), drop=drop, reason=reason, **told)
 
 
 def claim(
@@ -86,7 +87,9 @@ def claim(
             "VALUES (?, ?, ?, ?, 'claiming', ?, ?, ?, ?)",
             (safe_name(source.name), os.fsencode(source), origin, "move" if move else "copy", forced_kind,
              orjson.dumps(dict(options or {})).decode(), now, now))  # fmt: skip
-        keeper.ledger.event("drop.claiming", safe_name(source.name), drop=drop, origin=origin)
+        keeper.ledger.event("drop.claiming", safe_name(source.name), drop=drop, origin=origin,
+                            mode="move" if move else "copy", forced_kind=forced_kind, options=dict(options or {}),
+                            source=os.fsencode(source).hex())  # fmt: skip
     point("claim.intended")
     resume_claim(keeper, drop, source, move=move)
     return drop

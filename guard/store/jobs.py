@@ -125,7 +125,9 @@ def add_job(
     )
     ledger.run_many("INSERT INTO job_files VALUES (?, ?, ?)",
                     [(number, place, sha256) for place, sha256 in enumerate(files)])  # fmt: skip
-    ledger.event("job.queued", f"job {number}", kind=kind, stage=stage, line=line, files=list(files))
+    # Everything that was asked for: from this the queue is told again when a ledger is lost.
+    ledger.event("job.queued", f"job {number}", kind=kind, stage=stage, line=line, files=list(files), slug=slug,
+                 request=dict(request or {}), base_id=base_id, wanted_id=wanted_id, priority=priority)  # fmt: skip
     return number
 
 

@@ -9,13 +9,15 @@ import contextlib
 import getpass
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from guard.clock import SYSTEM_CLOCK, Clock
 from guard.errors import Damage
 from guard.home import Home
 from guard.seal import require_seal
 from guard.settings import Settings, load_settings
+from guard.store.closed_mark import mark_problem
 from guard.store.ledger import Ledger
 
 __all__ = ["Keeper", "default_actor", "open_reader", "open_writer"]
@@ -29,6 +31,8 @@ class Keeper:
     ledger: Ledger
     settings: Settings
     clock: Clock = SYSTEM_CLOCK
+    view_parts: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    """What the views show of sealed versions and what never changes; filled and read by `views.py` alone."""
 
     @property
     def salt(self) -> str:
@@ -48,6 +52,11 @@ def _open(home: Home, *, actor: str, clock: Clock, read_only: bool, flags: Mappi
     settings = load_settings(home.root, flags=flags)
     if not read_only:
         require_seal(settings.storage.seal, home.staging)
+    problem = "" if read_only else mark_problem(home.ledger)
+    if problem:
+        # Readers may look; nothing is built on a ledger that somebody or something changed (law 5).
+        raise Damage(f"{home.ledger}: {problem}", subject=str(home.ledger),
+                     hint="heirloom verify says what is wrong; heirloom doctor --rebuild makes it again")  # fmt: skip
     ledger = Ledger(home.ledger, clock=clock, actor=actor, read_only=read_only)
     recorded = ledger.meta("store_id")
     if recorded != home.store_id():

@@ -2,14 +2,14 @@
 
 WAL and synchronous=FULL: a committed transaction survives a power cut. Every change of state is written together
 with its event, in one transaction, and every event carries the hash of the one before it, so that a changed or
-missing event is found. Tables are described in `schema.py`; who may write is decided by `guard/lock.py`.
-Not here: what the rows mean (`files.py`, `jobs.py`, `versions.py`, `drops.py`).
+missing event is found. After a commit the new events are appended to the export (`event_export.py`), and every table
+carries a digest of its rows (`row_digests.py`). Tables are described in `schema.py`; who may write is decided by
+`guard/lock.py`. Not here: what the rows mean (`files.py`, `jobs.py`, `versions.py`, `drops.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -23,16 +23,14 @@ from guard.durable import fsync_dir, rename_new, sync_parents
 from guard.errors import Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.home import boot_id
+from guard.store.closed_mark import clear_mark, is_marked, mark_problem, write_mark
+from guard.store.event_export import EVENT_KEYS, GENESIS, EventExport, event_hash
+from guard.store.row_digests import RowDigests, changed_tables
 from guard.store.schema import SCHEMA_VERSION, STEPS
 
 __all__ = ["GENESIS", "Ledger", "event_hash"]
 
-GENESIS = "0" * 64
-
-
-def event_hash(previous: str, fields: Sequence[object]) -> str:
-    """SHA-256 over the previous hash and the event's own fields in canonical JSON."""
-    return hashlib.sha256(orjson.dumps([previous, *fields])).hexdigest()
+_REBUILD = "heirloom doctor --rebuild makes it again from the export, the versions and the stored files"
 
 
 class Ledger:
@@ -41,13 +39,45 @@ class Ledger:
     def __init__(self, path: Path, *, clock: Clock = SYSTEM_CLOCK, actor: str = "cli", read_only: bool = False) -> None:
         self.path, self.clock, self.actor, self.read_only = path, clock, actor, read_only
         self._depth = 0
+        self.export = EventExport(path.parent / "events")
+        self.export_problem = ""
+        """Why the export lags behind; told in the alerts, and tried again with every transaction."""
+        self._marked = True
+        self._new_events: list[dict[str, Any]] = []
         if not path.exists():
-            raise Damage(f"{path} is missing", subject=str(path), hint="restore it from the vault: backups/ledger/")
+            raise Damage(f"{path} is missing", subject=str(path), hint=_REBUILD)
         try:
             self._db = self._connect()
             self._check_schema()
+            if not read_only:
+                self._open_for_writing()
         except sqlite3.DatabaseError as error:
             raise _translate(error, path) from error
+
+    def _open_for_writing(self) -> None:
+        """Refuse a ledger that is older than its own export; then follow its rows and bring the export up to date."""
+        found, digest = self.export.head()
+        row = self.row("SELECT hash FROM events WHERE seq = ?", (found,))
+        if found and (row is None or row["hash"] != digest):
+            newest = self.sequence()
+            raise Damage(f"{self.path} ends with event {newest} and the export knows event {found}" if newest < found else
+                         f"{self.path} and the export tell two different stories of event {found}",
+                         subject=str(self.path), hint=f"it is an old copy, or was changed; {_REBUILD}")  # fmt: skip
+        self._digests = RowDigests(self._db)
+        if not self._digests.known:
+            clear_mark(self.path)
+            self._digests.take_over()
+        self._marked = is_marked(self.path)
+        self._open_export()
+
+    def _open_export(self) -> None:
+        """Append what a sudden death, or a full disk, kept from the export; a failure is told and tried again later."""
+        try:
+            self.export.open()
+            self.export.append(self.events_after(self.export.newest))
+            self.export_problem = ""
+        except OSError as error:
+            self.export_problem = f"the event export lags behind: {error}"
 
     def _connect(self) -> sqlite3.Connection:
         mode = "ro" if self.read_only else "rw"
@@ -72,10 +102,14 @@ class Ledger:
         """Run the missing steps, one transaction each, after a checked copy of what was there."""
         if found:
             self._copy_aside(found)
+        clear_mark(self.path)
         point("migrate.copied")
         for number in range(found, SCHEMA_VERSION):
             self._db.executescript(f"BEGIN IMMEDIATE;{STEPS[number]};PRAGMA user_version={number + 1};COMMIT;")
             point("migrate.stepped")
+        if found:
+            # Rows have another shape now; what they held was checked by nobody but the copy before it.
+            self._db.execute("DELETE FROM meta WHERE key >= 'digest:' AND key < 'digest;'")
         fsync_dir(self.path.parent)
         point("migrate.recorded")
 
@@ -97,8 +131,15 @@ class Ledger:
         return cls(path, clock=clock, actor=actor)
 
     def close(self) -> None:
-        """Close the connection; the WAL is folded in by SQLite."""
+        """Close the connection; the WAL is folded in by SQLite, and the closed file is marked (`closed_mark.py`)."""
+        if not self.read_only:
+            self.sync_export()
         self._db.close()
+        if not self.read_only and not self._marked:
+            self._marked = True
+            # Without a mark nothing is claimed about the closed file; closing never fails over one.
+            with contextlib.suppress(OSError):
+                write_mark(self.path)
 
     def copy_to(self, target: Path) -> None:
         """Copy the ledger with SQLite's backup interface, check it, and make it durable.
@@ -147,6 +188,42 @@ class Ledger:
         """The number of the newest event: views carry it."""
         return self.value("SELECT coalesce(max(seq), 0) FROM events")
 
+    # --- is it what it was? --------------------------------------------------------------------------------------
+
+    def mark_problem(self) -> str:
+        """What is wrong with the file as a whole; "" when it is as its last writer left it, or one has it open."""
+        return mark_problem(self.path)
+
+    def changed_tables(self) -> list[str]:
+        """Tables whose rows are not what was written; reads everything. Raises Damage."""
+        try:
+            with self.snapshot():
+                return changed_tables(self._db)
+        except sqlite3.DatabaseError as error:
+            raise _translate(error, self.path) from error
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read in the block belongs to one moment, whatever is written meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
+        self.rows("BEGIN")
+        try:
+            yield
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def sync_export(self) -> None:
+        """Make the export durable as far as it goes; a failure is told in `export_problem` and tried again."""
+        try:
+            if self.export_problem:
+                self._open_export()
+            self.export.sync()
+        except OSError as error:
+            self.export_problem = f"the event export lags behind: {error}"
+
     # --- changing ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -159,17 +236,43 @@ class Ledger:
             finally:
                 self._depth -= 1
             return
-        self.run("BEGIN IMMEDIATE")
-        self._depth = 1
+        self._begin()
         try:
             yield
+            self._digests.write()
             self.run("COMMIT")
+            self._export_new()
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             raise
         finally:
             self._depth = 0
+
+    def _begin(self) -> None:
+        if self._marked and not self.read_only:
+            # Before the first change, so that no mark ever stands beside a file it does not describe.
+            clear_mark(self.path)
+            self._marked = False
+        self.run("BEGIN IMMEDIATE")
+        self._depth = 1
+        self._new_events = []
+        if not self.read_only:
+            self._digests.begin()
+
+    def _export_new(self) -> None:
+        """Tell the export what was just committed. The commit stands, whatever becomes of it."""
+        if not self._new_events:
+            return
+        point("events.committed")
+        try:
+            if self.export_problem or self._new_events[0]["seq"] != self.export.newest + 1:
+                self._open_export()
+            else:
+                self.export.append(self._new_events)
+            point("events.exported")
+        except OSError as error:
+            self.export_problem = f"the event export lags behind: {error}"
 
     def run(self, sql: str, values: Sequence[object] = ()) -> int:
         """One changing statement; returns the id of an inserted row."""
@@ -197,11 +300,17 @@ class Ledger:
         sequence = (last["seq"] if last else 0) + 1
         body = orjson.dumps(_text_only(payload), option=orjson.OPT_SORT_KEYS, default=str).decode()
         fields = [sequence, self.clock.utc(), boot_id(), self.actor, verb, _clean(subject), body]
-        self.run("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                 (*fields, previous, event_hash(previous, fields)))  # fmt: skip
+        whole = (*fields, previous, event_hash(previous, fields))
+        self.run("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", whole)
+        self._new_events.append(dict(zip(EVENT_KEYS, whole, strict=True)))
         # Kept apart from the chain so that a chain cut short at its end is noticed too.
         self.set_meta("events_written", str(sequence))
         return sequence
+
+    def events_after(self, sequence: int) -> list[dict[str, Any]]:
+        """Whole events after one, oldest first, as the export holds them (`payload` is text)."""
+        rows = self.rows(f"SELECT {', '.join(EVENT_KEYS)} FROM events WHERE seq > ? ORDER BY seq", (sequence,))
+        return [dict(row) for row in rows]
 
     def broken_events(self) -> list[str]:
         """What is wrong with the chain: changed, missing or re-ordered events; empty when it is whole."""
@@ -246,4 +355,4 @@ def _translate(error: sqlite3.DatabaseError, path: Path) -> Exception:
     if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
         return error
     return Damage(f"the ledger is damaged: {text}", subject=str(path), cause=error,
-                  hint="restore it from the vault: backups/ledger/")  # fmt: skip
+                  hint=_REBUILD)  # fmt: skip

@@ -76,13 +76,14 @@ def _depended_on(ledger: Ledger, versions: Sequence[Version]) -> set[int]:
     return needed
 
 
-def lineage(keeper: Keeper) -> list[dict[str, Any]]:
-    """Every version ever sealed, ascending by id, in the shape of `lineage --json`.
+def lineage(keeper: Keeper, *, newest: int | None = None) -> list[dict[str, Any]]:
+    """Every version ever sealed (or only the `newest` so many), ascending by id, in the shape of `lineage --json`.
 
     `locked` is the label of `guard/checks/deletion.py` or "". `training_data`: file, hash, tokens, examples, kind.
     """
-    versions = all_versions(keeper.ledger)
-    names = {version.id: version.name for version in versions}
+    # What stands on a version is younger than it: the newest ones tell everything about themselves.
+    versions = all_versions(keeper.ledger, newest=newest)
+    names = {row[0]: row[1] for row in keeper.ledger.rows("SELECT id, name FROM versions")}
     active = {version.id for version in tips(keeper.ledger).values()}
     needed = _depended_on(keeper.ledger, versions)
     return [
@@ -123,10 +124,11 @@ def _data(item: Mapping[str, Any]) -> dict[str, Any]:
             "examples": item.get("examples", 0), "kind": item.get("kind", "")}  # fmt: skip
 
 
-def tree_lines(versions: Sequence[Mapping[str, Any]], *, newest: int | None = None) -> list[str]:
+def tree_lines(versions: Sequence[Mapping[str, Any]], *, newest: int | None = None, total: int = 0) -> list[str]:
     """The tree of seed 002: each version under its parent, with the files it learnt on the way there.
 
-    `versions` is what `lineage` returns; `newest` keeps only so many, and those whose parent is left out say so.
+    `versions` is what `lineage` returns; `newest` keeps only so many, and those whose parent is left out say so. `total`:
+    how many there are, when older ones were left out before.
     Deeper than a dozen generations the indentation stands still and each version names its parent.
     """
     shown = list(versions)[-newest:] if newest else list(versions)
@@ -134,7 +136,8 @@ def tree_lines(versions: Sequence[Mapping[str, Any]], *, newest: int | None = No
     children: dict[str | None, list[Mapping[str, Any]]] = {}
     for item in shown:
         children.setdefault(item["parent"] if item["parent"] in names else None, []).append(item)
-    lines = [] if len(shown) == len(versions) else [f"({len(versions) - len(shown)} older versions: --all)"]
+    older = max(total, len(versions)) - len(shown)
+    lines = [f"({older} older versions: --all)"] if older else []
     # A stack and not recursion: a line of 50,000 versions is deeper than Python's own stack.
     waiting = [(item, 0) for item in reversed(children.get(None, []))]
     while waiting:

@@ -60,13 +60,12 @@ def recover(keeper: Keeper) -> list[str]:
     point("recover.swept")
     _recover_links(keeper)
     point("recover.linked")
-    if views.stale(keeper):
-        views.refresh(keeper)
-        done.append("views made again")
-    point("recover.viewed")
     if done:
         with keeper.ledger.transaction():
             keeper.ledger.event("home.recovered", "home", done=done)
+    # After the event, which is one more thing for the views to follow: the next start finds them current.
+    if views.outdated(keeper) and views.refresh(keeper):
+        done.append("views made again")
     return done
 
 
@@ -146,18 +145,26 @@ def _recover_numbers(keeper: Keeper) -> None:
 def _recover_seals(keeper: Keeper) -> list[str]:
     """Seal what was recorded and not yet sealed; the top folder is sealed last, so its mode tells for the whole."""
     seal, done = keeper.settings.storage.seal, []
-    for row in keeper.ledger.rows("SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')"):
-        folder = keeper.home.models / row[0]
-        if folder.is_dir() and (folder.stat().st_mode & 0o222 or (seal == IMMUTABLE and not is_immutable(folder))):
-            seal_folder(folder, seal)
-            done.append(f"{folder.name} sealed")
-    for row in keeper.ledger.rows("SELECT id FROM indexes"):
-        folder = keeper.home.indexes / index_name(row[0])
-        if folder.is_dir() and folder.stat().st_mode & 0o222:
-            seal_tree(folder)
-            done.append(f"{folder.name} sealed")
+    known = {row[0] for row in keeper.ledger.rows("SELECT name FROM versions WHERE state IN ('sealed', 'quarantined')")}
+    # One look at each folder's entries, and none at ten thousand versions one by one.
+    for entry in _folders_in(keeper.home.models, known):
+        if entry.stat().st_mode & 0o222 or (seal == IMMUTABLE and not is_immutable(entry.path)):
+            seal_folder(entry.path, seal)
+            done.append(f"{entry.name} sealed")
+    indexes = {index_name(row[0]) for row in keeper.ledger.rows("SELECT id FROM indexes")}
+    for entry in _folders_in(keeper.home.indexes, indexes):
+        if entry.stat().st_mode & 0o222:
+            seal_tree(entry.path)
+            done.append(f"{entry.name} sealed")
     shut_shelf(keeper.home.models)
     return done
+
+
+def _folders_in(place: Path, names: set[str]) -> list[os.DirEntry[str]]:
+    """The entries of a folder that are folders with one of these names, sorted."""
+    with os.scandir(place) as entries:
+        return sorted((entry for entry in entries if entry.name in names and entry.is_dir(follow_symlinks=False)),
+                      key=lambda entry: entry.name)  # fmt: skip
 
 
 def _sweep_staging(keeper: Keeper) -> list[str]:
@@ -168,10 +175,10 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
         for folder in (home.state, home.models, home.data, home.indexes, home.docs, home.configs, home.rejected,
                        home.duplicates):  # fmt: skip
             done += [f"cleared {folder.name}/{name}" for name in clear_temporaries(folder)]
-    alive = {keeper.home.staging_of(job.id).name for job in jobs_in(keeper.ledger)
-             if job.state not in ("done", "cancelled", "quarantined")}  # fmt: skip
+    alive = {keeper.home.staging_of(row[0]).name for row in keeper.ledger.rows(
+        "SELECT id FROM jobs WHERE state NOT IN ('done', 'cancelled', 'quarantined')")}  # fmt: skip
     for path in sorted(keeper.home.staging.iterdir()):
-        if path.name not in alive and _job_is_over(keeper, path.name):
+        if path.name not in alive and (_job_is_over(keeper, path.name) or _remake_is_over(path.name)):
             remove_tree(path)
             done.append(f"cleared {path.name}")
     open_folders = {f"drop-{row['id']:08d}" for row in open_drops(keeper.ledger)}
@@ -180,6 +187,12 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
             remove_tree(path)
             done.append(f"cleared {path.name}")
     return done
+
+
+def _remake_is_over(folder: str) -> bool:
+    """The scratch folder of a `verify --rebuild` (`remake-<version>-<pid>`) whose process was killed: copies and no more."""
+    process = folder.rpartition("-")[2]
+    return folder.startswith("remake-") and process.isdecimal() and not Path(f"/proc/{process}").exists()
 
 
 def _job_is_over(keeper: Keeper, folder: str) -> bool:

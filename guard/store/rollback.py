@@ -116,7 +116,7 @@ def _finish(keeper: Keeper, line: str, version: Version, reason: str) -> int | N
     parked = None
     with ledger.transaction():
         before = line_tip(ledger, line)
-        for job in jobs_in(ledger):
+        for job in jobs_in(ledger, "preparing", "training", "queued", "held"):
             if _started(job, line):
                 set_job(ledger, job.id, "parked", f"{line} was rolled back to {version.name} while it was under way")
                 parked = job.id if parked is None else parked

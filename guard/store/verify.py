@@ -24,6 +24,7 @@ from guard.store.lineage import descendants
 from guard.store.sums import problem_steps, unsealed
 from guard.store.trash import is_folder, trash_folder
 from guard.store.verify_data import check_datasets, check_indexes, check_originals
+from guard.store.verify_events import check_export
 from guard.store.verify_vault import check_backups
 from guard.store.versions import Version, all_versions, find_version, tips
 
@@ -172,12 +173,15 @@ def _check_ledger(keeper: Keeper, findings: Findings) -> None:
                 findings.add("ledger", name, "", f"SQLite: {row[0]}")
         for row in ledger.rows("PRAGMA foreign_key_check"):
             findings.add("ledger", name, "", f"a row of {row[0]} points at nothing")
-        for problem in ledger.broken_events():
+        for problem in [*ledger.broken_events(), *filter(None, [ledger.mark_problem()])]:
             findings.add("ledger", name, "", problem)
+        for table in ledger.changed_tables():
+            findings.add("ledger", name, table, f"rows of {table} are not what was written")
     except HeirloomError as error:
         findings.add("ledger", name, "", error.message)
         return
     _check_numbers(keeper, findings)
+    check_export(keeper, findings)
 
 
 def _check_numbers(keeper: Keeper, findings: Findings) -> None:

@@ -13,13 +13,17 @@ from typing import Any
 
 import orjson
 
-from guard.names import index_name
-from guard.store.files import StoredFile, get_file, original_hashes, trained_in
+from guard.durable import sha256_file
+from guard.names import index_name, parse_version_number
+from guard.store.birth import sums_text
+from guard.store.datasets import HEADS, recorded_heads
+from guard.store.files import StoredFile, get_file, original_hashes
 from guard.store.findings import Findings
 from guard.store.keeper import Keeper
+from guard.store.lineage import descendants
 from guard.store.sums import listed_problem_steps
 
-__all__ = ["check_datasets", "check_indexes", "check_originals"]
+__all__ = ["check_datasets", "check_indexes", "check_originals", "dataset_hashes", "read_metadata"]
 
 _SIDECARS = frozenset({"examples.fp", "record.json"})
 _FINGERPRINT_BYTES = 16
@@ -47,11 +51,28 @@ def _check_original(keeper: Keeper, findings: Findings, file: StoredFile) -> Non
     problems += _sidecar_problems(folder, file)
     for name, problem in problems:
         findings.add("original", file.name, name, f"{problem} (sha256 {file.sha256[:12]})",
-                     trained_in(keeper.ledger, file.sha256))  # fmt: skip
+                     _grown_from(keeper, file.sha256))  # fmt: skip
+
+
+def _grown_from(keeper: Keeper, sha256: str) -> list[str]:
+    """Every version that learnt from a file, itself or through an ancestor, ascending by id."""
+    ids = [row[0] for row in keeper.ledger.rows("SELECT DISTINCT version_id FROM learnt WHERE sha256 = ? AND count > 0 "
+                                                "ORDER BY version_id", (sha256,))]  # fmt: skip
+    names = {number: keeper.ledger.value("SELECT name FROM versions WHERE id = ?", (number,)) for number in ids}
+    below = {name for number in ids for name in descendants(keeper.ledger, number)} | set(names.values())
+    return sorted(below, key=lambda name: parse_version_number(name) or 0)
 
 
 def _sidecar_problems(folder: Path, file: StoredFile) -> list[tuple[str, str]]:
     problems = []
+    recorded = file.record.get("sidecars") or {}
+    for name, digest in recorded.items():
+        if not (folder / name).is_file():
+            problems.append((name, "is missing"))
+        elif sha256_file(folder / name) != digest:
+            problems.append((name, "its content changed"))
+    if problems:
+        return problems
     record = _read_json(folder / "record.json")
     if record is None:
         problems.append(("record.json", "is missing or cannot be read"))
@@ -76,21 +97,45 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def read_metadata(folder: Path) -> dict[str, Any] | None:
+    """A dataset's metadata; None when it is missing or no JSON object."""
+    return _read_json(folder / "dataset_metadata.json")
+
+
 def check_datasets(keeper: Keeper, findings: Findings) -> None:
     """Prepared shards against the hashes in their `dataset_metadata.json`. Derived: a damaged one can be made again."""
     folders = (path for path in keeper.home.shards.iterdir() if path.is_dir() and not path.name.startswith("."))
     for folder in sorted(folders):
         metadata = _read_json(folder / "dataset_metadata.json")
         if metadata is None:
-            findings.add("dataset", folder.name, "dataset_metadata.json", "is missing or cannot be read")
+            findings.add("dataset", folder.name, "dataset_metadata.json", "is missing or cannot be read",
+                         _trained_on(keeper, folder.name))  # fmt: skip
             continue
         wanted = dataset_hashes(metadata)
         findings.count_files(folder)
         present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
         steps = listed_problem_steps(folder, wanted, present - wanted.keys(), findings.picker(folder.name))
         problems = findings.run(steps)
+        problems += _head_problems(folder, recorded_heads(keeper, folder.name), wanted)
+        trained = _trained_on(keeper, folder.name) if problems else []
         for name, problem in problems:
-            findings.add("dataset", folder.name, name, problem)
+            findings.add("dataset", folder.name, name, problem, trained)
+
+
+def _head_problems(folder: Path, heads: Mapping[str, str], listed: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The two files that hold the hashes of all others, and what neither they nor we wrote."""
+    problems = [(name, "its content changed" if (folder / name).is_file() else "is missing") for name, digest in heads.items()
+                if not (folder / name).is_file() or sha256_file(folder / name) != digest]  # fmt: skip
+    if not heads:
+        return problems
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return problems + [(name, "does not belong there") for name in sorted(present - listed.keys() - set(HEADS))]
+
+
+def _trained_on(keeper: Keeper, dataset: str) -> list[str]:
+    """Versions whose training read a dataset: their weights are what they are, their rebuilding needs it sound."""
+    return [row[0] for row in keeper.ledger.rows(
+        "SELECT name FROM versions WHERE json_extract(record, '$.dataset.id') = ? ORDER BY id", (dataset,))]  # fmt: skip
 
 
 def dataset_hashes(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -118,8 +163,14 @@ def check_indexes(keeper: Keeper, findings: Findings) -> None:
         findings.count_files(folder)
         wanted = orjson.loads(row["record"]).get("files", {})
         problems = findings.run(listed_problem_steps(folder, wanted, {"SHA256SUMS"}, findings.picker(name)))
+        if (folder / "SHA256SUMS").is_file() and (folder / "SHA256SUMS").read_bytes() != sums_text(wanted).encode():
+            problems.append(("SHA256SUMS", "is not the one that was sealed"))
         for file, problem in problems:
             findings.add("index", name, file, problem)
+    known = {index_name(row["id"]) for row in keeper.ledger.rows("SELECT id FROM indexes")} | {"latest"}
+    for path in sorted(keeper.home.indexes.iterdir()):
+        if path.name not in known and not path.name.startswith("."):
+            findings.add("folder", f"index/{path.name}", "", "lies in data/index/ and the ledger knows no such index")
     active = [index_name(row["id"]) for row in rows if row["state"] == "active"]
     latest = keeper.home.indexes / "latest"
     target = os.readlink(latest) if latest.is_symlink() else None

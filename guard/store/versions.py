@@ -70,9 +70,10 @@ def _version(row: sqlite3.Row) -> Version:
     )  # fmt: skip
 
 
-def all_versions(ledger: Ledger) -> list[Version]:
-    """Every version ever sealed, ascending by id."""
-    return [_version(row) for row in ledger.rows("SELECT * FROM versions ORDER BY id")]
+def all_versions(ledger: Ledger, *, newest: int | None = None) -> list[Version]:
+    """Every version ever sealed, or the `newest` so many, ascending by id."""
+    rows = ledger.rows("SELECT * FROM versions ORDER BY id DESC LIMIT ?", (-1 if newest is None else newest,))
+    return [_version(row) for row in reversed(rows)]
 
 
 def version_by_id(ledger: Ledger, number: int) -> Version:
@@ -96,9 +97,14 @@ def find_version(ledger: Ledger, text: str) -> Version:
 
 def ancestors(ledger: Ledger, number: int) -> list[int]:
     """The version itself and everything it descends from, newest first."""
-    return [row[0] for row in ledger.rows(
-        "WITH RECURSIVE up(id) AS (SELECT ? UNION SELECT v.parent_id FROM versions v JOIN up ON v.id = up.id "
-        "WHERE v.parent_id IS NOT NULL) SELECT id FROM up ORDER BY id DESC", (number,))]  # fmt: skip
+    # The index holds both columns; following the rows themselves reads every version.json of the ancestry.
+    parents = {row[0]: row[1] for row in ledger.rows("SELECT id, parent_id FROM versions INDEXED BY versions_by_parent")}
+    found: dict[int, None] = {}
+    current: int | None = number
+    while current is not None and current not in found:
+        found[current] = None
+        current = parents.get(current)
+    return sorted(found, reverse=True)
 
 
 def dependants(ledger: Ledger, number: int) -> list[Version]:

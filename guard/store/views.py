@@ -22,11 +22,13 @@ from guard.failpoints import point
 from guard.seal import open_shelf
 from guard.store.files import trained_in
 from guard.store.keeper import Keeper
-from guard.store.versions import all_versions, dependants, tips
 
-__all__ = ["DurableStorage", "open_registry", "refresh", "render_manifest", "render_readme", "render_registry", "stale"]
+__all__ = [
+    "DurableStorage", "open_registry", "outdated", "refresh", "render_manifest", "render_readme", "render_registry", "stale",
+]  # fmt: skip
 
 _TABLE = "versions"
+_MARKUP = frozenset("|<>`")
 
 
 class DurableStorage(Storage):
@@ -58,24 +60,53 @@ def open_registry(path: Path) -> Table:
     return _Registry(path, storage=DurableStorage).table(_TABLE, cache_size=0)
 
 
+def _sealed_parts(keeper: Keeper) -> dict[int, dict[str, Any]]:
+    """What the views show of each version and what never changes: read once in the life of a process, by id.
+
+    A version.json has kilobytes, ten thousand of them a hundred megabytes: reading all at every birth took seconds.
+    """
+    known: dict[int, dict[str, Any]] = keeper.view_parts
+    after = max(known, default=0)
+    rows = keeper.ledger.rows("SELECT id, name, parent_id, line, created, record FROM versions WHERE id > ? ORDER BY id",
+                              (after,))  # fmt: skip
+    for row in rows:
+        record = orjson.loads(row["record"])
+        metrics = record.get("metrics", {})
+        known[row["id"]] = {
+            "name": row["name"], "parent_id": row["parent_id"], "line": row["line"], "created": row["created"],
+            "data": [{"file": item["file"], "hash": item["sha256"], "tokens": item["tokens"]} for item in record.get("data", [])],
+            "metrics": {"final_loss": metrics.get("final_loss"), "steps": metrics.get("steps")},
+            "learnt": ", ".join(_plain(item["file"]) for item in record.get("data", [])) or "nothing yet (base)",
+        }  # fmt: skip
+    return known
+
+
+def _states(keeper: Keeper) -> dict[int, str]:
+    return {row[0]: row[1] for row in keeper.ledger.rows("SELECT id, state FROM versions ORDER BY id")}
+
+
+def _active(keeper: Keeper) -> dict[int, str]:
+    """Version -> the line that it is the tip of."""
+    return {row[0]: row[1] for row in keeper.ledger.rows("SELECT tip_id, name FROM lines ORDER BY name")}
+
+
 def render_registry(keeper: Keeper) -> dict[str, dict[str, Any]]:
     """Every version that is in models/ or comes back from the vault by itself, in seed 002's shape."""
-    versions = [version for version in all_versions(keeper.ledger) if version.state not in ("trashed", "purged")]
-    names = {version.id: version.name for version in all_versions(keeper.ledger)}
-    active = {version.id for version in tips(keeper.ledger).values()}
+    parts, active = _sealed_parts(keeper), _active(keeper)
     registry = {}
-    for version in versions:
-        data = version.record.get("data", [])
-        metrics = version.record.get("metrics", {})
-        registry[version.name] = {
-            "name": version.name,
-            "parent": names.get(version.parent_id) if version.parent_id else None,
-            "training_data": [{"file": item["file"], "hash": item["sha256"], "tokens": item["tokens"]} for item in data],
-            "created": version.created,
-            "metrics": {"final_loss": metrics.get("final_loss"), "steps": metrics.get("steps")},
-            "active": version.id in active,
-            "line": version.line,
-            "state": version.state,
+    for number, state in _states(keeper).items():
+        if state in ("trashed", "purged"):
+            continue
+        part = parts[number]
+        registry[part["name"]] = {
+            "name": part["name"],
+            "parent": parts[part["parent_id"]]["name"] if part["parent_id"] else None,
+            "training_data": part["data"],
+            "created": part["created"],
+            "metrics": part["metrics"],
+            "active": number in active,
+            "line": part["line"],
+            "state": state,
         }
     return registry
 
@@ -99,7 +130,8 @@ def render_manifest(keeper: Keeper) -> dict[str, dict[str, Any]]:
             "trained_in": trained.get(row["sha256"], []), "kind": row["kind"], "description": row["description"],
             "status": _file_status(row["sha256"], trained, waiting, indexed),
         }
-        for row in ledger.rows("SELECT * FROM files ORDER BY first_seen, sha256")
+        for row in ledger.rows("SELECT sha256, name, kind, size_bytes, examples, tokens_approx, description, first_seen "
+                               "FROM files ORDER BY first_seen, sha256")
     }  # fmt: skip
 
 
@@ -130,7 +162,12 @@ def file_status(keeper: Keeper, sha256: str) -> str:
 
 def render_readme(keeper: Keeper) -> str:
     """`models/README.md`: what each folder is, what came from it, and how not to lose it."""
-    active = {version.id: line for line, version in tips(keeper.ledger).items()}
+    parts, active, states = _sealed_parts(keeper), _active(keeper), _states(keeper)
+    children: dict[int, list[int]] = {}
+    for row in keeper.ledger.rows("SELECT parent_id, id FROM versions WHERE parent_id IS NOT NULL "
+                                  "UNION SELECT input_id, version_id FROM version_inputs ORDER BY 1, 2"):  # fmt: skip
+        if states[row[1]] not in ("trashed", "purged"):
+            children.setdefault(row[0], []).append(row[1])
     lines = [
         "# The models of this Heirloom",
         "",
@@ -141,20 +178,20 @@ def render_readme(keeper: Keeper) -> str:
         "| version | from | learnt | state | what stands on it |",
         "|---|---|---|---|---|",
     ]
-    versions = all_versions(keeper.ledger)
-    names = {version.id: version.name for version in versions}
-    for version in versions:
-        learnt = ", ".join(_plain(item["file"]) for item in version.record.get("data", [])) or "nothing yet (base)"
-        state = f"ACTIVE on {active[version.id]}" if version.id in active else version.state
-        children = ", ".join(child.name for child in dependants(keeper.ledger, version.id)) or "-"
-        parent = names.get(version.parent_id, "-") if version.parent_id else "-"
-        lines.append(f"| {version.name} | {parent} | {learnt} | {state} | {children} |")
+    for number, state in states.items():
+        part = parts[number]
+        shown = f"ACTIVE on {active[number]}" if number in active else state
+        heirs = ", ".join(parts[child]["name"] for child in children.get(number, ())) or "-"
+        parent = parts[part["parent_id"]]["name"] if part["parent_id"] else "-"
+        lines.append(f"| {part['name']} | {parent} | {part['learnt']} | {shown} | {heirs} |")
     return "\n".join(lines) + "\n"
 
 
 def _plain(name: str) -> str:
     """A file name for a Markdown table: no pipes, no line breaks, no control characters."""
-    return "".join(char if char.isprintable() and char not in "|<>`" else "?" for char in name)
+    if name.isprintable() and not _MARKUP & set(name):
+        return name
+    return "".join(char if char.isprintable() and char not in _MARKUP else "?" for char in name)
 
 
 def _rendered(keeper: Keeper) -> dict[str, tuple[Path, bytes]]:
@@ -166,30 +203,59 @@ def _rendered(keeper: Keeper) -> dict[str, tuple[Path, bytes]]:
     }
 
 
-def refresh(keeper: Keeper) -> None:
-    """Make every view again from the ledger; unchanged ones are not rewritten."""
+def refresh(keeper: Keeper) -> bool:
+    """Make every view again from the ledger; unchanged ones are not rewritten. The event export is made durable too.
+
+    Returns whether any view was not what the ledger says.
+    """
+    keeper.ledger.sync_export()
     sequence = keeper.ledger.sequence()
-    notes = {}
+    notes, changed = {}, False
     for name, (path, data) in _rendered(keeper).items():
         point("view.rendered")
         if not path.exists() or path.read_bytes() != data:
+            changed = True
             with open_shelf(keeper.home.models):
                 if name == "registry":
-                    _write_registry(path, orjson.loads(data))
+                    _write_registry(path, data)
                 else:
                     write_bytes(path, data)
         point("view.written")
-        notes[name] = {"sequence": sequence, "sha256": sha256_bytes(data)}
+        notes[name] = {"sequence": sequence, "sha256": sha256_bytes(data), **_stamp(path)}
     write_json(keeper.home.state / "views.json", notes)
     point("view.noted")
+    return changed
 
 
-def _write_registry(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the whole registry through TinyDB's own door, in one durable write."""
-    documents = {name: dict(record) for name, record in records.items()}
-    DurableStorage(path).write({_TABLE: documents})
+def _stamp(path: Path) -> dict[str, int]:
+    facts = path.stat()
+    return {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+
+
+def outdated(keeper: Keeper) -> bool:
+    """Whether any view may not show what the ledger says, told in a moment: by the sequence it was made at, its size and
+    time. `stale` reads and compares; a home of 50,000 files cannot do that at every command.
+    """
+    try:
+        notes = orjson.loads((keeper.home.state / "views.json").read_bytes())
+        wanted, sequence = {"registry", "manifest", "readme"}, keeper.ledger.sequence()
+        return notes.keys() != wanted or any(
+            note["sequence"] != sequence or not _stamp(_path(keeper, name)).items() <= note.items()
+            for name, note in notes.items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return True
+
+
+def _path(keeper: Keeper, name: str) -> Path:
+    home = keeper.home
+    return {"registry": home.registry, "manifest": home.manifest, "readme": home.models / "README.md"}[name]
+
+
+def _write_registry(path: Path, data: bytes) -> None:
+    """Replace the registry in one durable write, and read it back through TinyDB's own door."""
+    write_bytes(path, data)
     table = open_registry(path)
-    assert len(table) == len(documents) and all(isinstance(item, Document) for item in table)
+    assert len(table) == len(orjson.loads(data)) and all(isinstance(item, Document) for item in table)
 
 
 def stale(keeper: Keeper) -> list[str]:

@@ -1,0 +1,296 @@
+"""The rows of a ledger that is made again: versions, what they learnt, lines, files, drops, jobs, indexes and marks.
+
+Folders say what cannot change, events what can; where both are silent the careful answer is taken and told. Everything
+is written inside the caller's one transaction. Not here: where the facts come from (`rebuild_facts.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from guard.bitmap import pack_bitmap
+from guard.clock import utc_text
+from guard.durable import rename_new
+from guard.home import Home
+from guard.names import index_name, parse_version_number
+from guard.store.jobs import add_job
+from guard.store.ledger import Ledger
+from guard.store.rebuild_facts import FoundFile, FoundVersion, rows_of
+from guard.store.rebuild_story import Story, job_state
+
+__all__ = ["Remains", "write_rows"]
+
+_OPEN = ("claiming", "claimed", "admitting", "returning")
+
+
+@dataclass
+class Remains:
+    """Everything that is left of a home, read from the disk."""
+
+    events: list[dict[str, Any]]
+    story: Story
+    versions: dict[int, FoundVersion]
+    files: list[FoundFile]
+    indexes: dict[int, dict[str, Any]]
+    elders: list[Path]
+
+    def __post_init__(self) -> None:
+        self.lost = self._lost_versions()
+
+    def _lost_versions(self) -> dict[int, dict[str, Any]]:
+        """Versions that were born and have no readable folder: their records from an older ledger, else by name only.
+
+        They stay in the lineage, so that `verify` names them and `restore` knows what to look for.
+        """
+        here = {version.name for version in self.versions.values()}
+        lost = {}
+        for name, birth in self.story.sealed.items():
+            number = parse_version_number(name)
+            if name not in here and number is not None and number not in self.versions:
+                lost[number] = self._elder_record(name) or {
+                    "name": name, "id": number, "parent": birth.get("parent"), "line": birth.get("line", "policy"),
+                    "created": birth["utc"], "data": [], "metrics": {}, "objective": "none",
+                    "gate": {"verdict": birth.get("gate", "unknown"), "reason": ""}}  # fmt: skip
+        return lost
+
+    def _elder_record(self, name: str) -> dict[str, Any] | None:
+        quoted = name.replace("'", "''")
+        for path in self.elders:
+            for row in rows_of(path, f"SELECT record FROM versions WHERE name = '{quoted}'"):
+                try:
+                    record = orjson.loads(row["record"])
+                except orjson.JSONDecodeError:
+                    continue
+                if record.get("name") == name:
+                    return record
+        return None
+
+    @functools.cached_property
+    def records(self) -> dict[int, dict[str, Any]]:
+        """version.json of every version, ascending by id."""
+        found = {number: version.record for number, version in self.versions.items()} | self.lost
+        return {number: found[number] for number in sorted(found)}
+
+    def state_of(self, number: int) -> str:
+        """`trashed` by where it lies; otherwise what the gate said."""
+        version, record = self.versions.get(number), self.records[number]
+        if version is not None and version.trashed:
+            return "trashed"
+        if version is None and self.story.states.get(record["name"]) in ("trashed", "archived", "purged"):
+            return self.story.states[record["name"]]
+        return "quarantined" if str((record.get("gate") or {}).get("verdict")) == "failed" else "sealed"
+
+
+    def lines(self) -> dict[str, tuple[str, str]]:
+        """Line -> (tip, since): as the events tell; a birth that no event knows, and lines of none, by lineage."""
+        records = self.records
+        sound = {record["name"]: record for number, record in records.items() if self.state_of(number) == "sealed"}
+        tips = {line: tip for line, tip in self.story.tips.items() if tip[0] in sound}
+        for name, record in sound.items():
+            line = str(record.get("line") or "policy")
+            # A line that no event tells of ends with its youngest version; on others only a birth that none tells of counts.
+            grown = record.get("parent") == tips[line][0] and name not in self.story.sealed if line in tips else True
+            if grown or line not in self.story.tips:
+                tips[line] = (name, tips[line][1] if line in tips else str(record.get("created", "")))
+        return tips
+
+    def notes(self) -> list[str]:
+        """What a person should know about the result, in sentences."""
+        told = [f"{record['name']} has no readable folder: it stays in the lineage, heirloom restore {record['name']}"
+                for record in self.lost.values() if record["name"]]  # fmt: skip
+        told += [f"{record['name']} does not say which examples of {item.get('file')} it learnt: all {item.get('examples')}"
+                 " are taken for learnt" for record in self.records.values() for item in record.get("data", [])
+                 if item.get("examples") and not item.get("bitmap")]  # fmt: skip
+        moved = {line: tip for line, tip in self.lines().items() if line in self.story.tips and self.story.tips[line] != tip}
+        return told + [f"the tip of {line} is taken to be {tip[0]}" for line, tip in moved.items()]
+
+
+def write_rows(ledger: Ledger, home: Home, remains: Remains) -> None:
+    """Write everything but the events, inside the current transaction."""
+    _write_marks(ledger, home, remains)
+    _write_files(ledger, remains)
+    _write_versions(ledger, remains)
+    _write_jobs(ledger, remains)
+    _write_drops(ledger, home, remains)
+    _write_indexes(ledger, home, remains)
+
+
+def _write_marks(ledger: Ledger, home: Home, remains: Remains) -> None:
+    for key, value in remains.story.marks.items():
+        ledger.set_meta(key, value)
+    ledger.set_meta("events_written", str(len(remains.events)))
+    ledger.set_meta("version_high_water", str(max([remains.story.highest, _noted(home), *remains.records])))
+    for folder in sorted(home.trash.iterdir()) if home.trash.is_dir() else ():
+        name = folder.name.split("~")[0]
+        guess = {"version": name, "was": "sealed", "why": _why(folder.name), "utc": utc_text(folder.stat().st_mtime)}
+        note = remains.story.trash.get(folder.name) or guess
+        if parse_version_number(name) is not None:
+            ledger.set_meta(f"trash:{folder.name}", orjson.dumps(note, option=orjson.OPT_SORT_KEYS).decode())
+
+
+def _why(folder: str) -> str:
+    return next((word for word in ("damaged", "unproven", "unfinished") if f"~{word}" in folder), "deleted")
+
+
+def _noted(home: Home) -> int:
+    try:
+        return int(home.high_water_file.read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _file_values(sha256: str, record: Mapping[str, Any], told: Mapping[str, Any], seen: str) -> tuple[object, ...]:
+    return (sha256, told.get("name") or record.get("name") or sha256[:12], record.get("kind") or told.get("kind") or "pretrain",
+            int(record.get("size_bytes") or 0), int(record.get("examples") or 0), int(record.get("tokens_approx") or 0),
+            str(told.get("description") or ""), told.get("utc") or seen, orjson.dumps(dict(record)).decode())  # fmt: skip
+
+
+def _write_files(ledger: Ledger, remains: Remains) -> None:
+    insert = ("INSERT INTO files (sha256, name, kind, size_bytes, examples, tokens_approx, description, first_seen, record) "
+              "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")  # fmt: skip
+    story, known = remains.story, set()
+    for file in remains.files:
+        told = story.files.get(file.sha256, {})
+        dropped_as = told.get("dropped_as") or file.record.get("dropped_as")
+        record = {**file.record, **({"dropped_as": dropped_as} if dropped_as else {}),
+                  **({"sidecars": told["sidecars"]} if told.get("sidecars") else {})}  # fmt: skip
+        ledger.run(insert, _file_values(file.sha256, record, told, utc_text(file.first_seen)))
+        known.add(file.sha256)
+    # What was learnt from stays known when its bytes are lost: `verify` names it, and a good drop replaces it.
+    for sha256, item in _learnt_from(remains).items():
+        if sha256 not in known:
+            told = story.files.get(sha256, {})
+            record = {"sha256": sha256, "name": item.get("file"), "kind": item.get("kind"), "stored_as": item.get("file")}
+            ledger.run(insert, _file_values(sha256, record, told, str(item.get("created", ""))))
+            known.add(sha256)
+    _write_current(ledger, remains, known)
+
+
+def _learnt_from(remains: Remains) -> dict[str, dict[str, Any]]:
+    return {item["sha256"]: {**item, "created": record.get("created", "")}
+            for record in remains.records.values() for item in record.get("data", [])}  # fmt: skip
+
+
+def _write_current(ledger: Ledger, remains: Remains, known: set[str]) -> None:
+    """The newest document of each path; where no event tells, the one that was admitted last."""
+    current = {path: sha256 for path, sha256 in remains.story.current.items() if sha256 in known}
+    if not remains.story.current:
+        rows = ledger.rows("SELECT sha256, name, record FROM files WHERE kind = 'docs' ORDER BY first_seen, sha256")
+        current = {orjson.loads(row["record"]).get("dropped_as", row["name"]): row["sha256"] for row in rows}
+    for path, sha256 in current.items():
+        ledger.run("UPDATE files SET current_doc = 1, record = json_set(record, '$.dropped_as', ?) WHERE sha256 = ?",
+                   (path, sha256))  # fmt: skip
+
+
+# --- versions ------------------------------------------------------------------------------------------------------
+
+
+def _write_versions(ledger: Ledger, remains: Remains) -> None:
+    numbers = {record["name"]: number for number, record in remains.records.items()}
+    for number, record in remains.records.items():
+        found, birth = remains.versions.get(number), remains.story.sealed.get(record["name"], {})
+        # The event's hash is the one that was sealed; a folder that is another one is damage, which `verify` names.
+        sums = str(birth.get("sums") or (found.sums_sha256 if found else ""))
+        metrics = record.get("metrics") or {}
+        ledger.run(
+            "INSERT INTO versions (id, name, parent_id, line, state, job_id, created, tokens, size_bytes, sums_sha256, record) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, record["name"], numbers.get(str(record.get("parent"))), str(record.get("line") or "policy"),
+             remains.state_of(number), birth.get("job"), record.get("created", ""), int(metrics.get("tokens") or 0),
+             found.size_bytes if found else 0, sums, orjson.dumps(record, option=orjson.OPT_SORT_KEYS).decode()))  # fmt: skip
+        for item in record.get("data", []):
+            _write_learnt(ledger, number, str(record.get("objective") or "pretrain"), item)
+    for number, record in remains.records.items():
+        for other in (item for item in record.get("inputs", []) if item["name"] in numbers):
+            ledger.run("INSERT INTO version_inputs VALUES (?, ?, ?)", (number, numbers[other["name"]], other["role"]))
+    for line, (tip, since) in remains.lines().items():
+        ledger.run("INSERT INTO lines VALUES (?, ?, ?)", (line, numbers[tip], since))
+
+
+def _write_learnt(ledger: Ledger, number: int, objective: str, item: Mapping[str, Any]) -> None:
+    bitmap = item.get("bitmap")
+    if not bitmap:
+        if not item.get("examples"):
+            return
+        # Fail closed: an example that may have been learnt is not trained a second time unasked.
+        count = int(ledger.value("SELECT examples FROM files WHERE sha256 = ?", (item["sha256"],)) or 0)
+        bitmap = pack_bitmap(range(count), count)
+    ledger.run("INSERT INTO learnt VALUES (?, ?, ?, ?, ?)",
+               (number, item["sha256"], objective, int(item.get("examples") or 0), bitmap))  # fmt: skip
+
+
+# --- jobs, drops, indexes --------------------------------------------------------------------------------------------
+
+
+def _known(ledger: Ledger, hashes: Iterable[str]) -> list[str]:
+    return [sha256 for sha256 in dict.fromkeys(hashes) if ledger.row("SELECT 1 FROM files WHERE sha256 = ?", (sha256,))]
+
+
+def _write_jobs(ledger: Ledger, remains: Remains) -> None:
+    born = {birth.get("job"): parse_version_number(name) for name, birth in remains.story.sealed.items()}
+    ids = set(remains.records)
+    for number, job in sorted(remains.story.jobs.items()):
+        state, reason = job_state(job, born=number in born)
+        base = job.get("base_id") if job.get("base_id") in ids else None
+        ledger.run(
+            "INSERT INTO jobs (id, kind, state, position, stage, line, base_id, slug, wanted_id, output_id, request, reason, "
+            "created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, job["kind"], state, -int(job.get("priority") or 0), job["stage"], job["line"], base,
+             job.get("slug") or "data", job.get("wanted_id"), born.get(number),
+             orjson.dumps(job.get("request") or {}).decode(), reason, job["created"], job["updated"]))  # fmt: skip
+        ledger.run_many("INSERT INTO job_files VALUES (?, ?, ?)",
+                        [(number, place, sha256) for place, sha256 in enumerate(_known(ledger, job["files"]))])  # fmt: skip
+
+
+def _write_drops(ledger: Ledger, home: Home, remains: Remains) -> None:
+    for number, drop in sorted(remains.story.drops.items()):
+        state, reason = _drop_state(ledger, home, number, drop)
+        source = bytes.fromhex(str(drop.get("source") or "")) or str(drop["name"]).encode()
+        ledger.run(
+            "INSERT INTO drops (id, name, source, origin, mode, state, forced_kind, options, sha256, reason, returned_to, "
+            "seen, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, drop["name"], source, str(drop.get("origin") or "inbox"), str(drop.get("mode") or "move"), state,
+             drop.get("forced_kind"), orjson.dumps(drop.get("options") or {}).decode(), drop.get("sha256"), reason,
+             drop.get("returned_to"), drop["seen"], drop["updated"]))  # fmt: skip
+
+
+def _drop_state(ledger: Ledger, home: Home, number: int, drop: Mapping[str, Any]) -> tuple[str, str]:
+    """A drop that was under way is read again from its claimed bytes, wherever a crash left them."""
+    state, reason = str(drop["state"]), str(drop["reason"])
+    if state not in _OPEN or (state == "claiming" and drop.get("source")):
+        return state, reason
+    folder = home.incoming / f"drop-{number:08d}"
+    content = folder / "content"
+    ready = [path for path in (folder / "store").iterdir() if path.name not in ("examples.fp", "record.json")] \
+        if (folder / "store").is_dir() else []  # fmt: skip
+    if not content.exists() and len(ready) == 1:
+        rename_new(ready[0], content)
+    if content.exists():
+        return "claimed", reason
+    if drop.get("sha256") and _known(ledger, [str(drop["sha256"])]):
+        return "registered", "the ledger was made again while it was admitted: drop it again to train it"
+    return ("rejected" if drop.get("returned_to") else "gone"), reason or "the ledger was made again meanwhile"
+
+
+def _write_indexes(ledger: Ledger, home: Home, remains: Remains) -> None:
+    latest = home.indexes / "latest"
+    wanted = [remains.story.index, latest.readlink().name if latest.is_symlink() else ""]
+    numbers = {index_name(number): number for number in remains.indexes}
+    active = next((numbers[name] for name in wanted if name in numbers), max(numbers.values(), default=0))
+    for number, record in sorted(remains.indexes.items()):
+        ledger.run("INSERT INTO indexes VALUES (?, ?, ?, ?)",
+                   (number, "active" if number == active else "kept",
+                    utc_text((home.indexes / index_name(number)).stat().st_mtime), orjson.dumps(record).decode()))  # fmt: skip
+    documents = ledger.value("SELECT count(*) FROM files WHERE current_doc = 1")
+    waiting = ledger.value("SELECT count(*) FROM jobs WHERE kind = 'index' AND state IN ('queued', 'held')")
+    if documents and not active and not waiting:
+        add_job(ledger, kind="index", stage="docs", line="docs", slug="index")
