@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk import Fault, crash_at, lie_about_fsync
+from disk import Disk, Fault, crash_at, lie_about_fsync
 from scenes import Birth, Scene, calls_of, cut_short, faulty, templates
 
 from daemon import publish, runner
-from guard import durable
+from guard import durable, failpoints
 from guard.durable import sha256_file
 from guard.store import birth, recovery
 from guard.store.jobs import Job, find_job
@@ -33,6 +33,17 @@ def template(shared_scratch: Path) -> Path:
 @pytest.fixture(scope="module")
 def calls(template: Path, shared_scratch: Path) -> list[str]:
     return calls_of(Birth, template, shared_scratch / "mutants-calls")
+
+
+@pytest.fixture(scope="module")
+def born_at(template: Path, shared_scratch: Path) -> int:
+    """The number of the first durable call after a birth was announced."""
+    scene = Birth(template, shared_scratch / "mutants-birth")
+    failpoints.arm("birth.intended", "crash")
+    with Disk(scene.root) as disk:
+        assert not scene.life()
+    failpoints.disarm()
+    return len(disk.calls) + 1
 
 
 def sync_only(wanted: Callable[[int], bool]) -> Callable[[int], None]:
@@ -97,33 +108,33 @@ def first_catch(template: Path, root: Path, faults: Iterable[Fault], play: Calla
     return []
 
 
-def hunt(mistake: str, template: Path, root: Path, calls: list[str]) -> list[str]:
-    """What the harness says, looking at every eighth call from the middle of the scene on."""
+def hunt(mistake: str, template: Path, root: Path, calls: list[str], born_at: int) -> list[str]:
+    """What the harness says, looking at every eighth call from the announced birth on."""
     if mistake == "fsync retried after failure":
         def play(*arguments: Any) -> list[str]:
             return faulty(*arguments, power=True)
         points = [number for number, name in enumerate(calls, 1) if name == "fsync file"]
         return first_catch(template, root, map(lie_about_fsync, points[::8]), play)  # fmt: skip
-    numbers = range(len(calls) // 3, len(calls), 8)
+    numbers = range(born_at, len(calls), 8)
     return first_catch(template, root, map(crash_at, numbers), cut_short)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_harness_catches_the_mistake(
-    mistake: str, template: Path, calls: list[str], scratch: Path, monkeypatch: pytest.MonkeyPatch
+    mistake: str, template: Path, calls: list[str], born_at: int, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         make_the_mistake(mistake, patch)
-        found = hunt(mistake, template, scratch / "home", calls)
+        found = hunt(mistake, template, scratch / "home", calls, born_at)
     assert found, f"nobody noticed: {mistake}"
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("hunted_as", ["no file fsync", "fsync retried after failure"])
 def test_the_same_hunt_finds_nothing_in_the_real_code(
-    hunted_as: str, template: Path, calls: list[str], scratch: Path
+    hunted_as: str, template: Path, calls: list[str], born_at: int, scratch: Path
 ) -> None:
-    assert hunt(hunted_as, template, scratch / "home", calls) == []
+    assert hunt(hunted_as, template, scratch / "home", calls, born_at) == []
 
 
 def test_a_scene_is_what_it_says(template: Path, scratch: Path) -> None:

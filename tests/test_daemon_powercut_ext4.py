@@ -9,6 +9,7 @@ and lived in once more. Root only: nobody else may mount. Half of the cuts have 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import pickle
@@ -27,6 +28,7 @@ from guard.store.ledger import Ledger
 
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), linux/fs/ext4/ext4.h
 NO_LOG_FLUSH = 2
+CLONE_NEWNS = 0x00020000  # linux/sched.h
 IMAGE_MIB = 48
 OPTIONS = ("commit=300,data=writeback,noauto_da_alloc", "defaults")
 KINDS: dict[str, type[Scene]] = {"journey": Journey, "care": Care}
@@ -50,12 +52,21 @@ def mounted(image: Path, place: Path, options: str) -> Iterator[Path]:
         _run("umount", place)
 
 
+def _mount_for_ourselves() -> None:
+    """Mounts made from here on are seen by nobody else and go with this process, even when it is killed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "mounts cannot be kept apart")
+    _run("mount", "--make-rprivate", "/")
+
+
 def why_not(folder: Path) -> str:
     """Why power cuts cannot be played here; "" when they can."""
     if os.geteuid() != 0:
         return "only root may mount"
     image, place = folder / "probe.img", folder / "probe"
     try:
+        _mount_for_ourselves()
         _run("truncate", "-s", "16M", image)
         _run("mkfs.ext4", "-q", "-F", image)
         with mounted(image, place, "defaults"):
