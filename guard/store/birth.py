@@ -28,6 +28,7 @@ from guard.errors import Damage
 from guard.failpoints import point
 from guard.store.jobs import Job, find_job, set_job
 from guard.store.keeper import Keeper
+from guard.store.sums import sums_text
 from guard.store.versions import line_tip
 from guard.store.views import refresh
 
@@ -49,11 +50,6 @@ def hash_folder(folder: Path, skip: tuple[str, ...] = ("SHA256SUMS",)) -> dict[s
             if relative not in skip:
                 found[relative] = sha256_file(path)
     return found
-
-
-def sums_text(hashes: Mapping[str, str]) -> str:
-    """The text of SHA256SUMS, as `sha256sum -c` reads it."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
 
 
 def version_readme(record: Mapping[str, Any]) -> str:

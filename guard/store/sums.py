@@ -27,6 +27,7 @@ __all__ = [
     "listed_problem_steps",
     "problem_steps",
     "read_sums",
+    "sums_text",
     "unsealed",
 ]
 
@@ -38,6 +39,11 @@ _Result = TypeVar("_Result")
 
 Problem = tuple[str, str]
 """A file by its name in the folder, and what is wrong with it."""
+
+
+def sums_text(hashes: Mapping[str, str]) -> str:
+    """The text of SHA256SUMS, as `sha256sum -c` reads it."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
 
 
 def read_sums(folder: Path) -> dict[str, str]:
