@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from toy import SETTINGS, Toy, chat_of, text_of
 
-from daemon.planning import check_base
+from daemon.facts import check_base
 from guard import durable
 from guard.clock import ManualClock
 from guard.errors import Damage, HeirloomError

@@ -31,7 +31,7 @@ from guard.seal import open_shelf, open_top, seal_folder
 from guard.steps import Steps, drain
 from guard.store.jobs import Job, find_job, set_job
 from guard.store.keeper import Keeper
-from guard.store.sums import hash_steps
+from guard.store.sums import hash_steps, sums_text
 from guard.store.versions import line_tip
 from guard.store.views import refresh
 
@@ -58,11 +58,6 @@ def hash_folder_steps(folder: Path, skip: tuple[str, ...] = ("SHA256SUMS",)) -> 
             if relative not in skip:
                 found[relative] = yield from hash_steps(path)
     return found
-
-
-def sums_text(hashes: Mapping[str, str]) -> str:
-    """The text of SHA256SUMS, as `sha256sum -c` reads it."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
 
 
 def version_readme(record: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "problem_steps",
     "read_sums",
     "sums_problem",
+    "sums_text",
     "unsealed",
 ]
 
@@ -39,6 +40,11 @@ _Result = TypeVar("_Result")
 
 Problem = tuple[str, str]
 """A file by its name in the folder, and what is wrong with it."""
+
+
+def sums_text(hashes: Mapping[str, str]) -> str:
+    """The text of SHA256SUMS, as `sha256sum -c` reads it."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -15,13 +15,12 @@ import orjson
 
 from guard.durable import sha256_file
 from guard.names import index_name, parse_version_number
-from guard.store.birth import sums_text
 from guard.store.datasets import HEADS, recorded_heads
 from guard.store.files import StoredFile, get_file, original_hashes
 from guard.store.findings import Findings
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
-from guard.store.sums import listed_problem_steps
+from guard.store.sums import listed_problem_steps, sums_text
 
 __all__ = ["check_datasets", "check_indexes", "check_originals", "dataset_hashes", "read_metadata"]
 
