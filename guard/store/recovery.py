@@ -66,6 +66,7 @@ def recover(keeper: Keeper) -> list[str]:
     # After the event, which is one more thing for the views to follow: the next start finds them current.
     if views.outdated(keeper) and views.refresh(keeper):
         done.append("views made again")
+    point("recover.viewed")
     return done
 
 
