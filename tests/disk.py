@@ -373,6 +373,9 @@ class Disk:
         real = self._real["close"]
 
         def close(ledger: Ledger) -> None:
+            if self.dead:
+                ledger._db.close()  # a dead process says no goodbye
+                return
             real(ledger)
             if not self.real and not self.dead and self._ours(ledger.path):
                 self._keep_ledger(ledger.path)

@@ -136,11 +136,14 @@ class Scene:
         try:
             self.begin()
             self.play()
+            alive = True
         except Crash:
-            return False
-        finally:
+            alive = False
+        try:
             self.die()
-        return True
+        except Crash:  # closing the ledger writes, too
+            return False
+        return alive
 
     def patient_life(self, mend: Callable[[], None]) -> list[str]:
         """One life in which the disk may refuse; `mend` ends the fault. Returns what went wrong with the very life."""

@@ -15,7 +15,7 @@ from toy import Toy, chat_of, text_of
 
 from daemon.control import ControlServer
 from daemon.control import ask as ask_socket
-from daemon.operations import perform
+from daemon.operations import begin, perform
 from daemon.story import tell_story
 from guard import durable, failpoints
 from guard.durable import remove_tree, sha256_file
@@ -257,7 +257,7 @@ def test_the_lineage_shows_both_lines(toy: Toy) -> None:
 
 
 def test_a_rollback_over_the_socket_snapshots_and_parks_what_runs(toy: Toy, tmp_path: Path) -> None:
-    control = ControlServer(tmp_path / "s", toy.reactor, lambda request: perform(toy.engine, request["operation"],
+    control = ControlServer(tmp_path / "s", toy.reactor, lambda request: begin(toy.engine, request["operation"],
                                                                                  request["arguments"]))  # fmt: skip
     toy.drop("e.jsonl", chat_of(30, 900))
     for _turn in range(60):
@@ -273,6 +273,7 @@ def test_a_rollback_over_the_socket_snapshots_and_parks_what_runs(toy: Toy, tmp_
     client = threading.Thread(target=lambda: answers.append(ask_socket(tmp_path / "s", question)))
     client.start()
     while client.is_alive():
+        control.tick()
         toy.reactor.poll(0.05)
     client.join()
     control.close()

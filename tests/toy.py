@@ -168,8 +168,10 @@ class Toy:
 
     def die(self) -> None:
         """End a life without any goodbye."""
-        self.keeper.ledger.close()
-        self.reactor.close()
+        try:
+            self.keeper.ledger.close()
+        finally:
+            self.reactor.close()
 
     def again(self) -> Toy:
         self.die()
