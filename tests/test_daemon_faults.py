@@ -51,7 +51,7 @@ def test_what_the_disk_refuses_is_done_when_it_no_longer_does(
     name: str, fault: str, share: int, homes_to_begin: dict[type[Scene], Path], calls: dict[str, list[str]], scratch: Path
 ) -> None:
     points = points_for(fault, calls[name])
-    number = points[len(points) * (2 * list(FAULTS).index(fault) + 5 * share + 1) // 16]
+    number = points[len(points) * (2 * list(FAULTS).index(fault) + 5 * share + 1) // 18]
     assert struck(name, fault, number, homes_to_begin[KINDS[name]], scratch / "home") == []
 
 

@@ -160,6 +160,9 @@ def many_backups(point: str, begin_from: Template, root: Path) -> None:
     failpoints.disarm()
     scene.die()
     scene.begin()
+    assert verify(scene.keeper, everything=True, backup=True).ok
+    with scene.keeper.ledger.transaction():
+        scene.keeper.ledger.event("test.told", "the last")
     run_backup(scene.keeper)
     assert len(list((root / "backups" / "ledger").glob("ledger-*.db"))) == 5
     assert verify(scene.keeper, everything=True, backup=True).ok

@@ -67,11 +67,13 @@ def _prune_ledgers(run: BackupRun, newest: Path) -> None:
     copies = sorted((path for path in folder.iterdir() if re.fullmatch(LEDGER_NAME, path.name)),
                     key=lambda path: int(path.stem.removeprefix("ledger-")))  # fmt: skip
     old = [path for path in copies[:-KEPT_LEDGERS] if path != newest]
+    if not old:
+        return
+    # The rows go first: a copy that no row vouches for is pruned by the next backup, a row without its copy is damage.
+    with run.keeper.ledger.transaction():
+        run.keeper.ledger.run_many("DELETE FROM backups WHERE what = 'ledger' AND name = ? AND vault = ?",
+                                   [(path.name, str(run.vault)) for path in old])  # fmt: skip
+    point("ledger_backup.pruned")
     for path in old:
         path.unlink()
-    if old:
-        fsync_dir(folder)
-        point("ledger_backup.pruned")
-        with run.keeper.ledger.transaction():
-            run.keeper.ledger.run_many("DELETE FROM backups WHERE what = 'ledger' AND name = ? AND vault = ?",
-                                       [(path.name, str(run.vault)) for path in old])  # fmt: skip
+    fsync_dir(folder)
