@@ -125,7 +125,8 @@ def answers_at_scale(runs: int) -> list[Figure]:
             command = [sys.executable, "-m", "daemon.cli.main", "--home", str(root), *words]
 
             def ask(command: list[str] = command) -> None:
-                subprocess.run(command, check=True, capture_output=True, env=environment)
+                answer = subprocess.run(command, check=True, capture_output=True, env=environment)
+                assert answer.stdout, f"{' '.join(command)} said nothing"
 
             def python() -> None:
                 subprocess.run([sys.executable, "-c", "pass"], check=True)

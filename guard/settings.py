@@ -24,7 +24,7 @@ PREFIX = "HEIRLOOM_"
 _NOT_SETTINGS = {"HEIRLOOM_HOME", "HEIRLOOM_FAILPOINT", "HEIRLOOM_ACTOR"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InboxSettings:
     settle_seconds: float = 5.0
     """A file is taken when nothing about it changed for this long."""
@@ -32,7 +32,7 @@ class InboxSettings:
     """The whole inbox is looked through this often, whatever the file system reported."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IntakeSettings:
     max_bad_rows: float = 0.001
     """Share of rows that cannot be parsed above which the whole file is rejected."""
@@ -44,13 +44,13 @@ class IntakeSettings:
     """A child that reads a dropped file is ended above this resident size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiskSettings:
     reserve_gb: float = 50.0
     """Free space that no job may eat into."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingSettings:
     snapshot_seconds: float = 300.0
     """At most this much training is lost by a sudden death."""
@@ -70,19 +70,19 @@ class TrainingSettings:
     """Deaths of a training child without progress between them before the job fails."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReplaySettings:
     fraction: float = 0.10
     """Share of earlier data of the line mixed into a job, as a fraction of its new tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CoalesceSettings:
     after: int = 32
     """When so many files of a kind wait, what is queued is trained as one version."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BackupSettings:
     path: str = "backups"
     """The vault; a relative path is inside the home and does not protect against a lost disk."""
@@ -94,31 +94,31 @@ class BackupSettings:
     """A daemon proves this often that the vault alone brings the home back; 0: only when asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RetentionSettings:
     newest: int = 8
     """`retention` never proposes to archive the newest so many versions of a line."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GoalSettings:
     tokens: float = 1e12
     """How many tokens this model shall learn in its life."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WebSettings:
     port: int = 8741
     """Port of the local page."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StorageSettings:
     seal: str = "mode"
     """`mode`: sealed versions are read-only. `immutable`: also `chattr +i`, which binds root too; needs CAP_LINUX_IMMUTABLE."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ValidationSettings:
     fraction: float = 0.05
     """Share of examples held out for ever."""
@@ -126,13 +126,13 @@ class ValidationSettings:
     """Decides which examples are held out; taken over at `init`, random when empty, fixed afterwards."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScrubSettings:
     days: int = 30
     """A running daemon reads everything it keeps once in so many days, a share each day; 0: never."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IndexSettings:
     chunk_size: int = 800
     """Characters in one chunk of a document."""
@@ -140,7 +140,7 @@ class IndexSettings:
     """Characters that neighbouring chunks share."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Settings:
     """All settings of a home; sections are frozen too."""
 
@@ -246,11 +246,17 @@ def _flatten(tree: object, source: str, prefix: str = "") -> dict[str, object]:
 def _from_file(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
-    import yaml  # a home without a settings file need not pay for the import
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}", hint="mend the file or move it away") from error
+    if all(not line.strip() or line.lstrip().startswith("#") for line in text.splitlines()):
+        return {}  # as `init` writes it: nothing is set, and `heirloom status` need not pay for importing yaml
+    import yaml
 
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {error}", hint="mend the file or move it away") from error
     return {} if tree is None else _flatten(tree, str(path))
 

@@ -332,3 +332,8 @@ def test_an_ascii_terminal_and_a_closed_pipe_end_no_command(home: Path) -> None:
     with os.fdopen(writer, "w") as gone:
         done_quietly = _python(line, stdout=gone)
     assert (done_quietly.returncode, done_quietly.stderr) == (0, "")
+
+
+def test_the_module_is_the_command_too() -> None:
+    told = subprocess.run([sys.executable, "-m", "daemon.cli.main", "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout.startswith("heirloom ")

@@ -116,3 +116,7 @@ def _reader_left() -> int:
     """Whoever read our output has gone (`heirloom log | head`): no reason for noise."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

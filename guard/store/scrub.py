@@ -18,13 +18,14 @@ from guard.names import index_name
 from guard.store.datasets import recorded_heads
 from guard.store.files import SIDECARS, get_file, original_hashes
 from guard.store.keeper import Keeper
+from guard.store.standing import note_damage, standing_damage
 from guard.store.sums import Problem, listed_problem_steps, problem_steps
 from guard.store.verify_data import dataset_hashes, read_metadata
 from guard.store.versions import find_version
 
-__all__ = ["Unit", "scrub_due", "scrub_steps", "standing_damage"]
+__all__ = ["Unit", "scrub_due", "scrub_steps"]
 
-_CURSOR, _DAMAGE, _DAY = "scrub:cursor", "scrub:damage", "scrub:day"
+_CURSOR, _DAY = "scrub:cursor", "scrub:day"
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,6 @@ class Unit:
 def scrub_due(keeper: Keeper) -> bool:
     """Whether today's share (UTC) is still to be read. `scrub.days` 0 switches it off."""
     return keeper.settings.scrub.days > 0 and keeper.ledger.meta(_DAY) != keeper.clock.utc()[:10]
-
-
-def standing_damage(keeper: Keeper) -> dict[str, str]:
-    """What the scrub found and has not seen sound since: thing -> what is wrong with it."""
-    return orjson.loads(keeper.ledger.meta(_DAMAGE) or "{}")
 
 
 def _units(keeper: Keeper) -> list[Unit]:
@@ -117,7 +113,7 @@ def _note(keeper: Keeper, unit: Unit, problem: str) -> None:
         elif not problem and unit.key in standing:
             del standing[unit.key]
             ledger.event("scrub.mended", unit.key)
-        ledger.set_meta(_DAMAGE, orjson.dumps(standing, option=orjson.OPT_SORT_KEYS).decode())
+        note_damage(ledger, standing)
 
 
 def _gone(keeper: Keeper, unit: Unit) -> bool:
