@@ -26,6 +26,10 @@ from guard.store.keeper import Keeper, default_actor, open_reader, open_writer
 __all__ = ["call", "call_drill", "call_register", "drop_result", "local_engine", "run_until_done", "wait_for_drops"]
 
 LOCK_SECONDS = 5.0
+ANSWER_SECONDS = 120.0
+# These read and write whole models in one go; a daemon that ends meanwhile is noticed at once, by the broken line.
+LONG_OPERATIONS = {"restore", "purge", "retention.apply"}
+LONG_SECONDS = 24 * 3600.0
 POLL_SECONDS = 0.05
 FINAL_DROPS = ("admitted", "registered", "duplicate", "rejected", "gone")
 FINAL_JOBS = ("done", "held", "parked", "failed", "cancelled", "quarantined")
@@ -42,7 +46,8 @@ def _raise(answer: Mapping[str, Any]) -> None:
 def call(home: Home, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Do one changing operation through the daemon or under the lock. Raises what it raised, or Busy."""
     try:
-        answer = ask(home.socket, {"operation": operation, "arguments": dict(arguments), "actor": default_actor("cli")})
+        request = {"operation": operation, "arguments": dict(arguments), "actor": default_actor("cli")}
+        answer = ask(home.socket, request, LONG_SECONDS if operation in LONG_OPERATIONS else ANSWER_SECONDS)
     except DaemonNotRunning:
         with local_engine(home, operation) as engine:
             from daemon.operations import perform

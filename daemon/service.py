@@ -2,7 +2,7 @@
 
 Signal handlers set a flag and nothing else; timers (APScheduler) put names into a list and wake the loop; watchdog
 wakes it too. SIGTERM: the running child finishes its step and takes a snapshot, then exit 0. systemd's WATCHDOG is
-fed by finished rounds of the loop only. Not here: what a round does (`engine.py`).
+fed by finished rounds of the loop, and by each piece of what cannot be sliced. Not here: what a round does (`engine.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from guard.clock import SYSTEM_CLOCK
 from guard.errors import CheckFailed, HeirloomError, is_environment
 from guard.home import Home
 from guard.lock import home_lock
-from guard.steps import Steps
+from guard.steps import Steps, on_breath
 from guard.store import views
 from guard.store.jobs import RUNNING, counts
 from guard.store.keeper import Keeper, default_actor, open_writer
@@ -103,6 +103,7 @@ class Service:
         return EXIT_TROUBLED if self.once and troubled and not self.asked_to_stop else 0
 
     def _start(self) -> None:
+        on_breath(lambda: self.notifier.send("WATCHDOG=1"))
         for name, seconds in TIMERS.items():
             self._scheduler.add_job(self._tick, "interval", args=[name], seconds=seconds, misfire_grace_time=None,
                                     coalesce=True)  # fmt: skip
@@ -175,6 +176,7 @@ class Service:
         return self.once and self._idle_rounds > 2
 
     def _stop(self) -> None:
+        on_breath(None)
         self._scheduler.shutdown(wait=False)
         self.watcher.stop()
         self.control.close()

@@ -9,13 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias, TypeVar
 
-__all__ = ["SLICE_SECONDS", "Steps", "advance", "drain"]
+__all__ = ["SLICE_SECONDS", "Steps", "advance", "drain", "on_breath"]
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Any, None, T]
 """What it yields is of no matter here: nothing, bytes read, or what it is busy with."""
 
 SLICE_SECONDS = 0.05
+
+
+_breath: list[Callable[[], object]] = []
+
+
+def on_breath(act: Callable[[], object] | None) -> None:
+    """Have `act` called between the pieces of everything that is drained; None: no more.
+
+    For the daemon's watchdog: an act that cannot be sliced (a restore, a birth) still shows that it gets on.
+    """
+    _breath[:] = [] if act is None else [act]
 
 
 def drain(steps: Steps[T]) -> T:
@@ -26,6 +37,8 @@ def drain(steps: Steps[T]) -> T:
         except StopIteration as done:
             result: T = done.value
             return result
+        for act in _breath:
+            act()
 
 
 def advance(steps: Steps[T], clock: Callable[[], float], seconds: float = SLICE_SECONDS) -> tuple[bool, T | None]:
