@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: venv demo test test-all crash powercut mutants locks bench lint clean
+.PHONY: venv demo test test-all crash powercut mutants locks corruption vault keeping scale bench lint clean
 
 venv: $(VENV)/.made
 
@@ -38,6 +38,22 @@ mutants: venv
 
 locks: venv
 	$(BIN)/python -m pytest tests/test_guard_home_lock.py tests/test_guard_lock_holders.py
+
+corruption: venv
+	$(BIN)/python -m pytest tests/test_guard_corruption.py tests/test_guard_rebuild.py tests/test_guard_event_export.py \
+		tests/test_guard_scrub.py tests/test_guard_verify.py tests/test_guard_verify_data.py tests/test_daemon_remake.py
+
+vault: venv
+	$(BIN)/python -m pytest tests/test_guard_frames.py tests/test_guard_vault.py tests/test_guard_vault_frames.py \
+		tests/test_daemon_drill.py
+
+keeping: venv
+	$(BIN)/python -m pytest tests/test_guard_deletion.py tests/test_guard_trash.py tests/test_guard_purge.py \
+		tests/test_guard_retention.py tests/test_guard_seal.py tests/test_daemon_regrow.py tests/test_daemon_cli_keeping.py
+
+scale: venv
+	$(BIN)/python -m pytest tests/test_guard_scale.py
+	$(BIN)/python -m benchmarks.run --only scale
 
 bench: venv
 	$(BIN)/python -m benchmarks.run

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from daemon.control import ask
+from daemon.control import ask, is_listening
 from guard import errors
 from guard.clock import SYSTEM_CLOCK
 from guard.errors import Busy, CheckFailed, DaemonNotRunning, EnvironmentFault, HeirloomError
@@ -169,6 +169,8 @@ def call_drill(home: Home, into: str | None) -> dict[str, Any]:
             found = _drilled(keeper, answer["result"]["after"])
         if found is not None:
             return found
+        if not is_listening(home.socket):
+            raise Busy("the daemon ended before the drill did", hint="heirloom backup drill holds one without it")
         time.sleep(0.5)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from daemon.reactor import Reactor
 from guard.errors import Busy, DaemonNotRunning, EnvironmentFault, HeirloomError, UsageError, is_environment
-from guard.steps import Steps, advance
+from guard.steps import SLICE_SECONDS, Steps, advance
 
 __all__ = ["ControlServer", "ask", "is_listening"]
 
@@ -58,7 +58,8 @@ def _reply(client: socket.socket, answer: Mapping[str, Any] | None) -> None:
 
 
 class ControlServer:
-    """Answers one request per connection, one after the other: what takes long is worked on in `tick`, in slices."""
+    """Answers one request per connection. What takes long is worked on in `tick`, in slices and all in turn, so that a
+    `queue pause` does not wait for a backup."""
 
     def __init__(self, path: Path, reactor: Reactor, handle: Handler) -> None:
         self.path, self.reactor, self.handle = path, reactor, handle
@@ -121,18 +122,17 @@ class ControlServer:
         return bool(self._under_way)
 
     def tick(self) -> None:
-        """A slice of the oldest request; the answer when it is done. Somebody who went away ends nothing half done."""
-        if not self._under_way:
-            return
-        client, steps = self._under_way[0]
-        done, answer = advance(steps, time.monotonic)
-        if done:
-            assert answer is not None
-            self._under_way.popleft()
-            _reply(client, answer)
-            client.close()
-        else:
-            _reply(client, None)
+        """A slice of every request; the answer of those that are done. Somebody who went away ends nothing half done."""
+        for _ in range(len(self._under_way)):
+            client, steps = self._under_way.popleft()
+            done, answer = advance(steps, time.monotonic, SLICE_SECONDS / (1 + len(self._under_way)))
+            if done:
+                assert answer is not None
+                _reply(client, answer)
+                client.close()
+            else:
+                _reply(client, None)
+                self._under_way.append((client, steps))
 
     def _drop(self, number: int) -> None:
         client, _buffer = self._clients.pop(number)

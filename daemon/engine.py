@@ -67,7 +67,7 @@ class Engine:
             self.sweep(now)
         self.pool.tick(now)
         self.refresh_views(now)
-        self.drill.tick(calm=self.runner.current is None and self._backup is None)
+        self.drill.tick(calm=not self.runner.busy and self._backup is None and not self.backup_by_hand)
         if not self.drill.running:
             self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)
@@ -134,6 +134,11 @@ class Engine:
         if self._backup is not None:
             self._backup, self._backup_due = None, 0.0
         self.backup_by_hand = True
+
+    def end_backup_by_hand(self) -> None:
+        """It is done or failed. The automatic one looks once more, a little later: what it finds done costs nothing."""
+        self.backup_by_hand = False
+        self._backup_due = self.keeper.clock.monotonic() + RETRY_BACKUP_SECONDS
 
     def _back_up(self, now: float) -> None:
         if self.backup_by_hand:

@@ -19,7 +19,7 @@ from daemon.regrow import regrow
 from daemon.targets import Target, fork_recipe, recipe_for, resolve_base
 from daemon.training import train
 from guard.checks.preflight import preflight
-from guard.errors import CheckFailed, Duplicate, NotFound, UsageError
+from guard.errors import Busy, CheckFailed, Duplicate, NotFound, UsageError
 from guard.names import safe_name, slugify, split_output
 from guard.steps import Steps, drain
 from guard.store.admission import queue_index
@@ -104,12 +104,14 @@ def _retention_apply(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     if arguments.get("dry_run"):
         return plan_backup(engine.keeper)
+    if engine.backup_by_hand:
+        raise Busy("a backup is being made already", hint="heirloom backup status tells when it is done")
     engine.begin_backup_by_hand()  # two at once would take each other's staging away; this one copies what is missing
     try:
         report: dict[str, Any] = yield from backup_steps(engine.keeper)
         return report
     finally:
-        engine.backup_by_hand = False
+        engine.end_backup_by_hand()
 
 
 def _drill(engine: Engine, arguments: Arguments) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Service:
         self.control.tick()
         self._unless_held(now, lambda: self._publish(now))
         self.notifier.send("WATCHDOG=1")
-        self._idle_rounds = self._idle_rounds + 1 if self.engine.idle else 0
+        self._idle_rounds = self._idle_rounds + 1 if self.engine.idle and not self.control.busy else 0
         self.reactor.woken = False
         wait = 0.1 if self.asked_to_stop else self.engine.wait_seconds(self.keeper.clock.monotonic())
         wait = 0.0 if self.control.busy else wait
