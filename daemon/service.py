@@ -28,6 +28,7 @@ from guard.clock import SYSTEM_CLOCK
 from guard.errors import CheckFailed, HeirloomError, is_environment
 from guard.home import Home
 from guard.lock import home_lock
+from guard.seal import drop_ambient_rights
 from guard.steps import Steps, on_breath
 from guard.store import views
 from guard.store.jobs import RUNNING, counts
@@ -188,6 +189,7 @@ class Service:
 def run(home: Home, once: bool = False) -> int:
     """Run the daemon over a home. Raises Busy naming the holder, Damage for a home that is not whole."""
     home.check()
+    drop_ambient_rights()
     with home_lock(home, command="heirloom run --once" if once else "heirloom run", since=SYSTEM_CLOCK.utc()):
         keeper = open_writer(home, actor=default_actor("daemon"))
         try:

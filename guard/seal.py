@@ -12,6 +12,7 @@ Numbers of the ioctl: linux/fs.h (FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -26,6 +27,7 @@ from guard.errors import CheckFailed
 __all__ = [
     "IMMUTABLE",
     "close_top",
+    "drop_ambient_rights",
     "erase_sealed",
     "is_immutable",
     "loosen",
@@ -40,6 +42,7 @@ __all__ = [
 
 IMMUTABLE = "immutable"
 _FLAG = 0x10
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _LONG = struct.calcsize("l")
 _GET = (2 << 30) | (_LONG << 16) | (ord("f") << 8) | 1
 _SET = (1 << 30) | (_LONG << 16) | (ord("f") << 8) | 2
@@ -114,6 +117,14 @@ def require_openable(folder: Path) -> None:
     """Can this process open the seal of that folder? Asked before an act begins. Raises CheckFailed."""
     if os.path.lexists(folder) and not folder.is_symlink() and is_immutable(folder):
         require_seal(IMMUTABLE, folder.parent)
+
+
+def drop_ambient_rights() -> None:
+    """Keep what this process may do from every program it starts: readers of dropped files need no right at all.
+
+    The right itself stays with the caller. Where the kernel knows no ambient rights there are none to drop.
+    """
+    ctypes.CDLL(None).prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 
 
 # --- a version's folder --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,3 +269,27 @@ def test_sealing_leaves_links_alone_and_may_be_repeated(tmp_path: Path) -> None:
     assert os.stat(outside).st_mode & 0o200 and os.stat(folder / "file").st_mode & 0o777 == 0o444
     os.chmod(folder, 0o755)
     shutil.rmtree(folder)
+
+
+def test_a_program_that_is_started_inherits_no_ambient_right() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give itself an ambient right to lose")
+    code = (
+        "import ctypes, subprocess, sys\n"
+        "from guard.seal import drop_ambient_rights\n"
+        "libc = ctypes.CDLL(None)\n"
+        "class Header(ctypes.Structure): _fields_ = [('version', ctypes.c_uint32), ('pid', ctypes.c_int)]\n"
+        "data, header = (ctypes.c_uint32 * 6)(), Header(0x20080522, 0)\n"
+        "libc.capget(ctypes.byref(header), data)\n"
+        "data[2] = data[1]\n"  # inheritable = permitted, which an ambient right needs
+        "assert libc.capset(ctypes.byref(header), data) == 0\n"
+        "assert libc.prctl(47, 2, 9, 0, 0) == 0\n"  # PR_CAP_AMBIENT_RAISE, CAP_LINUX_IMMUTABLE
+        "ambient = lambda: [line.split()[1] for line in open('/proc/self/status') if line.startswith('CapAmb')][0]\n"
+        "before = ambient()\n"
+        "drop_ambient_rights()\n"
+        "print(int(before, 16) >> 9 & 1, int(ambient(), 16))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if told.returncode:
+        pytest.skip(f"this root may not raise ambient rights: {told.stderr.strip().splitlines()[-1:]}")
+    assert told.stdout.split() == ["1", "0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -101,3 +102,16 @@ def test_packages_are_listed_and_tests_lie_flat() -> None:
 def test_no_swallowed_errors() -> None:
     for path in sources(*PACKAGES):
         assert not re.search(r"except[^\n]*:\s*\n?\s*pass\b", path.read_text("utf-8")), path
+
+
+def test_the_units_are_sound_in_the_eyes_of_systemd(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("systemd-analyze is not installed here")
+    for name, flags in (("heirloom.service", ["--man=no"]), ("heirloom-user.service", ["--man=no", "--user"])):
+        # The program it starts need not be installed where the tests run.
+        text = re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", (ROOT / "systemd" / name).read_text("utf-8"))
+        (tmp_path / name).write_text(re.sub(r"(?m)^(User|Group)=.*\n", "", text), "utf-8")
+        told = subprocess.run([tool, *flags, "verify", str(tmp_path / name)], capture_output=True, text=True, check=False)
+        complaints = [line for line in (told.stdout + told.stderr).splitlines() if name in line]
+        assert not complaints, complaints
