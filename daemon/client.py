@@ -26,7 +26,8 @@ from guard.store.keeper import Keeper, default_actor, open_reader, open_writer
 __all__ = ["call", "call_drill", "call_register", "drop_result", "local_engine", "run_until_done", "wait_for_drops"]
 
 LOCK_SECONDS = 5.0
-ANSWER_SECONDS = 120.0
+# A daemon at work sends a sign of life in every round; one that is silent for so long was stopped, or hangs.
+ANSWER_SECONDS = 45.0
 # These read and write whole models in one go; a daemon that ends meanwhile is noticed at once, by the broken line.
 LONG_OPERATIONS = {"restore", "purge", "retention.apply"}
 LONG_SECONDS = 24 * 3600.0

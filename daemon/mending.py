@@ -11,7 +11,9 @@ from daemon.client import LOCK_SECONDS
 from guard.clock import SYSTEM_CLOCK, Clock
 from guard.home import Home
 from guard.lock import home_lock
+from guard.settings import load_settings
 from guard.store.keeper import default_actor, open_writer
+from guard.store.missing import bring_originals_back, make_folders, missing_folders
 from guard.store.rebuild import rebuild
 from guard.store.recovery import recover
 
@@ -26,7 +28,12 @@ def rebuild_home(home: Home, *, dry_run: bool, clock: Clock = SYSTEM_CLOCK) -> d
     home.store_id()
     actor = default_actor("doctor")
     with home_lock(home, command="heirloom doctor --rebuild", since=clock.utc(), timeout=LOCK_SECONDS):
+        if dry_run and (gone := missing_folders(home)):
+            told = [f"{folder.relative_to(home.root)} is missing and would be made again" for folder in gone]
+            return {"rebuilt": False, "problem": "folders are missing", "notes": told, "recovered": []}
+        notes = _bring_back(home) if not dry_run else []
         result = rebuild(home, clock=clock, actor=actor, dry_run=dry_run)
+        result["notes"] = [*notes, *result.get("notes", [])]
         if dry_run:
             return {**result, "recovered": []}
         keeper = open_writer(home, actor=actor, clock=clock)
@@ -34,3 +41,15 @@ def rebuild_home(home: Home, *, dry_run: bool, clock: Clock = SYSTEM_CLOCK) -> d
             return {**result, "recovered": recover(keeper)}
         finally:
             keeper.ledger.close()
+
+
+def _bring_back(home: Home) -> list[str]:
+    """Make what vanished of the home's folders, and fetch originals that only the vault holds; in sentences."""
+    made = make_folders(home)
+    if not made:
+        return []
+    brought, damaged = bring_originals_back(home, home.vault(load_settings(home.root).backup.path))
+    told = [f"{name} was missing and was made again" for name in made]
+    told += [f"{len(brought)} originals came back from the vault"] if brought else []
+    told += [f"the vault's copy of {sha256[:12]} is damaged and stayed there: heirloom verify --backup" for sha256 in damaged]
+    return [*told, "versions that are missing: heirloom restore VERSION"] if "models" in made else told

@@ -144,12 +144,12 @@ class Home:
     def check(self) -> None:
         """Refuse a home whose parts have vanished. Raises Damage naming what is missing (law 9)."""
         self.store_id()
-        missing = [path for path in (self.ledger, self.models, self.data) if not path.exists()]
+        missing = [path for path in (self.ledger, self.models, self.data, self.files) if not path.exists()]
         if missing:
             raise Damage(
                 f"{', '.join(str(path.relative_to(self.root)) for path in missing)} missing in {self.root}",
                 subject=str(self.root),
-                hint="is a disk not mounted? bring it back. A lost ledger is made again by: heirloom doctor --rebuild",
+                hint="is a disk not mounted? bring it back. What is lost for good: heirloom doctor --rebuild",
             )
 
     def free_bytes(self) -> int:

@@ -233,7 +233,7 @@ def test_parts_that_do_not_fit_are_refused_on_opening(tmp_path: Path, documents:
 
     def refused(match: str) -> None:
         with pytest.raises(Damage, match=match) as caught:
-            open_index(folder)
+            open_index(folder, hashed=False)
         assert caught.value.hint.startswith("heirloom index build")
         for path, data in whole.items():
             path.write_bytes(data)
@@ -272,7 +272,17 @@ def test_a_broken_line_is_damage_and_not_a_crash(tmp_path: Path, documents: list
     build_index(documents[1:], tmp_path / "v1")
     (tmp_path / "v1" / "meta.jsonl").write_bytes(b'{"text": "x"}\n')
     with pytest.raises(Damage, match="line 1"):
-        open_index(tmp_path / "v1").row(0)
+        open_index(tmp_path / "v1", hashed=False).row(0)
+
+
+@pytest.mark.parametrize("name", ["meta.jsonl", "embeddings.npy"])
+def test_one_changed_byte_is_never_searched(tmp_path: Path, documents: list[Document], name: str) -> None:
+    build_index(documents, tmp_path / "v1")
+    data = bytearray((tmp_path / "v1" / name).read_bytes())
+    data[-20] ^= 1
+    (tmp_path / "v1" / name).write_bytes(data)
+    with pytest.raises(Damage, match=f"{name} its content changed"):
+        open_index(tmp_path / "v1")
 
 
 # --- a folder of documents ---------------------------------------------------------------------------------------

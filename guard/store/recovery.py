@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from guard import durable
-from guard.durable import clear_temporaries, remove_tree, replace_link, seal_tree, write_text
+from guard.durable import clear_temporaries, make_dir, remove_tree, replace_link, seal_tree, write_text
 from guard.errors import EnvironmentFault, HeirloomError, is_environment
 from guard.failpoints import point
 from guard.names import index_name
@@ -45,7 +45,7 @@ def recover(keeper: Keeper) -> list[str]:
     """
     _sync_home(keeper)
     point("recover.synced")
-    done: list[str] = []
+    done: list[str] = _make_work_folders(keeper)
     done += _recover_drops(keeper)
     point("recover.drops")
     done += _recover_jobs(keeper)
@@ -84,6 +84,17 @@ def _sync_home(keeper: Keeper) -> None:
     except OSError as error:
         raise EnvironmentFault(f"the disk of {home.root} cannot be synced: {error.strerror}", subject=str(home.root),
                                cause=error, hint="check the disk (dmesg); nothing was changed") from error  # fmt: skip
+
+
+def _make_work_folders(keeper: Keeper) -> list[str]:
+    """Folders that hold nothing but work and what is derived may be made again: nobody takes them for a lost disk."""
+    home, done = keeper.home, []
+    with open_shelf(home.models):
+        for folder in (home.staging, home.trash, home.incoming, home.shards, home.indexes, home.docs):
+            if not folder.exists():
+                make_dir(folder)
+                done.append(f"{folder.relative_to(home.root)} was missing and was made again")
+    return done
 
 
 def _recover_drops(keeper: Keeper) -> list[str]:

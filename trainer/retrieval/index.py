@@ -59,10 +59,11 @@ class Index:
         return row
 
 
-def open_index(folder: Path | str) -> Index:
-    """Open an index; its parts must fit each other. Content is not hashed here (`verify_index`).
+def open_index(folder: Path | str, *, hashed: bool = True) -> Index:
+    """Open an index that is what was written: every file is hashed, for a wrong letter in it makes no error.
 
-    Raises NotFound, Damage (unreadable, or parts that do not fit), CheckFailed (made by another version).
+    `hashed=False`: the caller has just done so. Raises NotFound, Damage (changed, unreadable, or parts that do not
+    fit), CheckFailed (made by another version).
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -77,6 +78,9 @@ def open_index(folder: Path | str) -> Index:
         raise CheckFailed(f"the index {folder.name} has format {schema}; this version reads {INDEX_SCHEMA}",
                           subject=str(folder), hint="heirloom index build")  # fmt: skip
     embedder = HashedNgramEmbedder.from_config(settings)
+    problems = folder_problems(folder, None) if hashed else []
+    if problems:
+        raise _damage(folder, f"{problems[0][0]} {problems[0][1]}".strip())
     embeddings = _map_embeddings(folder)
     meta, lines = _map_lines(folder)
     if embeddings.shape != expected or len(lines) - 1 != expected[0]:
@@ -91,7 +95,7 @@ def verify_index(folder: Path | str) -> list[Problem]:
     problems = folder_problems(folder, None)
     if not problems:
         try:
-            open_index(folder)
+            open_index(folder, hashed=False)
         except (Damage, CheckFailed, NotFound) as error:
             problems = [("", error.message)]
     return problems

@@ -40,7 +40,7 @@ def earlier_rows(folder: Path | str | None, embedder: HashedNgramEmbedder) -> Ea
         problems = verify_index(folder)
         if problems:
             return EarlierRows(note="the previous index was left aside: " + " ".join(problems[0]).strip())
-        index = open_index(folder)
+        index = open_index(folder, hashed=False)
         if index.embedder.content_hash != embedder.content_hash:
             return EarlierRows(note="the previous index was left aside: it was embedded with other settings")
         return EarlierRows(index, {_digest(index.row(number)["text"]): number for number in range(len(index))})
