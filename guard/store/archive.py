@@ -23,7 +23,7 @@ from guard.store.findings import Findings
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
 from guard.store.lineage import needed_to_load
-from guard.store.trash import is_folder, move_sealed
+from guard.store.trash import is_folder, move_sealed, seal_top
 from guard.store.vault_state import check_vault, other_device
 from guard.store.verify_vault import check_backups
 from guard.store.versions import Version, find_version, tips
@@ -133,6 +133,8 @@ def _take_back(keeper: Keeper, intent: Mapping[str, Any], why: str) -> None:
     name = intent["version"]
     if os.path.lexists(_leaving(keeper, name)):
         move_sealed(keeper, _leaving(keeper, name), keeper.home.models / name)
+    else:
+        seal_top(keeper, keeper.home.models / name)  # a death may have come when it was open and not yet moved
     with keeper.ledger.transaction():
         clear_intent(keeper.ledger, "archive", name)
         keeper.ledger.event("archive.abandoned", name, why=why)
