@@ -11,6 +11,7 @@ Not here: which versions may go (`guard/checks/retention.py`), making copies (`v
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,10 +80,12 @@ def archive(keeper: Keeper, name: str) -> int:
     point("archive.intended")
     try:
         _finish(keeper, intent)
-    except OSError as error:
+    except (HeirloomError, OSError) as error:
         if find_version(keeper.ledger, name).state != "archived":
-            _take_back(keeper, intent, str(error))
-        if is_environment(error):
+            # The folder comes first and the ledger second: what a full disk keeps open, the next start closes.
+            with contextlib.suppress(HeirloomError, OSError):
+                _take_back(keeper, intent, str(error))
+        if isinstance(error, OSError) and is_environment(error):
             raise EnvironmentFault(f"{name} could not be archived: {error.strerror or error}", subject=name, cause=error,
                                    hint="try again; nothing was lost") from error  # fmt: skip
         raise

@@ -3,15 +3,17 @@
     backup read back and hashed now, or `--no-backup` and the full name typed -> intent -> renamed inside the trash
     -> one transaction (state "purged") -> erased -> views
 
-Before the rename an interrupted purge is taken back and the version lies whole in the trash; after it, the purge is
-finished. The number is never given again and the lineage goes on to show the version.
-Beside deleted versions the trash holds what a restore moved out of its way (damaged or unproven copies): they go the
-same way, and the version itself stays. Folders that no note speaks of are left alone.
+Before the rename a purge that a death interrupted is taken back and the version lies whole in the trash; after it, the
+purge is finished. One that an error interrupts is taken back until it is recorded. The number is never given again and
+the lineage goes on to show the version.
+Beside deleted versions the trash holds what a restore moved out of its way (damaged or unproven copies) and what an
+archiving left behind: they go the same way, and the version itself stays. Folders that no note speaks of are left alone.
 Not here: moving anything to the trash (`trash.py`), erasing what was archived (`archive.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
 from guard.store.lineage import needed_to_load
 from guard.store.sums import folder_problems
-from guard.store.trash import finish_deletes, is_folder, seal_top, trash_folder, trash_notes
+from guard.store.trash import finish_deletes, is_folder, move_sealed, seal_top, trash_folder, trash_notes
 from guard.store.versions import GONE, find_version
 from guard.store.views import refresh
 
@@ -169,10 +171,13 @@ def _erase_one(keeper: Keeper, intent: dict[str, Any]) -> None:
         open_top(source)
         rename_new(source, _erasing(keeper, intent))
         _finish(keeper, intent)
-    except OSError as error:
-        if not os.path.lexists(_erasing(keeper, intent)):
-            _take_back(keeper, intent, str(error))
-        if is_environment(error):
+    except (HeirloomError, OSError) as error:
+        if keeper.ledger.meta(f"trash:{intent['folder']}") is not None:
+            # The note goes before the first byte does, so the folder is whole. The ledger may refuse; the next start
+            # closes what is left open.
+            with contextlib.suppress(HeirloomError, OSError):
+                _take_back(keeper, intent, str(error))
+        if isinstance(error, OSError) and is_environment(error):
             name = intent["version"]
             raise EnvironmentFault(f"{name} could not be purged: {error.strerror or error}", subject=name, cause=error,
                                    hint="try again; the next start finishes it") from error  # fmt: skip
@@ -206,7 +211,11 @@ def _finish(keeper: Keeper, intent: Mapping[str, Any]) -> None:
 
 def _take_back(keeper: Keeper, intent: Mapping[str, Any], why: str) -> None:
     """Nothing was erased yet: the folder lies in the trash as before."""
-    seal_top(keeper, keeper.home.trash / intent["folder"])
+    place, moved = keeper.home.trash / intent["folder"], _erasing(keeper, intent)
+    if os.path.lexists(moved):
+        move_sealed(keeper, moved, place)
+    else:
+        seal_top(keeper, place)
     with keeper.ledger.transaction():
         clear_intent(keeper.ledger, "purge", intent["folder"])
         keeper.ledger.event("purge.abandoned", intent["version"], why=why)
@@ -217,14 +226,14 @@ def finish_purges(keeper: Keeper) -> list[str]:
     told = []
     for intent in open_intents(keeper.ledger, "purge"):
         begun = os.path.lexists(_erasing(keeper, intent)) or keeper.ledger.meta(f"trash:{intent['folder']}") is None
-        if not begun:
-            _take_back(keeper, intent, "it was interrupted before anything was erased")
-            told.append(f"purging {intent['version']} was taken back")
-            continue
         try:
+            if not begun:
+                _take_back(keeper, intent, "it was interrupted before anything was erased")
+                told.append(f"purging {intent['version']} was taken back")
+                continue
             _finish(keeper, intent)
         except (HeirloomError, OSError) as error:
-            # What is left is half a folder that counts as purged: it never keeps a home from starting.
+            # What is left is in the trash and verify names it: it never keeps a home from starting.
             told.append(f"purging {intent['version']} is left for later: {error}")
             continue
         told.append(f"{intent['version']} was purged")

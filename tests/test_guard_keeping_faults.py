@@ -1,0 +1,147 @@
+"""A ledger without room and a disk that refuses a move: archiving, purging and restoring leave each version in one place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from homes import add_version, clone, keeper_of, make_home, places_of
+
+from guard import durable, failpoints
+from guard.errors import EnvironmentFault
+from guard.store import ledger as ledger_module
+from guard.store import views
+from guard.store.archive import archive
+from guard.store.keeper import Keeper
+from guard.store.ledger import Ledger
+from guard.store.purge import purge
+from guard.store.recovery import recover
+from guard.store.restore import restore
+from guard.store.sums import folder_problems, unsealed
+from guard.store.trash import delete
+from guard.store.vault import run_backup
+from guard.store.verify import verify
+from guard.store.versions import find_version
+
+OLD, LEAF = "v002_step", "v004_leaf"
+
+
+@pytest.fixture(autouse=True)
+def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("faults") / "home"
+    keeper = make_home(root)
+    old = add_version(keeper, "step", add_version(keeper, "baseline"))
+    add_version(keeper, "step", old)
+    add_version(keeper, "leaf", old, tip=False)
+    views.refresh(keeper)
+    keeper.ledger.close()
+    return root
+
+
+@pytest.fixture
+def keeper(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
+    """A base, two children in a row and a leaf; the vault holds all and counts as another device."""
+    monkeypatch.setattr("guard.store.archive.other_device", lambda *_: True)
+    keeper = clone(template, tmp_path / "home")
+    run_backup(keeper)
+    yield keeper
+    failpoints.disarm()
+
+
+Full = Callable[[int, int], contextlib.AbstractContextManager[None]]
+
+
+@pytest.fixture
+def full_ledger(monkeypatch: pytest.MonkeyPatch) -> Full:
+    """`with full_ledger(first, last)`: these commits of the block, counted from 1, find no room, as SQLite says it."""
+    run = Ledger.run
+
+    @contextlib.contextmanager
+    def full(first: int, last: int) -> Iterator[None]:
+        count = 0
+
+        def refusing(self: Ledger, sql: str, values: tuple[object, ...] = ()) -> int:
+            nonlocal count
+            count += sql == "COMMIT"
+            if sql == "COMMIT" and first <= count <= last:
+                raise ledger_module._translate(sqlite3.OperationalError("database or disk is full"), self.path)
+            return run(self, sql, values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "run", refusing)
+            yield
+        assert count >= first, "the ledger was never full"
+
+    return full
+
+
+def sound(keeper: Keeper, name: str, place: Path) -> bool:
+    """Is the version whole and sealed at that place?"""
+    return not folder_problems(place, find_version(keeper.ledger, name).sums_sha256) and unsealed(place) == []
+
+
+def settled(keeper: Keeper) -> Keeper:
+    """The next process, recovered twice: nothing is open, nothing is hidden, and everything verifies."""
+    after = keeper_of(keeper.home.root)
+    recover(after)
+    assert recover(after) == []
+    assert after.ledger.rows("SELECT * FROM meta WHERE key LIKE 'intent:%'") == []
+    assert [path for path in after.home.trash.iterdir() if path.name.startswith(".")] == []
+    assert verify(after, everything=True, backup=True).ok
+    return after
+
+
+ONCE, FOR_LONG = (2, 2), (2, 99)  # the first commit writes the intent, the second records the outcome
+
+
+@pytest.mark.parametrize("span", [ONCE, FOR_LONG])
+def test_a_ledger_without_room_leaves_what_was_to_be_archived_in_models(
+    keeper: Keeper, full_ledger: Full, span: tuple[int, int]
+) -> None:
+    with full_ledger(*span), pytest.raises(EnvironmentFault, match="disk is full"):
+        archive(keeper, OLD)
+    assert places_of(keeper, OLD) == ["models"] and sound(keeper, OLD, keeper.home.models / OLD)
+    assert list(keeper.home.trash.iterdir()) == []
+    if span == ONCE:
+        assert verify(keeper, everything=True).ok  # and not only after a restart
+    after = settled(keeper)
+    archive(after, OLD)
+    assert find_version(after.ledger, OLD).state == "archived" and places_of(after, OLD) == []
+
+
+@pytest.mark.parametrize("span", [ONCE, FOR_LONG])
+def test_a_ledger_without_room_leaves_what_was_to_be_purged_in_the_trash(
+    keeper: Keeper, full_ledger: Full, span: tuple[int, int]
+) -> None:
+    delete(keeper, LEAF, force=True)
+    with full_ledger(*span), pytest.raises(EnvironmentFault, match="disk is full"):
+        purge(keeper, LEAF, yes=True)
+    assert places_of(keeper, LEAF) == [f"trash/{LEAF}"] and sound(keeper, LEAF, keeper.home.trash / LEAF)
+    if span == ONCE:
+        assert verify(keeper, everything=True).ok
+    after = settled(keeper)
+    assert restore(after, LEAF)["source"] == "trash" and verify(after, everything=True).ok
+
+
+def test_a_disk_that_refuses_the_move_leaves_what_was_to_be_archived_sealed(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_source: Path, _target: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "_rename_noreplace", refuse)
+        with pytest.raises(EnvironmentFault, match="could not be archived"):
+            archive(keeper, OLD)
+        assert sound(keeper, OLD, keeper.home.models / OLD)
+    assert verify(keeper, everything=True).ok and settled(keeper)
