@@ -23,7 +23,7 @@ from guard.store.purge import purge
 from guard.store.recovery import recover
 from guard.store.restore import restore
 from guard.store.sums import folder_problems, unsealed
-from guard.store.trash import delete
+from guard.store.trash import delete, trash_notes
 from guard.store.vault import run_backup
 from guard.store.verify import verify
 from guard.store.versions import find_version
@@ -131,6 +131,35 @@ def test_a_ledger_without_room_leaves_what_was_to_be_purged_in_the_trash(
         assert verify(keeper, everything=True).ok
     after = settled(keeper)
     assert restore(after, LEAF)["source"] == "trash" and verify(after, everything=True).ok
+
+
+@pytest.mark.parametrize("gone", ["archived", "purged", "trashed"])
+@pytest.mark.parametrize("span", [(1, 99), ONCE, FOR_LONG])
+def test_a_ledger_without_room_leaves_a_restore_in_one_place(
+    keeper: Keeper, full_ledger: Full, span: tuple[int, int], gone: str
+) -> None:
+    name = OLD if gone == "archived" else LEAF
+    if gone == "archived":
+        archive(keeper, name)
+    else:
+        delete(keeper, name, force=True)
+    if gone == "purged":
+        purge(keeper, name, yes=True)
+    before = places_of(keeper, name)
+    with full_ledger(*span), pytest.raises(EnvironmentFault, match="disk is full"):
+        restore(keeper, name)
+    assert len(places_of(keeper, name)) <= 1
+    after = keeper_of(keeper.home.root)
+    recover(after)
+    assert recover(after) == []
+    assert find_version(after.ledger, name).state in (gone, "sealed") and len(places_of(after, name)) <= 1
+    assert verify(after, everything=True, backup=True).ok
+    assert {path.name for path in after.home.trash.iterdir()} == set(trash_notes(after))  # nothing that nobody knows of
+    assert list(after.home.staging.iterdir()) == []
+    if find_version(after.ledger, name).state == gone:
+        assert places_of(after, name) == before
+        restore(after, name)
+    assert places_of(after, name) == ["models"] and sound(after, name, after.home.models / name)
 
 
 def test_a_disk_that_refuses_the_move_leaves_what_was_to_be_archived_sealed(
