@@ -297,3 +297,20 @@ def test_one_archiving_that_cannot_go_on_keeps_neither_a_home_from_starting_nor_
     recover(after)
     after = settled(after)
     assert places_of(after, OLD) == places_of(after, LEAF) == ["models"]
+
+
+def test_a_start_erases_nothing_while_the_vault_is_on_the_disk_of_the_models(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failpoints.arm("archive.recorded", "crash")
+    with pytest.raises(Crash):
+        archive(keeper, OLD)
+    failpoints.disarm()
+    leaving = keeper.home.trash / f".archiving-{OLD}"
+    with monkeypatch.context() as patch:
+        patch.setattr("guard.store.archive.other_device", lambda *_: False)
+        for _start in range(2):
+            assert any("left for later" in line and "same device" in line for line in recover(keeper_of(keeper.home.root)))
+            assert sound(keeper, OLD, leaving)
+    assert f"{OLD} was archived" in recover(keeper_of(keeper.home.root)) and not leaving.exists()
+    assert settled(keeper)

@@ -4,7 +4,7 @@
     -> one transaction (state "archived") -> the folder erased -> views
 
 Before the transaction an interrupted archiving is taken back; after it the rest of the folder is erased, but only
-once the copy was read back again. When the version came back by another way meanwhile, that
+once the copy, still on another device, was read back again. When the version came back by another way meanwhile, that
 rest stays in the trash with a note. An archived version stays in the lineage, locks what it stands on, and its children
 load alone, for they hold all their weights. Here too: is the copy of a version sound at this moment (`copy_problem`).
 Not here: which versions may go (`guard/checks/retention.py`), making copies (`vault.py`), restoring (`restore.py`).
@@ -182,7 +182,7 @@ def _end(keeper: Keeper, intent: Mapping[str, Any]) -> str:
     name = intent["version"]
     state, left = find_version(keeper.ledger, name).state, os.path.lexists(_leaving(keeper, name))
     if state == "archived":
-        problem = copy_problem(keeper, name) if left else ""
+        problem = _unsafe(keeper, name) if left else ""
         if problem:
             # Space is not worth it: what is left of the folder stays until its copy can be read again.
             return f"archiving {name} is left for later: {problem}"
@@ -192,6 +192,15 @@ def _end(keeper: Keeper, intent: Mapping[str, Any]) -> str:
         return _keep_leftover(keeper, intent)
     _take_back(keeper, intent, "it was interrupted before it was recorded")
     return f"archiving {name} was taken back"
+
+
+def _unsafe(keeper: Keeper, name: str) -> str:
+    """Why the rest of an archived version may not be erased now; "" when its copy is elsewhere and reads back."""
+    try:
+        require_apart(keeper)
+    except HeirloomError as error:
+        return error.message
+    return copy_problem(keeper, name)
 
 
 def finish_archives(keeper: Keeper) -> list[str]:
