@@ -15,6 +15,7 @@ from homes import add_version, clone, keeper_of, small_family
 
 from daemon.cli import main as cli
 from daemon.cli.keeping import parse_days, regrow_lines, retention_lines
+from daemon.cli.output import Console
 from guard.durable import remove_tree
 from guard.errors import UsageError
 from guard.seal import loosen
@@ -197,3 +198,43 @@ def test_words_for_an_empty_proposal() -> None:
     empty = {"versions": [], "archive": [], "bytes": 0, "problem": "no vault", "confirm": "archive 0 versions", "vault": "x"}
     assert retention_lines(empty)[0] == "Every version stays." and "no vault" in retention_lines(empty)[1]
     assert os.sep not in retention_lines(empty)[0]
+
+
+def test_what_ages_before_the_answer_is_not_erased(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process: while the question stands there, one more version comes into the trash."""
+    keeper = keeper_of(home)
+    late = add_version(keeper, "late", "v004_full_stack", tip=False)
+    views.refresh(keeper)
+    keeper.ledger.close()
+    run("backup run -q")
+    run("delete v005 --force")
+
+    def answer(_self: Console, _question: str) -> str:
+        run(f"delete {late} --force")
+        return "yes"
+
+    monkeypatch.setattr(Console, "ask", answer)
+    code, out, _err = run("purge --older-than 0d")
+    assert code == 0 and _state(home, LEAF) == "purged" and _state(home, late) == "trashed"
+    assert f"{late} stays: it was not in the list that was shown" in out
+
+
+def test_what_becomes_old_between_the_list_and_the_words_is_not_archived(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guard.store.archive.other_device", lambda *_: True)
+    made: list[str] = []
+
+    def answer(_self: Console, _question: str) -> str:
+        keeper = keeper_of(home)
+        made.append(add_version(keeper, "late", "v003_reasoning", tip=False, state="quarantined"))
+        views.refresh(keeper)
+        keeper.ledger.close()
+        run("backup run -q")
+        return "archive 1 versions"
+
+    run("backup run -q")
+    monkeypatch.setattr(Console, "ask", answer)
+    code, out, _err = run("retention apply --newest 0")
+    assert code == 0 and _state(home, LEAF) == "archived" and _state(home, made[0]) == "quarantined"
+    assert f"{made[0]} stays: it was not in the list that was shown" in out

@@ -267,3 +267,14 @@ def test_a_purge_does_not_free_what_it_stood_on(keeper: Keeper) -> None:
     remove_tree(keeper.home.root / "backups" / "versions" / "v003_reasoning")
     with pytest.raises(NotFound):
         restore(keeper, "v003")
+
+
+def test_only_what_was_shown_is_erased_and_the_rest_is_told(keeper: Keeper) -> None:
+    late = add_version(keeper, "late", "v004_full_stack", tip=False)
+    run_backup(keeper)
+    delete(keeper, late, force=True)
+    told = purge(keeper, older_than_days=0, yes=True, shown=[LEAF])
+    assert [item["folder"] for item in told["purged"]] == [LEAF] and [item["folder"] for item in told["unseen"]] == [late]
+    assert state(keeper) == "purged" and state(keeper, late) == "trashed" and places_of(keeper, late) == [f"trash/{late}"]
+    assert purge(keeper, older_than_days=0, yes=True, shown=[])["purged"] == []
+    assert verify(keeper, everything=True, backup=True).ok

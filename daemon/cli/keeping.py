@@ -64,7 +64,8 @@ def purge(
     elif confirm is None:
         caller.confirm_yes(yes=yes, hint="heirloom purge ... --yes")
         yes = True
-    done = caller.call("purge", {**request, "confirm": confirm, "yes": yes, "dry_run": False})
+    shown = [item["folder"] for item in found["purged"]]
+    done = caller.call("purge", {**request, "confirm": confirm, "yes": yes, "shown": shown, "dry_run": False})
     caller.console.emit(done)
     caller.console.note(*purge_lines(done, done=True))
 
@@ -87,13 +88,14 @@ def parse_days(text: str | None) -> float | None:
 def purge_lines(found: Mapping[str, Any], *, done: bool) -> list[str]:
     """What is erased, and what stays because it would be lost."""
     gone, kept = found["purged"], found["kept"]
-    if not gone and not kept:
+    if not gone and not kept and not found["unseen"]:
         return ["Nothing in the trash is that old."]
     lines = []
     if gone:
         word = "✅ Erased" if done else "Would erase for good"
         lines.append(f"{word}: {plural(len(gone), 'folder')} of the trash, {human_bytes(found['bytes'])}")
         lines += table([(item["folder"], item["why"], moment(item["since"]), human_bytes(item["bytes"])) for item in gone], "   ")
+    lines += [f"   {visible(item['folder'])} stays: it was not in the list that was shown" for item in found["unseen"]]
     for item in kept:
         lines += [f"   {visible(item['folder'])} stays: {visible(item['backup'])}",
                   f"      try: heirloom purge {visible(item['version'])} --no-backup"]  # fmt: skip
@@ -134,12 +136,14 @@ def retention_apply(
         return
     if confirm is None:
         confirm = _asked(caller, f"Type `{found['confirm']}` to confirm: ")
-    done = caller.call("retention.apply", {"newest": newest, "confirm": confirm, "dry_run": False})
+    done = caller.call("retention.apply", {"newest": newest, "confirm": confirm, "shown": found["archive"],
+                                           "dry_run": False})  # fmt: skip
     caller.console.emit(done)
     count = plural(len(done["archived"]), "version")
     caller.console.note(f"✅ {count} archived, {human_bytes(done['bytes'])} free again in models/"
                         " (heirloom restore VERSION brings one back)")  # fmt: skip
     caller.console.say(*(f"   {visible(item['name'])} stays: {visible(item['reason'])}" for item in done["kept"]))
+    caller.console.say(*(f"   {visible(name)} stays: it was not in the list that was shown" for name in done["unseen"]))
     if done["kept"]:
         raise typer.Exit(CheckFailed.exit_code)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,12 @@ def _unsafe(keeper: Keeper, item: Doomed) -> str:
 
 def purge(
     keeper: Keeper, text: str | None = None, *, older_than_days: float | None = None, no_backup: bool = False,
-    confirm: str | None = None, yes: bool = False, dry_run: bool = False,
+    confirm: str | None = None, yes: bool = False, dry_run: bool = False, shown: Collection[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Erase from the trash; returns purged (the list of `purge_plan`), bytes, kept (versions without a sound copy).
+    """Erase from the trash; returns purged (the list of `purge_plan`), bytes, kept (versions without a sound copy), unseen.
+
+    `shown`: the folders that the person who confirmed was shown as going; what else might go is left and told as `unseen`.
+    None: there was no list, everything is meant.
 
     With a sound copy in the vault `yes` (a person said so) or the typed name is enough. `no_backup` takes one named
     version and its full name in `confirm`. Without VERSION, what has no sound copy is left where it is and told.
@@ -125,9 +128,11 @@ def purge(
         raise NotConfirmed("--no-backup erases the only copy there may be, so it takes one version and its full name",
                            hint="heirloom purge VERSION --no-backup --confirm FULL_NAME")  # fmt: skip
     plan = purge_plan(keeper, text, older_than_days=older_than_days, no_backup=no_backup)
-    safe = [item for item in plan if not item["backup"]]
+    may_go = [item for item in plan if not item["backup"]]
+    safe = [item for item in may_go if shown is None or item["folder"] in shown]
     kept = [item for item in plan if item["backup"]]
-    result = {"purged": safe, "bytes": sum(item["bytes"] for item in safe), "kept": kept}
+    result = {"purged": safe, "bytes": sum(item["bytes"] for item in safe), "kept": kept,
+              "unseen": [item for item in may_go if item not in safe]}  # fmt: skip
     if text is not None and kept:
         raise CheckFailed(f"{kept[0]['version']} would be lost: {kept[0]['backup']}", subject=kept[0]["version"],
                           hint=_way_out(kept[0]["version"]))  # fmt: skip
