@@ -238,3 +238,22 @@ def test_what_becomes_old_between_the_list_and_the_words_is_not_archived(
     code, out, _err = run("retention apply --newest 0")
     assert code == 0 and _state(home, LEAF) == "archived" and _state(home, made[0]) == "quarantined"
     assert f"{made[0]} stays: it was not in the list that was shown" in out
+
+
+def test_purge_exits_with_3_when_something_stays_for_want_of_a_copy(run: Run, home: Path) -> None:
+    assert run("purge --older-than 0d --yes")[0] == 0  # there is nothing to purge
+    run("delete v005 --force")
+    for words in ("purge --older-than 0d --yes", "purge --older-than 0d --dry-run"):
+        code, out, _err = run(words)
+        assert code == 3 and f"{LEAF} stays" in out and "no vault" in out
+    assert run("purge --yes")[0] == 0  # thirty days have not passed: nothing is asked of the vault
+    assert run("restore v005")[0] == 0 and run("backup run -q")[0] == 0 and run("delete v005 --force")[0] == 0
+    keeper = keeper_of(home)
+    late = add_version(keeper, "late", "v004_full_stack", tip=False)
+    views.refresh(keeper)
+    keeper.ledger.close()
+    run(f"delete {late} --force")
+    code, out, _err = run("purge --older-than 0d --yes --json")
+    told = _object(out)
+    assert code == 3 and [item["folder"] for item in told["purged"]] == [LEAF]
+    assert [item["folder"] for item in told["kept"]] == [late] and _state(home, late) == "trashed"
