@@ -257,3 +257,21 @@ def test_purge_exits_with_3_when_something_stays_for_want_of_a_copy(run: Run, ho
     told = _object(out)
     assert code == 3 and [item["folder"] for item in told["purged"]] == [LEAF]
     assert [item["folder"] for item in told["kept"]] == [late] and _state(home, late) == "trashed"
+
+
+def test_purge_says_before_the_question_that_the_only_copy_is_on_the_same_disk(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("backup run -q")
+    run("delete v005 --force")
+    assert _object(run("purge v005 --dry-run --json")[1])["same_device"] is True
+    code, out, _err = run("purge v005", typed="no\n")
+    assert code == 6 and 0 < out.index("the same disk as models/") < out.index("Proceed?")
+    with monkeypatch.context() as patch:
+        patch.setattr("guard.store.purge.other_device", lambda *_: True)
+        assert "same disk" not in run("purge v005 --dry-run")[1]
+        assert _object(run("purge v005 --dry-run --json")[1])["same_device"] is False
+    found = _object(run("purge v005 --no-backup --dry-run --json")[1])
+    assert found["same_device"] is False and found["purged"][0]["copy"] == ""  # nothing is erased for that copy
+    done = _object(run("purge v005 --yes --json")[1])
+    assert done["same_device"] is True and done["purged"][0]["copy"] == "vault" and _state(home, LEAF) == "purged"

@@ -181,7 +181,8 @@ def test_what_a_restore_moved_aside_is_erased_and_the_version_stays(keeper: Keep
     flip(keeper.home.models / "v002_syllo" / "model.safetensors")
     restore(keeper, "v002", source="backup")
     assert places_of(keeper, "v002_syllo") == ["models", "trash/v002_syllo~damaged"]
-    purge(keeper, "v002", yes=True)
+    told = purge(keeper, "v002", yes=True)
+    assert told["purged"][0]["copy"] == "models" and not told["same_device"]  # no vault is relied on
     assert places_of(keeper, "v002_syllo") == ["models"] and state(keeper, "v002_syllo") == "sealed"
     assert verify(keeper, everything=True).ok
 

@@ -103,6 +103,9 @@ def purge_lines(found: Mapping[str, Any], *, done: bool) -> list[str]:
         word = "✅ Erased" if done else "Would erase for good"
         lines.append(f"{word}: {plural(len(gone), 'folder')} of the trash, {human_bytes(found['bytes'])}")
         lines += table([(item["folder"], item["why"], moment(item["since"]), human_bytes(item["bytes"])) for item in gone], "   ")
+    if gone and found["same_device"] and not done:
+        lines.append("   ⚠️ The vault lies on the same disk as models/: when that disk fails, the copy is lost too"
+                     " (backup.path names another)")  # fmt: skip
     lines += [f"   {visible(item['folder'])} stays: it was not in the list that was shown" for item in found["unseen"]]
     for item in kept:
         lines += [f"   {visible(item['folder'])} stays: {visible(item['backup'])}",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from guard.store.keeper import Keeper
 from guard.store.lineage import needed_to_load
 from guard.store.sums import folder_problems
 from guard.store.trash import finish_deletes, is_folder, move_sealed, seal_top, trash_folder, trash_notes
+from guard.store.vault_state import other_device, vault_of
 from guard.store.versions import GONE, find_version
 from guard.store.views import refresh
 
@@ -55,7 +56,7 @@ class Doomed:
 
 def purge_plan(keeper: Keeper, text: str | None, *, older_than_days: float | None, no_backup: bool) -> list[dict[str, Any]]:
     """What a purge would erase, oldest first, each with `backup`: "" when a sound copy was read back just now, else why
-    not. Changes nothing. With `no_backup` no copy is asked for.
+    not; and `copy`: where that is (vault, models, or ""). Changes nothing. With `no_backup` no copy is asked for.
 
     `text` names one version (then without `older_than_days` its age does not matter); None takes everything that has
     been in the trash for `older_than_days` (30 when None).
@@ -65,7 +66,8 @@ def purge_plan(keeper: Keeper, text: str | None, *, older_than_days: float | Non
     found = []
     for item in _chosen(keeper, text, older_than_days):
         _refuse_needed(keeper, item)
-        found.append({**item.as_dict(), "backup": "" if no_backup else _unsafe(keeper, item)})
+        copy, problem = ("", "") if no_backup else _copy_of(keeper, item)
+        found.append({**item.as_dict(), "copy": copy, "backup": problem})
     return found
 
 
@@ -99,20 +101,22 @@ def _refuse_needed(keeper: Keeper, item: Doomed) -> None:
                         hint=f"heirloom restore {item.version} --from trash; or delete and purge {users[0]} first")  # fmt: skip
 
 
-def _unsafe(keeper: Keeper, item: Doomed) -> str:
-    """Why erasing this would lose something; "" when a sound copy was read and hashed at this moment."""
+def _copy_of(keeper: Keeper, item: Doomed) -> tuple[str, str]:
+    """Where a sound copy was read and hashed at this moment ("models" or "vault"), or why erasing would lose something."""
     version = find_version(keeper.ledger, item.version)
     in_models = keeper.home.models / version.name
     if version.state not in GONE and not folder_problems(in_models, version.sums_sha256):
-        return ""  # a leftover of a version that is in models/ and intact
-    return copy_problem(keeper, version.name)
+        return "models", ""  # a leftover of a version that is in models/ and intact
+    problem = copy_problem(keeper, version.name)
+    return ("", problem) if problem else ("vault", "")
 
 
 def purge(
     keeper: Keeper, text: str | None = None, *, older_than_days: float | None = None, no_backup: bool = False,
     confirm: str | None = None, yes: bool = False, dry_run: bool = False, shown: Collection[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Erase from the trash; returns purged (the list of `purge_plan`), bytes, kept (versions without a sound copy), unseen.
+    """Erase from the trash; returns purged (the list of `purge_plan`), bytes, kept (versions without a sound copy), unseen,
+    same_device (the copy in the vault lies on the disk of the models: it is lost together with it).
 
     `shown`: the folders that the person who confirmed was shown as going; what else might go is left and told as `unseen`.
     None: there was no list, everything is meant.
@@ -132,7 +136,7 @@ def purge(
     safe = [item for item in may_go if shown is None or item["folder"] in shown]
     kept = [item for item in plan if item["backup"]]
     result = {"purged": safe, "bytes": sum(item["bytes"] for item in safe), "kept": kept,
-              "unseen": [item for item in may_go if item not in safe]}  # fmt: skip
+              "unseen": [item for item in may_go if item not in safe], "same_device": _on_one_disk(keeper, safe)}  # fmt: skip
     if text is not None and kept:
         raise CheckFailed(f"{kept[0]['version']} would be lost: {kept[0]['backup']}", subject=kept[0]["version"],
                           hint=_way_out(kept[0]["version"]))  # fmt: skip
@@ -146,6 +150,11 @@ def purge(
     refresh(keeper)
     point("purge.viewed")
     return result
+
+
+def _on_one_disk(keeper: Keeper, going: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a copy that something is erased for lies on the very disk of the models: allowed, and told."""
+    return any(item["copy"] == "vault" for item in going) and not other_device(keeper, vault_of(keeper))
 
 
 def _way_out(name: str) -> str:
