@@ -92,13 +92,18 @@ def _purge(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     days = arguments.get("older_than_days")
     return purge(engine.keeper, arguments.get("version"), older_than_days=None if days is None else float(days),
                  no_backup=bool(arguments.get("no_backup")), confirm=arguments.get("confirm"),
-                 yes=bool(arguments.get("yes")), dry_run=bool(arguments.get("dry_run")))  # fmt: skip
+                 yes=bool(arguments.get("yes")), dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
+
+
+def _names(arguments: Arguments) -> list[str] | None:
+    """What a person was shown before confirming; None when the caller showed no list."""
+    return None if arguments.get("shown") is None else [str(name) for name in arguments["shown"]]
 
 
 def _retention_apply(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     newest = arguments.get("newest")
     return retention_apply(engine.keeper, confirm=arguments.get("confirm"), newest=None if newest is None else int(newest),
-                           dry_run=bool(arguments.get("dry_run")))  # fmt: skip
+                           dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
 
 
 def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:

@@ -39,7 +39,7 @@ POINTS = (
     "drill.ledger", "drill.version", "drill.restored", "drill.verified", "drill.trained", "drill.backed_up",
     "drill.recorded",
     "purge.intended", "purge.moved", "purge.recorded", "purge.erased", "purge.viewed",
-    "archive.intended", "archive.moved", "archive.recorded", "archive.erased", "archive.viewed",
+    "archive.intended", "archive.moved", "archive.recorded", "archive.erased", "archive.viewed", "archive.aside",
     "regrow.queueing", "regrow.queued",
     "view.rendered", "view.written", "view.noted",
     "recover.synced", "recover.drops", "recover.jobs", "recover.trash", "recover.numbers", "recover.seals",

@@ -15,6 +15,7 @@ from homes import add_version, clone, keeper_of, small_family
 
 from daemon.cli import main as cli
 from daemon.cli.keeping import parse_days, regrow_lines, retention_lines
+from daemon.cli.output import Console
 from guard.durable import remove_tree
 from guard.errors import UsageError
 from guard.seal import loosen
@@ -197,3 +198,80 @@ def test_words_for_an_empty_proposal() -> None:
     empty = {"versions": [], "archive": [], "bytes": 0, "problem": "no vault", "confirm": "archive 0 versions", "vault": "x"}
     assert retention_lines(empty)[0] == "Every version stays." and "no vault" in retention_lines(empty)[1]
     assert os.sep not in retention_lines(empty)[0]
+
+
+def test_what_ages_before_the_answer_is_not_erased(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process: while the question stands there, one more version comes into the trash."""
+    keeper = keeper_of(home)
+    late = add_version(keeper, "late", "v004_full_stack", tip=False)
+    views.refresh(keeper)
+    keeper.ledger.close()
+    run("backup run -q")
+    run("delete v005 --force")
+
+    def answer(_self: Console, _question: str) -> str:
+        run(f"delete {late} --force")
+        return "yes"
+
+    monkeypatch.setattr(Console, "ask", answer)
+    code, out, _err = run("purge --older-than 0d")
+    assert code == 0 and _state(home, LEAF) == "purged" and _state(home, late) == "trashed"
+    assert f"{late} stays: it was not in the list that was shown" in out
+
+
+def test_what_becomes_old_between_the_list_and_the_words_is_not_archived(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guard.store.archive.other_device", lambda *_: True)
+    made: list[str] = []
+
+    def answer(_self: Console, _question: str) -> str:
+        keeper = keeper_of(home)
+        made.append(add_version(keeper, "late", "v003_reasoning", tip=False, state="quarantined"))
+        views.refresh(keeper)
+        keeper.ledger.close()
+        run("backup run -q")
+        return "archive 1 versions"
+
+    run("backup run -q")
+    monkeypatch.setattr(Console, "ask", answer)
+    code, out, _err = run("retention apply --newest 0")
+    assert code == 0 and _state(home, LEAF) == "archived" and _state(home, made[0]) == "quarantined"
+    assert f"{made[0]} stays: it was not in the list that was shown" in out
+
+
+def test_purge_exits_with_3_when_something_stays_for_want_of_a_copy(run: Run, home: Path) -> None:
+    assert run("purge --older-than 0d --yes")[0] == 0  # there is nothing to purge
+    run("delete v005 --force")
+    for words in ("purge --older-than 0d --yes", "purge --older-than 0d --dry-run"):
+        code, out, _err = run(words)
+        assert code == 3 and f"{LEAF} stays" in out and "no vault" in out
+    assert run("purge --yes")[0] == 0  # thirty days have not passed: nothing is asked of the vault
+    assert run("restore v005")[0] == 0 and run("backup run -q")[0] == 0 and run("delete v005 --force")[0] == 0
+    keeper = keeper_of(home)
+    late = add_version(keeper, "late", "v004_full_stack", tip=False)
+    views.refresh(keeper)
+    keeper.ledger.close()
+    run(f"delete {late} --force")
+    code, out, _err = run("purge --older-than 0d --yes --json")
+    told = _object(out)
+    assert code == 3 and [item["folder"] for item in told["purged"]] == [LEAF]
+    assert [item["folder"] for item in told["kept"]] == [late] and _state(home, late) == "trashed"
+
+
+def test_purge_says_before_the_question_that_the_only_copy_is_on_the_same_disk(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("backup run -q")
+    run("delete v005 --force")
+    assert _object(run("purge v005 --dry-run --json")[1])["same_device"] is True
+    code, out, _err = run("purge v005", typed="no\n")
+    assert code == 6 and 0 < out.index("the same disk as models/") < out.index("Proceed?")
+    with monkeypatch.context() as patch:
+        patch.setattr("guard.store.purge.other_device", lambda *_: True)
+        assert "same disk" not in run("purge v005 --dry-run")[1]
+        assert _object(run("purge v005 --dry-run --json")[1])["same_device"] is False
+    found = _object(run("purge v005 --no-backup --dry-run --json")[1])
+    assert found["same_device"] is False and found["purged"][0]["copy"] == ""  # nothing is erased for that copy
+    done = _object(run("purge v005 --yes --json")[1])
+    assert done["same_device"] is True and done["purged"][0]["copy"] == "vault" and _state(home, LEAF) == "purged"

@@ -181,7 +181,8 @@ def test_what_a_restore_moved_aside_is_erased_and_the_version_stays(keeper: Keep
     flip(keeper.home.models / "v002_syllo" / "model.safetensors")
     restore(keeper, "v002", source="backup")
     assert places_of(keeper, "v002_syllo") == ["models", "trash/v002_syllo~damaged"]
-    purge(keeper, "v002", yes=True)
+    told = purge(keeper, "v002", yes=True)
+    assert told["purged"][0]["copy"] == "models" and not told["same_device"]  # no vault is relied on
     assert places_of(keeper, "v002_syllo") == ["models"] and state(keeper, "v002_syllo") == "sealed"
     assert verify(keeper, everything=True).ok
 
@@ -267,3 +268,14 @@ def test_a_purge_does_not_free_what_it_stood_on(keeper: Keeper) -> None:
     remove_tree(keeper.home.root / "backups" / "versions" / "v003_reasoning")
     with pytest.raises(NotFound):
         restore(keeper, "v003")
+
+
+def test_only_what_was_shown_is_erased_and_the_rest_is_told(keeper: Keeper) -> None:
+    late = add_version(keeper, "late", "v004_full_stack", tip=False)
+    run_backup(keeper)
+    delete(keeper, late, force=True)
+    told = purge(keeper, older_than_days=0, yes=True, shown=[LEAF])
+    assert [item["folder"] for item in told["purged"]] == [LEAF] and [item["folder"] for item in told["unseen"]] == [late]
+    assert state(keeper) == "purged" and state(keeper, late) == "trashed" and places_of(keeper, late) == [f"trash/{late}"]
+    assert purge(keeper, older_than_days=0, yes=True, shown=[])["purged"] == []
+    assert verify(keeper, everything=True, backup=True).ok

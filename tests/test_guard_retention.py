@@ -29,7 +29,7 @@ from guard.store.verify import verify
 from guard.store.versions import find_version
 
 HOUR = 3600.0
-POINTS = [name for name in failpoints.POINTS if name.startswith("archive.")]
+POINTS = [name for name in failpoints.POINTS if name.startswith("archive.") and name != "archive.aside"]
 OLD = "v002_step"
 
 
@@ -292,3 +292,15 @@ def test_after_a_death_nothing_is_erased_while_the_vault_is_away(keeper: Keeper)
     assert folder_problems(left, find_version(after.ledger, OLD).sums_sha256) == []
     vault.with_name("unplugged").rename(vault)
     assert f"{OLD} was archived" in recover(after) and not left.exists() and verify(after, everything=True, backup=True).ok
+
+
+def test_only_what_was_shown_is_archived_and_the_rest_is_told(keeper: Keeper) -> None:
+    proposed = retention_plan(keeper)["archive"]
+    shown, words = [*proposed[1:], "v009_step", "v099_gone"], f"archive {len(proposed) + 1} versions"
+    with pytest.raises(NotConfirmed):
+        retention_apply(keeper, confirm=f"archive {len(proposed)} versions", shown=shown)
+    told = retention_apply(keeper, confirm=words, shown=shown)
+    assert told["unseen"] == proposed[:1] and told["archived"] == told["archive"] == proposed[1:]
+    assert [item["name"] for item in told["kept"]] == ["v009_step", "v099_gone"] and all(item["reason"] for item in told["kept"])
+    assert places_of(keeper, proposed[0]) == places_of(keeper, "v009_step") == ["models"]
+    assert verify(keeper, everything=True, backup=True).ok

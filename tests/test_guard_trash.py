@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -24,11 +25,14 @@ from guard.errors import (
     Protected,
 )
 from guard.failpoints import Crash
+from guard.seal import open_shelf
 from guard.store import views
+from guard.store.birth import set_birth_aside
+from guard.store.jobs import set_job
 from guard.store.keeper import Keeper
 from guard.store.restore import finish_restores, restore
 from guard.store.sums import folder_problems, unsealed
-from guard.store.trash import delete, finish_deletes
+from guard.store.trash import delete, finish_deletes, move_sealed
 from guard.store.vault import run_backup
 from guard.store.verify import verify
 from guard.store.versions import find_version
@@ -336,3 +340,67 @@ def test_an_ordinary_user_deletes_and_restores_what_nobody_can_move_by_hand(temp
         assert run_as_ordinary_user(folder / "home", _delete_and_restore) == ""
     finally:
         remove_tree(folder)
+
+
+def refuse_renames(patch: pytest.MonkeyPatch, after: bool) -> None:
+    """The disk fails at the next move of a folder: before its rename, or at the sync right behind it."""
+    rename = durable._rename_noreplace
+
+    def refuse(source: Path, target: Path) -> None:
+        if after:
+            rename(source, target)
+        raise OSError(errno.EIO, "input/output error", str(target))
+
+    patch.setattr(durable, "_rename_noreplace", refuse)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_move_that_fails_leaves_the_folder_sealed_under_the_name_it_has(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    source, target = keeper.home.models / LEAF, keeper.home.trash / LEAF
+    refuse_renames(monkeypatch, after)
+    with pytest.raises(OSError, match="input/output"):
+        move_sealed(keeper, source, target)
+    here, away = (target, source) if after else (source, target)
+    assert proven(keeper, LEAF, here) and unsealed(here) == [] and not away.exists()
+
+
+def test_a_move_onto_a_taken_name_touches_neither_seal(keeper: Keeper) -> None:
+    stranger = keeper.home.trash / LEAF
+    stranger.mkdir(mode=0o755)
+    with pytest.raises(FileExistsError):
+        move_sealed(keeper, keeper.home.models / LEAF, stranger)
+    assert unsealed(keeper.home.models / LEAF) == [] and stranger.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(OSError):
+        move_sealed(keeper, keeper.home.models / "v009_nobody", stranger)
+    assert stranger.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_restore_that_cannot_move_the_damaged_folder_aside_leaves_it_sealed(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = keeper.home.models / LEAF
+    damage(folder / "model.safetensors")
+    with monkeypatch.context() as patch:
+        refuse_renames(patch, after=False)
+        with pytest.raises(EnvironmentFault):
+            restore(keeper, LEAF, source="backup")
+    assert unsealed(folder) == [] and places_of(keeper, LEAF) == ["models"]
+    assert restore(keeper, LEAF, source="backup")["source"] == "backup" and proven(keeper, LEAF, folder)
+
+
+def test_a_birth_that_cannot_be_moved_aside_is_left_shut(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = keeper.home.models / "v099_x"
+    with open_shelf(keeper.home.models):
+        folder.mkdir()
+    number = add_job_row(keeper, "committing", base=LEAF)
+    with keeper.ledger.transaction():
+        set_job(keeper.ledger, number, "committing", plan={"birth": {"record": {"name": folder.name, "id": 99}}})
+    with monkeypatch.context() as patch:
+        refuse_renames(patch, after=False)
+        with pytest.raises(OSError, match="input/output"):
+            set_birth_aside(keeper, number)
+    assert unsealed(folder) == []
+    set_birth_aside(keeper, number)
+    assert unsealed(keeper.home.trash / "v099_x~unfinished") == [] and not folder.exists()

@@ -56,6 +56,7 @@ def purge(
     if dry_run or not found["purged"]:
         caller.console.emit({**found, "dry_run": dry_run})
         caller.console.say(*purge_lines(found, done=False))
+        _some_stayed(found)
         return
     caller.console.say(*purge_lines(found, done=False))
     if confirm is None and no_backup:
@@ -64,9 +65,17 @@ def purge(
     elif confirm is None:
         caller.confirm_yes(yes=yes, hint="heirloom purge ... --yes")
         yes = True
-    done = caller.call("purge", {**request, "confirm": confirm, "yes": yes, "dry_run": False})
+    shown = [item["folder"] for item in found["purged"]]
+    done = caller.call("purge", {**request, "confirm": confirm, "yes": yes, "shown": shown, "dry_run": False})
     caller.console.emit(done)
     caller.console.note(*purge_lines(done, done=True))
+    _some_stayed(done)
+
+
+def _some_stayed(found: Mapping[str, Any]) -> None:
+    """A script that thins the trash every week has to notice that the vault gives it nothing to go by."""
+    if found["kept"]:
+        raise typer.Exit(CheckFailed.exit_code)
 
 
 def _asked(caller: Caller, question: str) -> str | None:
@@ -87,13 +96,17 @@ def parse_days(text: str | None) -> float | None:
 def purge_lines(found: Mapping[str, Any], *, done: bool) -> list[str]:
     """What is erased, and what stays because it would be lost."""
     gone, kept = found["purged"], found["kept"]
-    if not gone and not kept:
+    if not gone and not kept and not found["unseen"]:
         return ["Nothing in the trash is that old."]
     lines = []
     if gone:
         word = "✅ Erased" if done else "Would erase for good"
         lines.append(f"{word}: {plural(len(gone), 'folder')} of the trash, {human_bytes(found['bytes'])}")
         lines += table([(item["folder"], item["why"], moment(item["since"]), human_bytes(item["bytes"])) for item in gone], "   ")
+    if gone and found["same_device"] and not done:
+        lines.append("   ⚠️ The vault lies on the same disk as models/: when that disk fails, the copy is lost too"
+                     " (backup.path names another)")  # fmt: skip
+    lines += [f"   {visible(item['folder'])} stays: it was not in the list that was shown" for item in found["unseen"]]
     for item in kept:
         lines += [f"   {visible(item['folder'])} stays: {visible(item['backup'])}",
                   f"      try: heirloom purge {visible(item['version'])} --no-backup"]  # fmt: skip
@@ -134,12 +147,14 @@ def retention_apply(
         return
     if confirm is None:
         confirm = _asked(caller, f"Type `{found['confirm']}` to confirm: ")
-    done = caller.call("retention.apply", {"newest": newest, "confirm": confirm, "dry_run": False})
+    done = caller.call("retention.apply", {"newest": newest, "confirm": confirm, "shown": found["archive"],
+                                           "dry_run": False})  # fmt: skip
     caller.console.emit(done)
     count = plural(len(done["archived"]), "version")
     caller.console.note(f"✅ {count} archived, {human_bytes(done['bytes'])} free again in models/"
                         " (heirloom restore VERSION brings one back)")  # fmt: skip
     caller.console.say(*(f"   {visible(item['name'])} stays: {visible(item['reason'])}" for item in done["kept"]))
+    caller.console.say(*(f"   {visible(name)} stays: it was not in the list that was shown" for name in done["unseen"]))
     if done["kept"]:
         raise typer.Exit(CheckFailed.exit_code)
 

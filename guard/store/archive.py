@@ -4,26 +4,30 @@
     -> one transaction (state "archived") -> the folder erased -> views
 
 Before the transaction an interrupted archiving is taken back; after it the rest of the folder is erased, but only
-once the copy was read back again. An archived version stays in the lineage, locks what it stands on, and its children
+once the copy, still on another device, was read back again. When the version came back by another way meanwhile, that
+rest stays in the trash with a note. An archived version stays in the lineage, locks what it stands on, and its children
 load alone, for they hold all their weights. Here too: is the copy of a version sound at this moment (`copy_problem`).
 Not here: which versions may go (`guard/checks/retention.py`), making copies (`vault.py`), restoring (`restore.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guard.errors import CheckFailed, EnvironmentFault, HeirloomError, Protected, is_environment
+from guard.durable import sync_parents
+from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, Protected, is_environment
 from guard.failpoints import point
 from guard.seal import erase_sealed, require_openable
 from guard.store.findings import Findings
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
 from guard.store.lineage import needed_to_load
-from guard.store.trash import is_folder, move_sealed
+from guard.store.sums import folder_problems
+from guard.store.trash import free_trash_name, is_folder, move_sealed, note_trash, seal_top
 from guard.store.vault_state import check_vault, other_device
 from guard.store.verify_vault import check_backups
 from guard.store.versions import Version, find_version, tips
@@ -32,6 +36,7 @@ from guard.store.views import refresh
 __all__ = ["archive", "copy_problem", "finish_archives", "require_apart"]
 
 _PREFIX = ".archiving-"
+_IN_MODELS = ("sealed", "quarantined")
 
 
 def copy_problem(keeper: Keeper, name: str) -> str:
@@ -79,10 +84,12 @@ def archive(keeper: Keeper, name: str) -> int:
     point("archive.intended")
     try:
         _finish(keeper, intent)
-    except OSError as error:
+    except (HeirloomError, OSError) as error:
         if find_version(keeper.ledger, name).state != "archived":
-            _take_back(keeper, intent, str(error))
-        if is_environment(error):
+            # The folder comes first and the ledger second: what a full disk keeps open, the next start closes.
+            with contextlib.suppress(HeirloomError, OSError):
+                _take_back(keeper, intent, str(error))
+        if isinstance(error, OSError) and is_environment(error):
             raise EnvironmentFault(f"{name} could not be archived: {error.strerror or error}", subject=name, cause=error,
                                    hint="try again; nothing was lost") from error  # fmt: skip
         raise
@@ -91,7 +98,10 @@ def archive(keeper: Keeper, name: str) -> int:
 
 def _refuse(keeper: Keeper, version: Version) -> None:
     """Whatever a plan said: these never leave models/."""
-    if version.state not in ("sealed", "quarantined") or not is_folder(keeper.home.models / version.name):
+    if os.path.lexists(_leaving(keeper, version.name)):
+        raise CheckFailed(f"an earlier archiving of {version.name} is unfinished", subject=version.name,
+                          hint=f"heirloom verify {version.name}; the next start goes on with it")  # fmt: skip
+    if version.state not in _IN_MODELS or not is_folder(keeper.home.models / version.name):
         raise CheckFailed(f"{version.name} is not in models/: it is {version.state}", subject=version.name,
                           hint=f"heirloom verify {version.name}")  # fmt: skip
     lines = [line for line, tip in tips(keeper.ledger).items() if tip.id == version.id]
@@ -133,27 +143,77 @@ def _take_back(keeper: Keeper, intent: Mapping[str, Any], why: str) -> None:
     name = intent["version"]
     if os.path.lexists(_leaving(keeper, name)):
         move_sealed(keeper, _leaving(keeper, name), keeper.home.models / name)
+    else:
+        seal_top(keeper, keeper.home.models / name)  # a death may have come when it was open and not yet moved
     with keeper.ledger.transaction():
         clear_intent(keeper.ledger, "archive", name)
         keeper.ledger.event("archive.abandoned", name, why=why)
 
 
-def finish_archives(keeper: Keeper) -> list[str]:
-    """Take back every archiving that was not recorded, finish the others; returns what became of each in words."""
-    told = []
-    for intent in open_intents(keeper.ledger, "archive"):
-        name = intent["version"]
-        if find_version(keeper.ledger, name).state != "archived":
-            _take_back(keeper, intent, "it was interrupted before it was recorded")
-            told.append(f"archiving {name} was taken back")
-            continue
-        problem = copy_problem(keeper, name) if os.path.lexists(_leaving(keeper, name)) else ""
+def _keep_leftover(keeper: Keeper, intent: Mapping[str, Any]) -> str:
+    """The version came back by another way before its folder was erased: the folder stays in the trash, with a note.
+
+    Raises Damage while the version in models/ does not prove itself: then the leftover may be the better one.
+    """
+    name, leaving = intent["version"], _leaving(keeper, intent["version"])
+    version = find_version(keeper.ledger, name)
+    if version.state in _IN_MODELS and folder_problems(keeper.home.models / name, version.sums_sha256):
+        raise Damage(f"{name} is damaged in models/, and {leaving} holds what was to be archived", subject=name,
+                     hint=f"heirloom restore {name}")  # fmt: skip
+    folder = intent.get("aside")
+    if folder is None or (os.path.lexists(leaving) and os.path.lexists(keeper.home.trash / folder)):
+        folder = free_trash_name(keeper, f"{name}~leftover")
+        with keeper.ledger.transaction():
+            put_intent(keeper.ledger, "archive", name, {**intent, "aside": folder})
+    if os.path.lexists(leaving):
+        move_sealed(keeper, leaving, keeper.home.trash / folder)
+    else:
+        sync_parents(keeper.home.trash / folder)
+    point("archive.aside")
+    with keeper.ledger.transaction():
+        note_trash(keeper, folder, name, was=str(intent["was"]), why="leftover")
+        clear_intent(keeper.ledger, "archive", name)
+        keeper.ledger.event("archive.abandoned", name, why="it was brought back by another way", trash=folder)
+    return f"what archiving left of {name} lies in the trash as {folder}"
+
+
+def _end(keeper: Keeper, intent: Mapping[str, Any]) -> str:
+    """Bring one interrupted archiving to its end; returns what became of it. Raises what keeps it from that."""
+    name = intent["version"]
+    state, left = find_version(keeper.ledger, name).state, os.path.lexists(_leaving(keeper, name))
+    if state == "archived":
+        problem = _unsafe(keeper, name) if left else ""
         if problem:
             # Space is not worth it: what is left of the folder stays until its copy can be read again.
-            told.append(f"archiving {name} is left for later: {problem}")
-            continue
+            return f"archiving {name} is left for later: {problem}"
         _erase(keeper, name)
-        told.append(f"{name} was archived")
+        return f"{name} was archived"
+    if intent.get("aside") or (left and (state not in _IN_MODELS or os.path.lexists(keeper.home.models / name))):
+        return _keep_leftover(keeper, intent)
+    _take_back(keeper, intent, "it was interrupted before it was recorded")
+    return f"archiving {name} was taken back"
+
+
+def _unsafe(keeper: Keeper, name: str) -> str:
+    """Why the rest of an archived version may not be erased now; "" when its copy is elsewhere and reads back."""
+    try:
+        require_apart(keeper)
+    except HeirloomError as error:
+        return error.message
+    return copy_problem(keeper, name)
+
+
+def finish_archives(keeper: Keeper) -> list[str]:
+    """Take back every archiving that was not recorded, finish the others; returns what became of each in words.
+
+    One that cannot go on is left for later and never keeps a home from starting; `verify` names it.
+    """
+    told = []
+    for intent in open_intents(keeper.ledger, "archive"):
+        try:
+            told.append(_end(keeper, intent))
+        except (HeirloomError, OSError) as error:
+            told.append(f"archiving {intent['version']} is left for later: {error}")
     if told:
         refresh(keeper)
     return told

@@ -27,11 +27,12 @@ from guard.durable import (
 )
 from guard.errors import Damage
 from guard.failpoints import point
-from guard.seal import open_shelf, open_top, seal_folder
+from guard.seal import open_shelf, seal_folder
 from guard.steps import Steps, drain
 from guard.store.jobs import Job, find_job, set_job
 from guard.store.keeper import Keeper
 from guard.store.sums import hash_steps, sums_text
+from guard.store.trash import move_sealed
 from guard.store.versions import line_tip
 from guard.store.views import refresh
 
@@ -129,9 +130,7 @@ def set_birth_aside(keeper: Keeper, number: int) -> None:
         while os.path.lexists(aside):
             count += 1
             aside = keeper.home.trash / f"{record['name']}~unfinished~{count}"
-        with open_shelf(keeper.home.models):
-            open_top(target)
-            rename_new(target, aside)
+        move_sealed(keeper, target, aside)
         point("birth.aside")
         with keeper.ledger.transaction():
             keeper.ledger.event("birth.abandoned", record["name"], moved_to=aside.name)

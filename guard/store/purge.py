@@ -3,17 +3,19 @@
     backup read back and hashed now, or `--no-backup` and the full name typed -> intent -> renamed inside the trash
     -> one transaction (state "purged") -> erased -> views
 
-Before the rename an interrupted purge is taken back and the version lies whole in the trash; after it, the purge is
-finished. The number is never given again and the lineage goes on to show the version.
-Beside deleted versions the trash holds what a restore moved out of its way (damaged or unproven copies): they go the
-same way, and the version itself stays. Folders that no note speaks of are left alone.
+Before the rename a purge that a death interrupted is taken back and the version lies whole in the trash; after it, the
+purge is finished. One that an error interrupts is taken back until it is recorded. The number is never given again and
+the lineage goes on to show the version.
+Beside deleted versions the trash holds what a restore moved out of its way (damaged or unproven copies) and what an
+archiving left behind: they go the same way, and the version itself stays. Folders that no note speaks of are left alone.
 Not here: moving anything to the trash (`trash.py`), erasing what was archived (`archive.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
 from guard.store.lineage import needed_to_load
 from guard.store.sums import folder_problems
-from guard.store.trash import finish_deletes, is_folder, seal_top, trash_folder, trash_notes
+from guard.store.trash import finish_deletes, is_folder, move_sealed, seal_top, trash_folder, trash_notes
+from guard.store.vault_state import other_device, vault_of
 from guard.store.versions import GONE, find_version
 from guard.store.views import refresh
 
@@ -53,7 +56,7 @@ class Doomed:
 
 def purge_plan(keeper: Keeper, text: str | None, *, older_than_days: float | None, no_backup: bool) -> list[dict[str, Any]]:
     """What a purge would erase, oldest first, each with `backup`: "" when a sound copy was read back just now, else why
-    not. Changes nothing. With `no_backup` no copy is asked for.
+    not; and `copy`: where that is (vault, models, or ""). Changes nothing. With `no_backup` no copy is asked for.
 
     `text` names one version (then without `older_than_days` its age does not matter); None takes everything that has
     been in the trash for `older_than_days` (30 when None).
@@ -63,7 +66,8 @@ def purge_plan(keeper: Keeper, text: str | None, *, older_than_days: float | Non
     found = []
     for item in _chosen(keeper, text, older_than_days):
         _refuse_needed(keeper, item)
-        found.append({**item.as_dict(), "backup": "" if no_backup else _unsafe(keeper, item)})
+        copy, problem = ("", "") if no_backup else _copy_of(keeper, item)
+        found.append({**item.as_dict(), "copy": copy, "backup": problem})
     return found
 
 
@@ -97,20 +101,25 @@ def _refuse_needed(keeper: Keeper, item: Doomed) -> None:
                         hint=f"heirloom restore {item.version} --from trash; or delete and purge {users[0]} first")  # fmt: skip
 
 
-def _unsafe(keeper: Keeper, item: Doomed) -> str:
-    """Why erasing this would lose something; "" when a sound copy was read and hashed at this moment."""
+def _copy_of(keeper: Keeper, item: Doomed) -> tuple[str, str]:
+    """Where a sound copy was read and hashed at this moment ("models" or "vault"), or why erasing would lose something."""
     version = find_version(keeper.ledger, item.version)
     in_models = keeper.home.models / version.name
     if version.state not in GONE and not folder_problems(in_models, version.sums_sha256):
-        return ""  # a leftover of a version that is in models/ and intact
-    return copy_problem(keeper, version.name)
+        return "models", ""  # a leftover of a version that is in models/ and intact
+    problem = copy_problem(keeper, version.name)
+    return ("", problem) if problem else ("vault", "")
 
 
 def purge(
     keeper: Keeper, text: str | None = None, *, older_than_days: float | None = None, no_backup: bool = False,
-    confirm: str | None = None, yes: bool = False, dry_run: bool = False,
+    confirm: str | None = None, yes: bool = False, dry_run: bool = False, shown: Collection[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Erase from the trash; returns purged (the list of `purge_plan`), bytes, kept (versions without a sound copy).
+    """Erase from the trash; returns purged (the list of `purge_plan`), bytes, kept (versions without a sound copy), unseen,
+    same_device (the copy in the vault lies on the disk of the models: it is lost together with it).
+
+    `shown`: the folders that the person who confirmed was shown as going; what else might go is left and told as `unseen`.
+    None: there was no list, everything is meant.
 
     With a sound copy in the vault `yes` (a person said so) or the typed name is enough. `no_backup` takes one named
     version and its full name in `confirm`. Without VERSION, what has no sound copy is left where it is and told.
@@ -123,9 +132,11 @@ def purge(
         raise NotConfirmed("--no-backup erases the only copy there may be, so it takes one version and its full name",
                            hint="heirloom purge VERSION --no-backup --confirm FULL_NAME")  # fmt: skip
     plan = purge_plan(keeper, text, older_than_days=older_than_days, no_backup=no_backup)
-    safe = [item for item in plan if not item["backup"]]
+    may_go = [item for item in plan if not item["backup"]]
+    safe = [item for item in may_go if shown is None or item["folder"] in shown]
     kept = [item for item in plan if item["backup"]]
-    result = {"purged": safe, "bytes": sum(item["bytes"] for item in safe), "kept": kept}
+    result = {"purged": safe, "bytes": sum(item["bytes"] for item in safe), "kept": kept,
+              "unseen": [item for item in may_go if item not in safe], "same_device": _on_one_disk(keeper, safe)}  # fmt: skip
     if text is not None and kept:
         raise CheckFailed(f"{kept[0]['version']} would be lost: {kept[0]['backup']}", subject=kept[0]["version"],
                           hint=_way_out(kept[0]["version"]))  # fmt: skip
@@ -139,6 +150,11 @@ def purge(
     refresh(keeper)
     point("purge.viewed")
     return result
+
+
+def _on_one_disk(keeper: Keeper, going: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a copy that something is erased for lies on the very disk of the models: allowed, and told."""
+    return any(item["copy"] == "vault" for item in going) and not other_device(keeper, vault_of(keeper))
 
 
 def _way_out(name: str) -> str:
@@ -169,10 +185,13 @@ def _erase_one(keeper: Keeper, intent: dict[str, Any]) -> None:
         open_top(source)
         rename_new(source, _erasing(keeper, intent))
         _finish(keeper, intent)
-    except OSError as error:
-        if not os.path.lexists(_erasing(keeper, intent)):
-            _take_back(keeper, intent, str(error))
-        if is_environment(error):
+    except (HeirloomError, OSError) as error:
+        if keeper.ledger.meta(f"trash:{intent['folder']}") is not None:
+            # The note goes before the first byte does, so the folder is whole. The ledger may refuse; the next start
+            # closes what is left open.
+            with contextlib.suppress(HeirloomError, OSError):
+                _take_back(keeper, intent, str(error))
+        if isinstance(error, OSError) and is_environment(error):
             name = intent["version"]
             raise EnvironmentFault(f"{name} could not be purged: {error.strerror or error}", subject=name, cause=error,
                                    hint="try again; the next start finishes it") from error  # fmt: skip
@@ -206,7 +225,11 @@ def _finish(keeper: Keeper, intent: Mapping[str, Any]) -> None:
 
 def _take_back(keeper: Keeper, intent: Mapping[str, Any], why: str) -> None:
     """Nothing was erased yet: the folder lies in the trash as before."""
-    seal_top(keeper, keeper.home.trash / intent["folder"])
+    place, moved = keeper.home.trash / intent["folder"], _erasing(keeper, intent)
+    if os.path.lexists(moved):
+        move_sealed(keeper, moved, place)
+    else:
+        seal_top(keeper, place)
     with keeper.ledger.transaction():
         clear_intent(keeper.ledger, "purge", intent["folder"])
         keeper.ledger.event("purge.abandoned", intent["version"], why=why)
@@ -217,14 +240,14 @@ def finish_purges(keeper: Keeper) -> list[str]:
     told = []
     for intent in open_intents(keeper.ledger, "purge"):
         begun = os.path.lexists(_erasing(keeper, intent)) or keeper.ledger.meta(f"trash:{intent['folder']}") is None
-        if not begun:
-            _take_back(keeper, intent, "it was interrupted before anything was erased")
-            told.append(f"purging {intent['version']} was taken back")
-            continue
         try:
+            if not begun:
+                _take_back(keeper, intent, "it was interrupted before anything was erased")
+                told.append(f"purging {intent['version']} was taken back")
+                continue
             _finish(keeper, intent)
         except (HeirloomError, OSError) as error:
-            # What is left is half a folder that counts as purged: it never keeps a home from starting.
+            # What is left is in the trash and verify names it: it never keeps a home from starting.
             told.append(f"purging {intent['version']} is left for later: {error}")
             continue
         told.append(f"{intent['version']} was purged")

@@ -158,7 +158,7 @@ def found_versions(home: Home) -> tuple[dict[int, FoundVersion], list[str]]:
     notes = []
     for place, trashed in ((home.models, False), (home.trash, True)):
         for folder, name in _folders(place):
-            if trashed and any(word in folder.name for word in ("~damaged", "~unproven", "~unfinished")):
+            if trashed and any(word in folder.name for word in ("~damaged", "~unproven", "~unfinished", "~leftover")):
                 continue
             version = _version_in(folder, name, trashed)
             if isinstance(version, str):

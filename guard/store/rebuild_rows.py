@@ -135,7 +135,7 @@ def _write_marks(ledger: Ledger, home: Home, remains: Remains) -> None:
 
 
 def _why(folder: str) -> str:
-    return next((word for word in ("damaged", "unproven", "unfinished") if f"~{word}" in folder), "deleted")
+    return next((word for word in ("damaged", "unproven", "unfinished", "leftover") if f"~{word}" in folder), "deleted")
 
 
 def _noted(home: Home) -> int:

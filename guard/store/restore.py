@@ -18,7 +18,7 @@ from typing import Any
 from guard.durable import fsync_dir, make_dir, remove_tree, rename_new, sha256_file, sync_parents
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
-from guard.seal import open_shelf, open_top, require_openable, seal_folder
+from guard.seal import loosen, open_shelf, open_top, require_openable, seal_folder
 from guard.store.archive import finish_archives
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
@@ -212,7 +212,7 @@ def _settle(keeper: Keeper, intent: dict[str, Any]) -> None:
         _finish(keeper, intent)
     except (HeirloomError, OSError) as error:
         if intent in open_intents(keeper.ledger, "restore"):
-            _take_back(keeper, intent, str(error))
+            _take_back(keeper, intent, str(error), proven=not isinstance(error, Damage))
         if isinstance(error, OSError) and is_environment(error):
             name = intent["version"]
             raise EnvironmentFault(f"{name} could not be restored: {error.strerror or error}", subject=name,
@@ -220,14 +220,17 @@ def _settle(keeper: Keeper, intent: dict[str, Any]) -> None:
         raise
 
 
-def _take_back(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
-    """Leave everything where it was before: copies are dropped, what was moved aside goes back to its place."""
+def _take_back(keeper: Keeper, intent: dict[str, Any], why: str, *, proven: bool) -> None:
+    """Leave everything where it was before: copies are dropped, what was moved aside goes back to its place.
+
+    `proven`: nothing speaks against the bytes, a disk or the ledger refused. Then there is nothing to look at.
+    """
     target, incoming = keeper.home.models / intent["version"], _incoming(keeper, intent)
     aside = keeper.home.trash / intent["aside"] if intent["aside"] else None
     unproven = ""
     if not os.path.lexists(incoming) and os.path.lexists(target) and (aside is None or os.path.lexists(aside)):
         # It came and did not prove itself: out of models/ again, kept for a person to look at.
-        unproven = "" if intent["kind"] == "trash" else free_trash_name(keeper, f"{intent['version']}~unproven")
+        unproven = "" if intent["kind"] == "trash" or proven else free_trash_name(keeper, f"{intent['version']}~unproven")
         move_sealed(keeper, target, keeper.home.trash / unproven if unproven else incoming)
         point("restore.withdrawn")
     if aside is not None and os.path.lexists(aside) and not os.path.lexists(target):
@@ -235,6 +238,7 @@ def _take_back(keeper: Keeper, intent: dict[str, Any], why: str) -> None:
     if intent["kind"] == "trash":
         seal_top(keeper, incoming)
     elif os.path.lexists(incoming):
+        loosen(incoming)
         remove_tree(incoming)
     point("restore.abandoned")
     with keeper.ledger.transaction():

@@ -7,7 +7,7 @@ no start, no timer and no full disk archives anything (law 3).
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from guard.checks.retention import Candidate, plan_retention
@@ -80,20 +80,28 @@ def _grouped(rows: Sequence[sqlite3.Row]) -> dict[int, tuple[Any, ...]]:
     return found
 
 
-def retention_apply(keeper: Keeper, *, confirm: str | None, newest: int | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """Archive what the plan of this moment proposes, the oldest first; returns the plan with archived and kept.
+def retention_apply(
+    keeper: Keeper, *, confirm: str | None, newest: int | None = None, dry_run: bool = False,
+    shown: Collection[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Archive what the plan of this moment proposes, the oldest first; returns the plan with archived, kept and unseen.
 
-    `kept`: [{name, reason}] of those that stayed because their copy did not read back. Raises CheckFailed when the
-    vault is on the same device or nothing may go, NotConfirmed when the typed words are not the plan's.
+    `shown`: the versions that the person who confirmed was shown (None: those of this plan). Of them only what is still
+    proposed goes; what came into the plan since then stays and is told as `unseen` (names).
+    `kept`: [{name, reason}] of those that stayed because their copy did not read back, or because they may not go any
+    more. Raises CheckFailed when the vault is on the same device or nothing may go, NotConfirmed when the typed words
+    are not the list's.
     """
     if not dry_run:
         finish_archives(keeper)
-    plan = {**retention_plan(keeper, newest), "archived": [], "kept": []}
+    plan = {**retention_plan(keeper, newest), "archived": [], "kept": [], "unseen": []}
     if not plan["archive"]:
         raise CheckFailed("there is nothing to archive", hint="heirloom retention plan says why each version stays")
     require_apart(keeper)
     if dry_run:
         return plan
+    if shown is not None:
+        _bind(plan, shown)
     if confirm != plan["confirm"]:
         typed = "nothing was typed" if confirm is None else f"{confirm!r} was typed"
         raise NotConfirmed(f"{typed}, so nothing was archived", hint=f'--confirm "{plan["confirm"]}"')
@@ -108,3 +116,14 @@ def retention_apply(keeper: Keeper, *, confirm: str | None, newest: int | None =
     sizes = {item["name"]: item["bytes"] for item in plan["versions"]}
     plan["bytes"] = sum(sizes[name] for name in plan["archived"])
     return plan
+
+
+def _bind(plan: dict[str, Any], shown: Collection[str]) -> None:
+    """Narrow a plan to what was shown; the words a person typed count that list and not the one of this moment."""
+    reasons = {item["name"]: item["reason"] for item in plan["versions"]}
+    proposed = set(plan["archive"])
+    plan["unseen"] = [name for name in plan["archive"] if name not in shown]
+    plan["archive"] = [name for name in plan["archive"] if name in shown]
+    plan["kept"] = [{"name": name, "reason": reasons.get(name, "it is not in models/ any more")}
+                    for name in shown if name not in proposed]  # fmt: skip
+    plan["confirm"] = f"archive {len(shown)} versions"

@@ -83,13 +83,22 @@ def move_sealed(keeper: Keeper, source: Path, target: Path, unsealed_point: str 
     """Move a sealed folder to a name that nothing has. Only models/ and the folder's top open, and only for the move.
 
     An ordinary user cannot rename a folder it may not write (its `..` entry changes); the files stay sealed.
+    A move that fails leaves the folder sealed under whichever name it has then.
     """
-    with open_shelf(keeper.home.models):
-        if is_folder(source):
-            open_top(source)
-        if unsealed_point:
-            point(unsealed_point)
-        rename_new(source, target)
+    moves = is_folder(source)
+    try:
+        with open_shelf(keeper.home.models):
+            if moves:
+                open_top(source)
+            if unsealed_point:
+                point(unsealed_point)
+            rename_new(source, target)
+    except Exception:
+        if moves:
+            # The disk may refuse this too; what went wrong first is what is told.
+            with contextlib.suppress(OSError):
+                seal_top(keeper, source if is_folder(source) else target)
+        raise
     seal_top(keeper, target)
 
 
