@@ -9,6 +9,7 @@ import pytest
 from toy import Toy, chat_of
 
 from daemon.mending import rebuild_home
+from daemon.report import status
 from guard import durable
 from guard.durable import unseal_tree
 from guard.errors import Damage
@@ -87,3 +88,9 @@ def test_a_lost_folder_of_work_is_made_again_by_the_next_start(toy: Toy, name: s
     toy.settle()
     assert toy.versions()["v003_b"] == "sealed"
     toy.die()
+
+
+def test_the_status_tells_of_an_active_version_that_vanished(toy: Toy) -> None:
+    lose(toy.home.models / "v002_a")
+    told = [alert["what"] for alert in status(toy.home)["alerts"]]
+    assert "v002_a is active on policy and its folder is missing" in told
