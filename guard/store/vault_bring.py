@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from guard.durable import open_new, remove_tree, rename_new
 from guard.errors import Damage, EnvironmentFault
@@ -23,6 +24,8 @@ from guard.store.vault_run import BackupRun, Steps, named
 from guard.tensors import FileBytes, Readable
 
 __all__ = ["bring"]
+
+T = TypeVar("T")
 
 
 class _Source(FileBytes):
@@ -41,6 +44,31 @@ class _Source(FileBytes):
             return super().read(start, length)
         except OSError as error:
             raise Damage(f"{self.path} cannot be read: {error}", subject=str(self.path), cause=error) from error
+
+
+class _ParentDamage(Damage):
+    """The vault's copy of the parent cannot be read: the child itself may be sound."""
+
+
+class _Parent:
+    """What a frame is coded against, as the vault gives it back. Whatever goes wrong in it is `_ParentDamage`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._stored: Readable = self._tried(lambda: open_stored(folder, name))
+        self.size = self._stored.size
+
+    def read(self, start: int, length: int) -> bytes:
+        return self._tried(lambda: self._stored.read(start, length))
+
+    def close(self) -> None:
+        self._stored.close()
+
+    def _tried(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except (Damage, OSError) as error:
+            raise _ParentDamage(f"{self._folder} cannot be read: {error}", subject=str(self._folder), cause=error) from error
 
 
 def bring(run: BackupRun, what: str, name: str, incoming: Incoming, digest: str, frames: tuple[FrameHeader, ...] = ()) -> Steps:
@@ -82,7 +110,10 @@ def _frame_steps(incoming: Incoming, header: FrameHeader) -> Generator[int, None
     for attempt in dict.fromkeys((header, alone)):
         if path.exists() and not (yield from _proof_steps(incoming, attempt)):
             return  # an earlier attempt was ended after this file was whole
-        stats = yield from _encode(incoming, attempt)
+        try:
+            stats = yield from _encode(incoming, attempt)
+        except _ParentDamage:
+            continue  # the parent's copy went bad: that is told where it is read, and no child need wait for its mending
         point("backup.framed")
         if attempt.parent and not stats.from_parent:
             continue
@@ -110,7 +141,7 @@ def _encode(incoming: Incoming, header: FrameHeader) -> Generator[int, None, Fra
 
 def _parent(incoming: Incoming, header: FrameHeader) -> Readable | None:
     """The parent as the vault gives it back: what is coded against is what will be there to decode with."""
-    return open_stored(incoming.target.parent / header.parent, header.file) if header.parent else None
+    return _Parent(incoming.target.parent / header.parent, header.file) if header.parent else None
 
 
 def _proof_steps(incoming: Incoming, header: FrameHeader) -> Generator[int, None, str]:
