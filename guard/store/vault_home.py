@@ -50,7 +50,7 @@ def bring_home_back(vault: Path, target: Path, *, clock: Clock = SYSTEM_CLOCK) -
     _bring_marks(vault, home)
     point("drill.ledger")
     yield copy.name
-    keeper = open_writer(home, actor="vault", clock=clock, flags={"backup.auto": False})
+    keeper = open_writer(home, actor="vault", clock=clock, flags={"backup.auto": False, "storage.seal": "mode"})
     try:
         if problems := keeper.ledger.broken_events():
             raise Damage(f"{copy.name}: {problems[0]}", subject=str(copy), hint="an older copy lies beside it")
