@@ -92,7 +92,7 @@ def run_drill(vault: Path, scratch: Path, settle: Settle, flags: dict[str, objec
 
 def _drill(vault: Path, scratch: Path, settle: Settle, flags: dict[str, object]) -> dict[str, Any]:
     home = Home(scratch / "home")
-    brought = drain(bring_home_back(vault, home.root))
+    brought = drain(bring_home_back(vault, home.root, second_vault=True))
     ours: dict[str, object] = {"backup.path": str(scratch / "vault"), "backup.auto": True, "backup.drill_days": 0.0,
                                "disk.reserve_gb": 0.0, "storage.seal": "mode", "training.max_steps": STEPS,
                                "gate": "off", "inbox.settle_seconds": 0.1, "coalesce.after": 1000}  # fmt: skip

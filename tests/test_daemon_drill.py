@@ -360,3 +360,16 @@ def test_a_scratch_that_cannot_be_removed_is_a_drill_that_failed_and_says_so(toy
     found = run_drill(toy.home.root / "backups", toy.home.root / "scratch", settle)
     assert found["ok"] is False and "could not be removed: Operation not permitted" in found["reason"]
     assert found["steps"] > 0 and found["seconds"] >= 0
+
+
+def test_room_for_the_second_vault_of_a_drill_is_asked_for_before_the_copy(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault, root = toy.home.root / "backups", toy.home.root
+    size = drain(bring_home_back(vault, root / "back"))["bytes"]
+    held = sum(path.stat().st_size for path in vault.rglob("*") if path.is_file())
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, size + held))
+    copied: list[Path] = []
+    monkeypatch.setattr("guard.store.vault_home._bring_version", lambda _keeper, folder, _version: copied.append(folder))
+    found = hold(toy)
+    assert found["ok"] is False and "are free" in found["reason"] and copied == []
+    drain(bring_home_back(vault, root / "once more"))
+    assert copied, "a home alone finds room"
