@@ -30,19 +30,32 @@ _Steps = Generator[int, None, list[Problem]]
 def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None) -> None:
     """Read back what the vault holds (only these versions, when named). Raises what `check_vault` raises."""
     vault = check_vault(keeper)
-    rows = keeper.ledger.rows("SELECT * FROM backups WHERE vault = ? ORDER BY what, name", (str(vault),))
-    rows = [row for row in rows if versions is None or (row["what"] == "version" and row["name"] in versions)]
+    rows = _rows(keeper, vault, versions)
     for name in sorted(set(versions or ()) - {row["name"] for row in rows}):
         findings.add("backup", name, "", "the vault holds no copy that was read back")
-    needed = needed_by(vault / "versions")
+    needed: dict[str, list[str]] | None = None
     for row in rows:
+        problems = findings.run(_row_steps(keeper, vault, row, findings))
+        if not problems:
+            continue
         version = find_version(keeper.ledger, row["name"]) if row["what"] == "version" else None
         below = descendants(keeper.ledger, version.id) if version else []
-        for file, problem in findings.run(_row_steps(keeper, vault, row, findings)):
-            others = needed.get(row["name"], []) if version and _stood_on(file) else []
+        if version and needed is None:
+            needed = needed_by(vault / "versions")  # reads a header of every frame there: only over damage
+        for file, problem in problems:
+            others = (needed or {}).get(row["name"], []) if version and _stood_on(file) else []
             findings.add("backup", row["name"], file, problem + _who_needs(others), below)
     if versions is None:
         _check_mark(keeper, findings, vault)
+
+
+def _rows(keeper: Keeper, vault: Path, versions: list[str] | None) -> list[sqlite3.Row]:
+    """What vouches for copies in this vault: everything, or these versions."""
+    if versions is None:
+        return keeper.ledger.rows("SELECT * FROM backups WHERE vault = ? ORDER BY what, name", (str(vault),))
+    found = [keeper.ledger.row("SELECT * FROM backups WHERE what = 'version' AND name = ? AND vault = ?", (name, str(vault)))
+             for name in sorted(set(versions))]  # fmt: skip
+    return [row for row in found if row is not None]
 
 
 def _stood_on(file: str) -> bool:
