@@ -106,7 +106,7 @@ def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
         return plan_backup(engine.keeper)
     engine.begin_backup_by_hand()  # two at once would take each other's staging away; this one copies what is missing
     try:
-        report: dict[str, Any] = yield from backup_steps(engine.keeper)
+        report: dict[str, Any] = yield from backup_steps(engine.keeper, recheck=True)  # what `verify --backup` named is mended
         return report
     finally:
         engine.backup_by_hand = False

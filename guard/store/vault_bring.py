@@ -7,6 +7,7 @@ folders are brought (`vault.py`), and which parent a frame takes (`vault_version
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from guard.durable import open_new, remove_tree, rename_new
 from guard.errors import Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.frames import FrameHeader, FrameReader, FrameStats, decode_steps, encode_steps, frame_hash_steps
-from guard.store.copying import Incoming, copy_folder_steps, seal_quietly
+from guard.store.copying import Incoming, copy_folder_steps, seal_quietly, set_aside
 from guard.store.intents import put_intent
 from guard.store.vault_frames import frame_name, open_stored, stored_bytes
 from guard.store.vault_run import BackupRun, Steps, named
@@ -74,7 +75,8 @@ class _Parent:
 def bring(run: BackupRun, what: str, name: str, incoming: Incoming, digest: str, frames: tuple[FrameHeader, ...] = ()) -> Steps:
     """Copy a folder into the vault, read it back, rename it into place and record it. A step per few MiB.
 
-    `incoming.wanted` are the files that are copied as they are; `frames` tells which others become frames, and how.
+    `incoming.wanted` are the files that are copied as they are; `frames` tells which others become frames, and how. A copy
+    that lies there already was found to be bad, and is moved aside at the end.
     Raises EnvironmentFault without room, Damage when source or copy is not sound.
     """
     size = incoming.size() + sum(header.size for header in frames)
@@ -93,6 +95,10 @@ def bring(run: BackupRun, what: str, name: str, incoming: Incoming, digest: str,
         yield from named(name, _frame_steps(incoming, header))
     yield from named(name, incoming.check_steps())
     point("backup.checked")
+    if os.path.lexists(incoming.target):
+        # Only now, with its successor proven: a bad copy may still be all that others stand on.
+        set_aside(incoming.target)
+        point("backup.aside")
     rename_new(incoming.staged, incoming.target)
     seal_quietly(incoming.target)
     point("backup.renamed")

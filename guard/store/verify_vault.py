@@ -19,7 +19,8 @@ from guard.store.lineage import descendants
 from guard.store.sums import SUMS, Problem, hash_steps
 from guard.store.vault_events import event_problems
 from guard.store.vault_frames import frame_name, needed_by, stored_problem_steps
-from guard.store.vault_state import check_vault, config_files, ledger_head
+from guard.store.vault_ledger import ledger_problem_steps
+from guard.store.vault_state import check_vault, config_files
 from guard.store.versions import find_version, high_water
 
 __all__ = ["check_backups"]
@@ -82,7 +83,7 @@ def _row_steps(keeper: Keeper, vault: Path, row: sqlite3.Row, findings: Findings
         return (yield from _original_steps(folder, row)) if findings.hash_it(f"vault/{row['name']}") else []
     if row["what"] == "ledger":
         findings.checked.files += 1
-        return (yield from _ledger_steps(vault / "ledger" / row["name"], row))
+        return (yield from ledger_problem_steps(vault / "ledger" / row["name"], row["sums_sha256"]))
     if row["what"] == "events":
         findings.checked.files += 1
         return event_problems(vault / "events" / row["name"], row["sums_sha256"], row["size_bytes"])
@@ -101,18 +102,6 @@ def _original_steps(folder: Path, row: sqlite3.Row) -> _Steps:
     if folder_digest(hashes) == row["sums_sha256"]:
         return []
     return [("" if row["name"] in hashes.values() else "content", "is not what was read back when it was copied")]
-
-
-def _ledger_steps(path: Path, row: sqlite3.Row) -> _Steps:
-    if not path.is_file():
-        return [("", "the copy is missing")]
-    try:
-        digest = yield from hash_steps(path)
-    except OSError as error:
-        return [("", f"cannot be read: {error.strerror or error}")]
-    if digest != row["sums_sha256"] or ledger_head(path) is None:
-        return [("", "is not the ledger that was copied")]
-    return []
 
 
 def _config_problems(keeper: Keeper, vault: Path, row: sqlite3.Row) -> list[Problem]:
