@@ -26,6 +26,7 @@ from guard.durable import make_dir, remove_tree, write_bytes, write_json, write_
 from guard.errors import CheckFailed, Damage, HeirloomError
 from guard.failpoints import arm_from_environment, point
 from guard.home import Home
+from guard.seal import loosen
 from guard.store import views
 from guard.store.jobs import jobs_in, set_job
 from guard.store.keeper import Keeper, open_writer
@@ -55,6 +56,7 @@ def clear_scratch(scratch: Path) -> None:
     if scratch.is_symlink() or not scratch.is_dir() or (any(scratch.iterdir()) and not (scratch / MARK).is_file()):
         raise CheckFailed(f"{scratch} is not empty and no drill made it", subject=str(scratch),
                           hint="heirloom backup drill --into DIR with an empty folder")  # fmt: skip
+    loosen(scratch)  # a drill of an earlier release sealed its home as the real one: immutable
     for path in scratch.iterdir():
         if path.name != MARK:
             remove_tree(path)
@@ -80,16 +82,20 @@ def run_drill(vault: Path, scratch: Path, settle: Settle, flags: dict[str, objec
         found["ok"] = True
     except (HeirloomError, OSError) as error:
         found["reason"] = str(error)
-    clear_scratch(scratch)
+    try:
+        clear_scratch(scratch)
+    except OSError as error:  # told beside what came of the drill, and tried again by the next one
+        left = f"{scratch} could not be removed: {error.strerror or error}"
+        found |= {"ok": False, "reason": "; ".join(filter(None, (found["reason"], left)))}
     return {**found, "seconds": round(time.monotonic() - begun, 1)}
 
 
 def _drill(vault: Path, scratch: Path, settle: Settle, flags: dict[str, object]) -> dict[str, Any]:
     home = Home(scratch / "home")
-    brought = drain(bring_home_back(vault, home.root))
+    brought = drain(bring_home_back(vault, home.root, second_vault=True))
     ours: dict[str, object] = {"backup.path": str(scratch / "vault"), "backup.auto": True, "backup.drill_days": 0.0,
-                               "disk.reserve_gb": 0.0, "training.max_steps": STEPS, "gate": "off",
-                               "inbox.settle_seconds": 0.1, "coalesce.after": 1000}  # fmt: skip
+                               "disk.reserve_gb": 0.0, "storage.seal": "mode", "training.max_steps": STEPS,
+                               "gate": "off", "inbox.settle_seconds": 0.1, "coalesce.after": 1000}  # fmt: skip
     keeper = open_writer(home, actor="drill", flags={**ours, **flags})
     try:
         recover(keeper)

@@ -113,7 +113,7 @@ def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
         raise Busy("a backup is being made already", hint="heirloom backup status tells when it is done")
     engine.begin_backup_by_hand()  # two at once would take each other's staging away; this one copies what is missing
     try:
-        report: dict[str, Any] = yield from backup_steps(engine.keeper)
+        report: dict[str, Any] = yield from backup_steps(engine.keeper, recheck=True)  # what `verify --backup` named is mended
         return report
     finally:
         engine.end_backup_by_hand()

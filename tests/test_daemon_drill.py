@@ -324,3 +324,52 @@ def test_the_command_waits_for_the_end_and_tells_it(toy: Toy, monkeypatch: pytes
     failed = call_drill(toy.home, str(toy.home.root.parent / "into"))
     assert not failed["ok"] and drill_line(failed).startswith("❌ The drill failed: ")
     assert not (toy.home.root.parent / "into").exists()
+
+
+def test_a_home_sealed_as_immutable_is_drilled_with_seals_that_can_be_removed_again(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where this process may not set the flag: a drill asks for none."""
+    monkeypatch.setenv("HEIRLOOM_STORAGE__SEAL", "immutable")
+    asked: list[str] = []
+    monkeypatch.setattr("guard.store.keeper.require_seal", lambda seal, _folder: asked.append(seal))
+    monkeypatch.setattr("guard.seal._flag", lambda _path, _wanted: asked.append("flag"))
+    found = hold(toy)
+    assert found["ok"], found
+    assert asked and set(asked) == {"mode"} and not (toy.home.root / "scratch").exists()
+
+
+def test_a_scratch_with_immutable_folders_is_loosened_before_it_is_removed(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = toy.home.root / "scratch"
+    (scratch / "home").mkdir(parents=True)
+    (scratch / MARK).write_text("ours")
+    loosened: list[Path] = []
+    monkeypatch.setattr(drill, "loosen", loosened.append)
+    clear_scratch(scratch)
+    assert loosened == [scratch] and not scratch.exists()
+
+
+def test_a_scratch_that_cannot_be_removed_is_a_drill_that_failed_and_says_so(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def settle(keeper: Keeper) -> None:
+        settle_toy(keeper)
+        monkeypatch.setattr(drill, "remove_tree", refuse)
+
+    found = run_drill(toy.home.root / "backups", toy.home.root / "scratch", settle)
+    assert found["ok"] is False and "could not be removed: Operation not permitted" in found["reason"]
+    assert found["steps"] > 0 and found["seconds"] >= 0
+
+
+def test_room_for_the_second_vault_of_a_drill_is_asked_for_before_the_copy(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault, root = toy.home.root / "backups", toy.home.root
+    size = drain(bring_home_back(vault, root / "back"))["bytes"]
+    held = sum(path.stat().st_size for path in vault.rglob("*") if path.is_file())
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, size + held))
+    copied: list[Path] = []
+    monkeypatch.setattr("guard.store.vault_home._bring_version", lambda _keeper, folder, _version: copied.append(folder))
+    found = hold(toy)
+    assert found["ok"] is False and "are free" in found["reason"] and copied == []
+    drain(bring_home_back(vault, root / "once more"))
+    assert copied, "a home alone finds room"

@@ -43,7 +43,8 @@ def begin_from(shared_scratch: Path) -> Template:
 
 
 _PARTS = ("backup", "ledger_backup", "rollback", "delete", "restore", "recover")
-_NOT_BY_THE_WAY = ("ledger_backup.pruned", "backup.aside", "delete.abandoned", "restore.withdrawn", "restore.abandoned")
+_NOT_BY_THE_WAY = ("ledger_backup.pruned", "ledger_backup.aside", "backup.aside", "delete.abandoned", "restore.withdrawn",
+                   "restore.abandoned")  # fmt: skip
 CARE = [name for name in POINTS if name.split(".")[0] in _PARTS and name not in _NOT_BY_THE_WAY]
 
 
@@ -133,6 +134,7 @@ def damaged_backup(point: str, begin_from: Template, root: Path) -> None:
     scene = Care(begin_from[Care], root)
     assert scene.life()
     spoil(root / "backups" / "versions" / LEAF / "config.json")
+    spoil(min((root / "backups" / "ledger").glob("ledger-*.db")))
     scene.begin()
     failpoints.arm(point, "crash")
     with pytest.raises(Crash):
@@ -310,7 +312,8 @@ def creation(point: str, begin_from: Template, root: Path) -> None:
 
 RARE: dict[str, Callable[[str, Template, Path], None]] = {
     "copy.intended": copied, "copy.copied": copied, "copy.unlinked": copied, "admit.aside": damaged_original,
-    "backup.aside": damaged_backup, "ledger_backup.pruned": many_backups,
+    "backup.aside": damaged_backup, "ledger_backup.aside": damaged_backup,
+    "ledger_backup.pruned": many_backups,
     "birth.aside": damaged_birth, "dataset.copied": dataset, "dataset.renamed": dataset,
     "dataset.recorded": dataset, "delete.abandoned": taken_back, "restore.abandoned": taken_back,
     "restore.withdrawn": taken_back, "documents.unlinked": new_document, "prepare.cleared": damaged_shards,

@@ -276,3 +276,19 @@ def test_the_event_export_can_be_checked_without_the_ledger(keeper: Keeper, monk
     assert count == keeper.ledger.sequence() and verify(keeper, backup=True).ok
     flip(folder / names[1])
     assert [item.name for item in verify(keeper, backup=True).damage] == [names[1]]
+
+
+@pytest.mark.parametrize("harm", ["flipped", "missing"])
+def test_a_damaged_frame_of_the_parent_does_not_keep_a_new_child_out_of_the_vault(keeper: Keeper, harm: str) -> None:
+    run_backup(keeper)
+    frame = held(keeper, NAMES[3]) / "model.frame"
+    if harm == "flipped":
+        flip(frame)
+    else:  # its header is sound, what it stands on is not there
+        frame = held(keeper, NAMES[2]) / "model.frame"
+        frame.parent.chmod(0o755)
+        frame.unlink()
+    child = add_version(keeper, "child", NAMES[3])
+    assert child in run_backup(keeper)["copied"]
+    assert read_header(held(keeper, child) / "model.frame").parent == ""
+    assert stored_problems(held(keeper, child), find_version(keeper.ledger, child).sums_sha256) == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import shutil
+from collections.abc import Callable
 
 import orjson
 import pytest
@@ -24,8 +26,10 @@ from guard import durable
 from guard.errors import Damage, NotFound, UsageError
 from guard.home import Home
 from guard.store import views
+from guard.store.archive import copy_problem
 from guard.store.keeper import Keeper, open_reader
 from guard.store.ledger import Ledger
+from guard.store.vault import run_backup
 from guard.store.verify import verify
 
 
@@ -211,3 +215,22 @@ def test_many_versions_and_lines_stay_sound(keeper: Keeper) -> None:
     report = verify(keeper, everything=True)
     assert report.ok, report.damage
     assert isinstance(keeper.ledger, Ledger)
+
+
+def test_what_stands_on_a_version_is_looked_up_only_over_damage(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look reads the whole lineage, or a header of every frame: once for each sound version would be quadratic."""
+    run_backup(keeper)
+    looked: list[str] = []
+    for module, name in (("verify", "descendants"), ("verify_vault", "descendants"), ("verify_vault", "needed_by")):
+        real = getattr(importlib.import_module(f"guard.store.{module}"), name)
+
+        def told(*given: object, real: Callable[..., object] = real, name: str = name) -> object:
+            looked.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(f"guard.store.{module}.{name}", told)
+    assert verify(keeper, everything=True, backup=True).ok and looked == []
+    assert copy_problem(keeper, VERSION) == "" and looked == []
+    corrupt(keeper.home.root / "backups" / "versions" / VERSION / "model.frame", flip_a_bit)
+    assert not verify(keeper, backup=True).ok
+    assert looked.count("needed_by") == 1 and "descendants" in looked

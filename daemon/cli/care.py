@@ -125,7 +125,7 @@ def backup(context: typer.Context) -> None:
 
 
 def backup_run(context: typer.Context, yes: Yes = False, dry_run: DryRun = False) -> None:
-    """Bring the vault up to date now."""
+    """Bring the vault up to date now, read every copy in it again and mend what has gone bad."""
     caller: Caller = context.obj
     if dry_run:
         found = caller.call("backup.run", {"dry_run": True})
@@ -138,16 +138,19 @@ def backup_run(context: typer.Context, yes: Yes = False, dry_run: DryRun = False
     caller.console.note(f"✅ {counts}, {human_bytes(found['bytes'])} to {visible(found['vault'])}", *_same_disk(found))
 
 
+_REREAD = "   Every copy in the vault would be read again; one that has gone bad would be made again."
+
+
 def backup_plan_lines(found: Mapping[str, Any]) -> list[str]:
     """What a backup would copy."""
     versions, originals = found["versions"], found["originals"]
     if not versions and not originals:
-        return [f"Nothing new to copy: {visible(found['vault'])} holds every version and original.", *_same_disk(found)]
+        return [f"Nothing new to copy: {visible(found['vault'])} holds every version and original.", _REREAD, *_same_disk(found)]
     counts = f"{plural(len(versions), 'version')} and {plural(len(originals), 'original')}"
     names = [*versions, *(f"{item['name']} ({short_hash(item['sha256'])})" for item in originals)]
     more = [f"   and {len(names) - _SHOWN_NAMES:,} more"] if len(names) > _SHOWN_NAMES else []
     return [f"Would copy {counts}, {human_bytes(found['bytes'])}, to {visible(found['vault'])}:",
-            *(f"   {visible(name)}" for name in names[:_SHOWN_NAMES]), *more, *_same_disk(found)]  # fmt: skip
+            *(f"   {visible(name)}" for name in names[:_SHOWN_NAMES]), *more, _REREAD, *_same_disk(found)]  # fmt: skip
 
 
 def _same_disk(found: Mapping[str, Any]) -> list[str]:

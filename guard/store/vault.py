@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 from guard.durable import (
@@ -30,13 +31,13 @@ from guard.durable import (
 from guard.errors import Damage
 from guard.failpoints import point
 from guard.steps import drain
-from guard.store.copying import Incoming, folder_digest, listing, seal_quietly, set_aside
+from guard.store.copying import Incoming, folder_digest, listing, seal_quietly
 from guard.store.files import get_file, original_hashes
 from guard.store.keeper import Keeper
 from guard.store.sums import hash_steps
 from guard.store.vault_bring import bring
 from guard.store.vault_events import event_steps
-from guard.store.vault_ledger import ledger_steps
+from guard.store.vault_ledger import ledger_steps, recheck_ledger_steps
 from guard.store.vault_run import BackupRun, Steps, named
 from guard.store.vault_state import config_files, find_vault, open_vault, other_device
 from guard.store.vault_versions import KEPT_STATES, version_steps
@@ -72,7 +73,8 @@ def plan_backup(keeper: Keeper) -> dict[str, Any]:
 def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, None, dict[str, Any]]:
     """The same in steps of at most 8 MiB; each yields what it is busy with, the end returns the report.
 
-    `recheck` reads back what was read back before too; a copy that has gone bad is moved aside and made again.
+    `recheck` reads everything back, also what was read back before: versions, originals, configs, events and ledgers. A copy
+    that has gone bad is made again and the bad one moved aside; a bad copy of an older ledger is moved aside only.
     Raises CheckFailed for another home's vault, EnvironmentFault when the vault has vanished or is full, and, after
     everything else was backed up, Damage naming what could not be copied because its source is damaged.
     """
@@ -95,6 +97,8 @@ def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, Non
         yield from _guarded(run, sha256, _original_steps(run, sha256))
     yield from _config_steps(run)
     _copy_marks(run)
+    if run.recheck:
+        yield from recheck_ledger_steps(run)
     yield from event_steps(run)
     yield from ledger_steps(run)
     if run.problems:
@@ -124,12 +128,16 @@ def _clear_leftovers(run: BackupRun) -> None:
 
 
 def _unsafe_versions(run: BackupRun) -> list[int]:
-    """Ids of the versions in models/ that no row vouches for, or whose copy is not there any more; ascending."""
+    """Ids of the versions in models/ that no row vouches for, or whose copy is not there any more; ascending.
+
+    With `recheck` all of them, and those in the trash whose copy somebody may have to rely on.
+    """
     present = _listed(run, "versions")
     rows = run.keeper.ledger.rows(
         "SELECT v.id, v.name, b.sums_sha256 IS v.sums_sha256 AS vouched FROM versions v LEFT JOIN backups b ON "
-        "b.what = 'version' AND b.name = v.name AND b.vault = ? WHERE v.state IN (?, ?) ORDER BY v.id",
-        (str(run.vault), *KEPT_STATES))  # fmt: skip
+        "b.what = 'version' AND b.name = v.name AND b.vault = ? WHERE v.state IN (?, ?) "
+        "OR (? AND v.state = 'trashed' AND b.name IS NOT NULL) ORDER BY v.id",
+        (str(run.vault), *KEPT_STATES, run.recheck))  # fmt: skip
     return [row["id"] for row in rows if run.recheck or not row["vouched"] or row["name"] not in present]
 
 
@@ -170,13 +178,11 @@ def _original_steps(run: BackupRun, sha256: str) -> Steps:
     if any(wanted.get(name) != digest for name, digest in original_hashes(file).items()):
         raise Damage(f"the stored bytes of {file.name} are not what was admitted", subject=sha256)
     incoming = Incoming(source, target, wanted)
-    if os.path.lexists(target):
-        if not (yield from named(sha256, incoming.problem_steps(target))):
-            sync_parents(target)
-            seal_quietly(target)
-            run.record("original", sha256, folder_digest(wanted), incoming.size())
-            return
-        set_aside(target)
+    if os.path.lexists(target) and not (yield from named(sha256, incoming.problem_steps(target))):
+        sync_parents(target)
+        seal_quietly(target)
+        run.record("original", sha256, folder_digest(wanted), incoming.size())
+        return
     yield from bring(run, "original", sha256, incoming, folder_digest(wanted))
 
 
@@ -189,7 +195,7 @@ def _config_steps(run: BackupRun) -> Steps:
     texts = config_files(run.keeper.home)
     digest = folder_digest({name: sha256_bytes(data) for name, data in texts.items()})
     row = run.recorded("configs", "configs")
-    if row and row["sums_sha256"] == digest and all((target / name).is_file() for name in texts):
+    if row and row["sums_sha256"] == digest and all(_is_copy(run, target / name, data) for name, data in texts.items()):
         return
     for name, data in texts.items():
         make_dir((target / name).parent)
@@ -202,6 +208,14 @@ def _config_steps(run: BackupRun) -> Steps:
     point("backup.configured")
     run.copied.append("configs")
     run.record("configs", "configs", digest, sum(len(data) for data in texts.values()))
+
+
+def _is_copy(run: BackupRun, path: Path, data: bytes) -> bool:
+    """Whether a copy is there; with `recheck`, whether it is what it was."""
+    try:
+        return path.is_file() and (not run.recheck or sha256_file(path) == sha256_bytes(data))
+    except OSError:
+        return False
 
 
 def _copy_marks(run: BackupRun) -> None:

@@ -7,22 +7,26 @@ folders are brought (`vault.py`), and which parent a frame takes (`vault_version
 from __future__ import annotations
 
 import errno
+import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from guard.durable import open_new, remove_tree, rename_new
 from guard.errors import Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.frames import FrameHeader, FrameReader, FrameStats, decode_steps, encode_steps, frame_hash_steps
-from guard.store.copying import Incoming, copy_folder_steps, seal_quietly
+from guard.store.copying import Incoming, copy_folder_steps, seal_quietly, set_aside
 from guard.store.intents import put_intent
 from guard.store.vault_frames import frame_name, open_stored, stored_bytes
 from guard.store.vault_run import BackupRun, Steps, named
 from guard.tensors import FileBytes, Readable
 
 __all__ = ["bring"]
+
+T = TypeVar("T")
 
 
 class _Source(FileBytes):
@@ -43,10 +47,36 @@ class _Source(FileBytes):
             raise Damage(f"{self.path} cannot be read: {error}", subject=str(self.path), cause=error) from error
 
 
+class _ParentDamage(Damage):
+    """The vault's copy of the parent cannot be read: the child itself may be sound."""
+
+
+class _Parent:
+    """What a frame is coded against, as the vault gives it back. Whatever goes wrong in it is `_ParentDamage`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._stored: Readable = self._tried(lambda: open_stored(folder, name))
+        self.size = self._stored.size
+
+    def read(self, start: int, length: int) -> bytes:
+        return self._tried(lambda: self._stored.read(start, length))
+
+    def close(self) -> None:
+        self._stored.close()
+
+    def _tried(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except (Damage, OSError) as error:
+            raise _ParentDamage(f"{self._folder} cannot be read: {error}", subject=str(self._folder), cause=error) from error
+
+
 def bring(run: BackupRun, what: str, name: str, incoming: Incoming, digest: str, frames: tuple[FrameHeader, ...] = ()) -> Steps:
     """Copy a folder into the vault, read it back, rename it into place and record it. A step per few MiB.
 
-    `incoming.wanted` are the files that are copied as they are; `frames` tells which others become frames, and how.
+    `incoming.wanted` are the files that are copied as they are; `frames` tells which others become frames, and how. A copy
+    that lies there already was found to be bad, and is moved aside at the end.
     Raises EnvironmentFault without room, Damage when source or copy is not sound.
     """
     size = incoming.size() + sum(header.size for header in frames)
@@ -65,6 +95,10 @@ def bring(run: BackupRun, what: str, name: str, incoming: Incoming, digest: str,
         yield from named(name, _frame_steps(incoming, header))
     yield from named(name, incoming.check_steps())
     point("backup.checked")
+    if os.path.lexists(incoming.target):
+        # Only now, with its successor proven: a bad copy may still be all that others stand on.
+        set_aside(incoming.target)
+        point("backup.aside")
     rename_new(incoming.staged, incoming.target)
     seal_quietly(incoming.target)
     point("backup.renamed")
@@ -82,7 +116,10 @@ def _frame_steps(incoming: Incoming, header: FrameHeader) -> Generator[int, None
     for attempt in dict.fromkeys((header, alone)):
         if path.exists() and not (yield from _proof_steps(incoming, attempt)):
             return  # an earlier attempt was ended after this file was whole
-        stats = yield from _encode(incoming, attempt)
+        try:
+            stats = yield from _encode(incoming, attempt)
+        except _ParentDamage:
+            continue  # the parent's copy went bad: that is told where it is read, and no child need wait for its mending
         point("backup.framed")
         if attempt.parent and not stats.from_parent:
             continue
@@ -110,7 +147,7 @@ def _encode(incoming: Incoming, header: FrameHeader) -> Generator[int, None, Fra
 
 def _parent(incoming: Incoming, header: FrameHeader) -> Readable | None:
     """The parent as the vault gives it back: what is coded against is what will be there to decode with."""
-    return open_stored(incoming.target.parent / header.parent, header.file) if header.parent else None
+    return _Parent(incoming.target.parent / header.parent, header.file) if header.parent else None
 
 
 def _proof_steps(incoming: Incoming, header: FrameHeader) -> Generator[int, None, str]:

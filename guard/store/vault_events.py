@@ -7,6 +7,7 @@ Not here: the ledger itself (`vault_ledger.py`), which is what a home is brought
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import orjson
@@ -30,12 +31,19 @@ def event_steps(run: BackupRun) -> Steps:
     newest = ledger.sequence()
     for first in range(1, newest + 1, EVENTS_IN_FILE):
         name = _file_name(first)
-        row, there = run.recorded("events", name), (folder / name).is_file()
-        if row and there and run.recorded("events", _file_name(first + EVENTS_IN_FILE)):
-            continue  # a later file was begun, so this one was full
+        row = run.recorded("events", name)
+        full = bool(run.recorded("events", _file_name(first + EVENTS_IN_FILE)))  # a later file was begun
+        sound = row is not None and _is_sound(run, folder / name, row)
+        if sound and full:
+            continue
         data = _lines(ledger, first)
         digest = sha256_bytes(data)
-        if row and there and row["sums_sha256"] == digest:
+        same = row is not None and row["sums_sha256"] == digest
+        if sound and same:
+            continue
+        if row and full and not same:
+            # Whatever is wrong with the copy: what would take its place is not what was copied then.
+            run.problems.append(f"events/{name}: the ledger's own events are not what was copied")
             continue
         write_bytes(folder / name, data)
         point("events_backup.written")
@@ -47,6 +55,11 @@ def event_steps(run: BackupRun) -> Steps:
         run.record("events", name, digest, len(data), told=False)
         point("events_backup.recorded")
         yield f"events/{name}"
+
+
+def _is_sound(run: BackupRun, path: Path, row: sqlite3.Row) -> bool:
+    """Whether a copy is there; with `recheck`, whether it is what was read back."""
+    return path.is_file() and not (run.recheck and event_problems(path, row["sums_sha256"], row["size_bytes"]))
 
 
 def _file_name(first: int) -> str:

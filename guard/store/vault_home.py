@@ -35,9 +35,12 @@ __all__ = ["bring_home_back", "newest_ledger"]
 _OPEN_DROPS = ("claiming", "claimed", "admitting", "returning")
 
 
-def bring_home_back(vault: Path, target: Path, *, clock: Clock = SYSTEM_CLOCK) -> Generator[str, None, dict[str, Any]]:
+def bring_home_back(
+    vault: Path, target: Path, *, clock: Clock = SYSTEM_CLOCK, second_vault: bool = False
+) -> Generator[str, None, dict[str, Any]]:  # fmt: skip
     """Make the home of a vault again in an empty folder; yields what it is busy with.
 
+    `second_vault`: a vault of that home shall find room on the same disk, and one version more in both.
     Returns ledger (the copy it came from), versions (names), originals (hashes), bytes. Raises CheckFailed when the
     target is not empty, EnvironmentFault without room, Damage naming what the vault cannot give back.
     """
@@ -50,11 +53,11 @@ def bring_home_back(vault: Path, target: Path, *, clock: Clock = SYSTEM_CLOCK) -
     _bring_marks(vault, home)
     point("drill.ledger")
     yield copy.name
-    keeper = open_writer(home, actor="vault", clock=clock, flags={"backup.auto": False})
+    keeper = open_writer(home, actor="vault", clock=clock, flags={"backup.auto": False, "storage.seal": "mode"})
     try:
         if problems := keeper.ledger.broken_events():
             raise Damage(f"{copy.name}: {problems[0]}", subject=str(copy), hint="an older copy lies beside it")
-        return (yield from _bring_everything(keeper, vault, copy))
+        return (yield from _bring_everything(keeper, vault, copy, second_vault))
     finally:
         keeper.ledger.close()
 
@@ -82,10 +85,12 @@ def _bring_marks(vault: Path, home: Home) -> None:
         copy_verified(vault / "configs" / name, home.configs / name)
 
 
-def _bring_everything(keeper: Keeper, vault: Path, copy: Path) -> Generator[str, None, dict[str, Any]]:
+def _bring_everything(
+    keeper: Keeper, vault: Path, copy: Path, second_vault: bool
+) -> Generator[str, None, dict[str, Any]]:  # fmt: skip
     kept = [version for version in all_versions(keeper.ledger) if version.state in ("sealed", "quarantined", "trashed")]
     hashes = [row[0] for row in keeper.ledger.rows("SELECT sha256 FROM files ORDER BY sha256")]
-    size = _room(keeper, vault, kept)
+    size = _room(keeper, vault, kept, second_vault)
     brought: list[str] = []
     for version in kept:
         if version.state == "trashed" and not (vault / "versions" / version.name).is_dir():
@@ -102,18 +107,23 @@ def _bring_everything(keeper: Keeper, vault: Path, copy: Path) -> Generator[str,
     return {"ledger": copy.name, "versions": brought, "originals": hashes, "bytes": size}
 
 
-def _room(keeper: Keeper, vault: Path, kept: list[Version]) -> int:
-    """Bytes that everything will take. Raises EnvironmentFault when they are not free."""
+def _room(keeper: Keeper, vault: Path, kept: list[Version], second_vault: bool) -> int:
+    """Bytes that the home will take. Raises EnvironmentFault when they, and a second vault, are not free."""
     size = sum(file.stat().st_size for file in (vault / "files").rglob("*") if file.is_file())
+    largest = 0
     for version in kept:
         folder = vault / "versions" / version.name
         try:
-            size += sum(stored_size(folder, name) for name in read_sums(folder))
-        except (OSError, ValueError):
+            raw = sum(stored_size(folder, name) for name in read_sums(folder))
+        except (OSError, ValueError, Damage):
             continue  # told by name when it is its turn
+        size, largest = size + raw, max(largest, raw)
+    # The vault as it lies there, the version that is trained in the home and in its vault, and the vault's own margin.
+    besides = sum(file.stat().st_size for file in vault.rglob("*") if file.is_file()) + 3 * largest if second_vault else 0
     free = shutil.disk_usage(keeper.home.root).free
-    if free <= size:
-        raise EnvironmentFault(f"the home in the vault takes {size:,} bytes and {free:,} are free at {keeper.home.root}",
+    if free <= size + besides:
+        more = f", a drill {besides:,} more," if second_vault else ""
+        raise EnvironmentFault(f"the home in the vault takes {size:,} bytes{more} and {free:,} are free at {keeper.home.root}",
                                subject=str(keeper.home.root), hint="--into DIR names a folder with more room")  # fmt: skip
     return size
 

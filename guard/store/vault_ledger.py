@@ -6,18 +6,20 @@ back. The newest five are kept. Not here: restoring one, which a person does wit
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Generator
 from pathlib import Path
 
 from guard.durable import fsync_dir, rename_new, sync_parents
 from guard.errors import Damage
 from guard.failpoints import point
 from guard.store.copying import set_aside
-from guard.store.sums import hash_steps
+from guard.store.sums import Problem, hash_steps
 from guard.store.vault_run import BackupRun, Steps, named
 from guard.store.vault_state import LEDGER_NAME, ledger_head
 
-__all__ = ["KEPT_LEDGERS", "ledger_steps"]
+__all__ = ["KEPT_LEDGERS", "ledger_problem_steps", "ledger_steps", "recheck_ledger_steps"]
 
 KEPT_LEDGERS = 5
 
@@ -53,6 +55,35 @@ def ledger_steps(run: BackupRun) -> Steps:
     run.size += target.stat().st_size
     yield from _record_ledger(run, target)
     _prune_ledgers(run, target)
+
+
+def recheck_ledger_steps(run: BackupRun) -> Steps:
+    """Read every copy again. An old state cannot be made again: a bad copy is moved aside, and nothing vouches for it."""
+    rows = run.keeper.ledger.rows("SELECT * FROM backups WHERE what = 'ledger' AND vault = ?", (str(run.vault),))
+    for row in rows:
+        path = run.vault / "ledger" / row["name"]
+        if not (yield from named(row["name"], ledger_problem_steps(path, row["sums_sha256"]))):
+            continue
+        if os.path.lexists(path):
+            set_aside(path)
+        point("ledger_backup.aside")
+        with run.keeper.ledger.transaction():
+            run.keeper.ledger.run("DELETE FROM backups WHERE what = 'ledger' AND name = ? AND vault = ?",
+                                  (row["name"], str(run.vault)))  # fmt: skip
+            run.keeper.ledger.event("backup.set_aside", row["name"], what="ledger", vault=str(run.vault))
+
+
+def ledger_problem_steps(path: Path, digest: str) -> Generator[int, None, list[Problem]]:
+    """What is wrong with one copy of the ledger; yields bytes read."""
+    if not path.is_file():
+        return [("", "the copy is missing")]
+    try:
+        found = yield from hash_steps(path)
+    except OSError as error:
+        return [("", f"cannot be read: {error.strerror or error}")]
+    if found != digest or ledger_head(path) is None:
+        return [("", "is not the ledger that was copied")]
+    return []
 
 
 def _record_ledger(run: BackupRun, target: Path) -> Steps:

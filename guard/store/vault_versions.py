@@ -13,11 +13,11 @@ from pathlib import Path
 
 from guard.durable import sha256_file, sync_parents
 from guard.errors import Damage, HeirloomError
-from guard.failpoints import point
 from guard.frames import FrameHeader, read_header
-from guard.store.copying import Incoming, seal_quietly, set_aside
+from guard.store.copying import Incoming, seal_quietly
 from guard.store.intents import clear_intent
 from guard.store.sums import SUMS, read_sums
+from guard.store.trash import trash_folder
 from guard.store.vault_bring import bring
 from guard.store.vault_frames import frame_name, is_framed, stored_bytes, stored_problem_steps
 from guard.store.vault_run import BackupRun, Steps, named
@@ -31,16 +31,14 @@ KEPT_STATES = ("sealed", "quarantined")
 def version_steps(run: BackupRun, version: Version) -> Steps:
     """Bring one version into the vault, or read back the copy that lies there. Raises Damage for a source not sound."""
     target = run.vault / "versions" / version.name
-    if os.path.lexists(target):
-        # Renamed, then killed before the row was written; or changed since. Only reading tells.
-        if not (yield from named(version.name, stored_problem_steps(target, version.sums_sha256))):
-            sync_parents(target)
-            seal_quietly(target)
-            run.record("version", version.name, version.sums_sha256, stored_bytes(target))
-            return
-        set_aside(target)
-        point("backup.aside")
-    source = run.keeper.home.models / version.name
+    # Renamed, then killed before the row was written; or changed since. Only reading tells.
+    reading = stored_problem_steps(target, version.sums_sha256)
+    if os.path.lexists(target) and not (yield from named(version.name, reading)):
+        sync_parents(target)
+        seal_quietly(target)
+        run.record("version", version.name, version.sums_sha256, stored_bytes(target))
+        return
+    source = _source(run, version)
     try:
         if not (source / SUMS).is_file() or sha256_file(source / SUMS) != version.sums_sha256:
             raise Damage(f"its {SUMS} is not the one that was sealed", subject=version.name)
@@ -49,11 +47,17 @@ def version_steps(run: BackupRun, version: Version) -> Steps:
         wanted = {name: digest for name, digest in sums.items() if not frame_name(name)} | {SUMS: version.sums_sha256}
         yield from bring(run, "version", version.name, Incoming(source, target, wanted), version.sums_sha256, frames)
     except Damage:
-        if find_version(run.keeper.ledger, version.name).state in KEPT_STATES:
+        if find_version(run.keeper.ledger, version.name).state in (*KEPT_STATES, version.state):
             raise
         # A person moved it to the trash between two steps: there is nothing to back up any more.
         with run.keeper.ledger.transaction():
             clear_intent(run.keeper.ledger, "backup", f"version:{version.name}")
+
+
+def _source(run: BackupRun, version: Version) -> Path:
+    """Where the version itself lies: models/, or the trash."""
+    folder = trash_folder(run.keeper, version.name) if version.state == "trashed" else None
+    return run.keeper.home.trash / folder if folder else run.keeper.home.models / version.name
 
 
 def _header(run: BackupRun, version: Version, source: Path, name: str, digest: str) -> FrameHeader:

@@ -21,7 +21,7 @@ from guard.store.findings import Finding, Findings, Report
 from guard.store.intents import open_intents
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
-from guard.store.sums import problem_steps, unsealed
+from guard.store.sums import Problem, problem_steps, unsealed
 from guard.store.trash import is_folder, trash_folder
 from guard.store.verify_data import check_datasets, check_indexes, check_originals
 from guard.store.verify_events import check_export
@@ -97,8 +97,9 @@ def _check_version(keeper: Keeper, findings: Findings, version: Version) -> None
         problems = [("version.json", "differs from the ledger's record")]
     if problems and _moved_meanwhile(keeper, version):
         return _check_version(keeper, findings, find_version(keeper.ledger, version.name))
+    below = descendants(keeper.ledger, version.id) if problems else []
     for name, problem in problems:
-        findings.add("version", version.name, name, problem, descendants(keeper.ledger, version.id))
+        findings.add("version", version.name, name, problem, below)
 
 
 def _record_differs(folder: Path, version: Version) -> bool:
@@ -121,26 +122,33 @@ def _misplaced(keeper: Keeper, names: set[str] | None) -> list[Finding]:
     moving = {item["version"] for word in ("delete", "restore", "archive", "purge") for item in open_intents(keeper.ledger, word)}
     versions = [version for version in all_versions(keeper.ledger) if names is None or version.name in names]
     for version in versions:
-        below = descendants(keeper.ledger, version.id)
-        folder = _place(keeper, version)
-        if version.name in moving:
-            found.add("version", version.name, "", "moving it is unfinished; the next start ends it", below)
-        elif version.state in (*_IN_MODELS, "trashed") and not is_folder(folder):
-            found.add("version", version.name, "", f"its folder {folder} is missing", below)
-        elif version.state in _IN_MODELS:
-            for name in unsealed(folder):
-                found.add("version", version.name, name, "may be written to: it is not sealed", below)
-            if keeper.settings.storage.seal == IMMUTABLE:
-                for name in not_immutable(folder):
-                    found.add("version", version.name, name, "is not immutable, though storage.seal says so", below)
-        elif version.state == "archived" and not _vouched(keeper, version):
-            found.add("version", version.name, "", "is archived, and no vault is known to hold it", below)
+        problems = _place_problems(keeper, version, moving)
+        below = descendants(keeper.ledger, version.id) if problems else []
+        for name, problem in problems:
+            found.add("version", version.name, name, problem, below)
     if names is None:
         _check_strangers(keeper, found)
         for line, tip in tips(keeper.ledger).items():
             if tip.state != "sealed":
                 found.add("ledger", line, "", f"its active version {tip.name} is {tip.state}")
     return found.damage
+
+
+def _place_problems(keeper: Keeper, version: Version, moving: set[str]) -> list[Problem]:
+    """What is wrong with where one version lies and how it is sealed, by file."""
+    folder = _place(keeper, version)
+    if version.name in moving:
+        return [("", "moving it is unfinished; the next start ends it")]
+    if version.state in (*_IN_MODELS, "trashed") and not is_folder(folder):
+        return [("", f"its folder {folder} is missing")]
+    if version.state in _IN_MODELS:
+        open_to_hands = [(name, "may be written to: it is not sealed") for name in unsealed(folder)]
+        wanted = keeper.settings.storage.seal == IMMUTABLE
+        plain = [(name, "is not immutable, though storage.seal says so") for name in (not_immutable(folder) if wanted else [])]
+        return open_to_hands + plain
+    if version.state == "archived" and not _vouched(keeper, version):
+        return [("", "is archived, and no vault is known to hold it")]
+    return []
 
 
 def _vouched(keeper: Keeper, version: Version) -> bool:

@@ -19,7 +19,8 @@ from guard.store.lineage import descendants
 from guard.store.sums import SUMS, Problem, hash_steps
 from guard.store.vault_events import event_problems
 from guard.store.vault_frames import frame_name, needed_by, stored_problem_steps
-from guard.store.vault_state import check_vault, config_files, ledger_head
+from guard.store.vault_ledger import ledger_problem_steps
+from guard.store.vault_state import check_vault, config_files
 from guard.store.versions import find_version, high_water
 
 __all__ = ["check_backups"]
@@ -30,19 +31,32 @@ _Steps = Generator[int, None, list[Problem]]
 def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None) -> None:
     """Read back what the vault holds (only these versions, when named). Raises what `check_vault` raises."""
     vault = check_vault(keeper)
-    rows = keeper.ledger.rows("SELECT * FROM backups WHERE vault = ? ORDER BY what, name", (str(vault),))
-    rows = [row for row in rows if versions is None or (row["what"] == "version" and row["name"] in versions)]
+    rows = _rows(keeper, vault, versions)
     for name in sorted(set(versions or ()) - {row["name"] for row in rows}):
         findings.add("backup", name, "", "the vault holds no copy that was read back")
-    needed = needed_by(vault / "versions")
+    needed: dict[str, list[str]] | None = None
     for row in rows:
+        problems = findings.run(_row_steps(keeper, vault, row, findings))
+        if not problems:
+            continue
         version = find_version(keeper.ledger, row["name"]) if row["what"] == "version" else None
         below = descendants(keeper.ledger, version.id) if version else []
-        for file, problem in findings.run(_row_steps(keeper, vault, row, findings)):
-            others = needed.get(row["name"], []) if version and _stood_on(file) else []
+        if version and needed is None:
+            needed = needed_by(vault / "versions")  # reads a header of every frame there: only over damage
+        for file, problem in problems:
+            others = (needed or {}).get(row["name"], []) if version and _stood_on(file) else []
             findings.add("backup", row["name"], file, problem + _who_needs(others), below)
     if versions is None:
         _check_mark(keeper, findings, vault)
+
+
+def _rows(keeper: Keeper, vault: Path, versions: list[str] | None) -> list[sqlite3.Row]:
+    """What vouches for copies in this vault: everything, or these versions."""
+    if versions is None:
+        return keeper.ledger.rows("SELECT * FROM backups WHERE vault = ? ORDER BY what, name", (str(vault),))
+    found = [keeper.ledger.row("SELECT * FROM backups WHERE what = 'version' AND name = ? AND vault = ?", (name, str(vault)))
+             for name in sorted(set(versions))]  # fmt: skip
+    return [row for row in found if row is not None]
 
 
 def _stood_on(file: str) -> bool:
@@ -69,7 +83,7 @@ def _row_steps(keeper: Keeper, vault: Path, row: sqlite3.Row, findings: Findings
         return (yield from _original_steps(folder, row)) if findings.hash_it(f"vault/{row['name']}") else []
     if row["what"] == "ledger":
         findings.checked.files += 1
-        return (yield from _ledger_steps(vault / "ledger" / row["name"], row))
+        return (yield from ledger_problem_steps(vault / "ledger" / row["name"], row["sums_sha256"]))
     if row["what"] == "events":
         findings.checked.files += 1
         return event_problems(vault / "events" / row["name"], row["sums_sha256"], row["size_bytes"])
@@ -88,18 +102,6 @@ def _original_steps(folder: Path, row: sqlite3.Row) -> _Steps:
     if folder_digest(hashes) == row["sums_sha256"]:
         return []
     return [("" if row["name"] in hashes.values() else "content", "is not what was read back when it was copied")]
-
-
-def _ledger_steps(path: Path, row: sqlite3.Row) -> _Steps:
-    if not path.is_file():
-        return [("", "the copy is missing")]
-    try:
-        digest = yield from hash_steps(path)
-    except OSError as error:
-        return [("", f"cannot be read: {error.strerror or error}")]
-    if digest != row["sums_sha256"] or ledger_head(path) is None:
-        return [("", "is not the ledger that was copied")]
-    return []
 
 
 def _config_problems(keeper: Keeper, vault: Path, row: sqlite3.Row) -> list[Problem]:
