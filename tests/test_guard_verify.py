@@ -7,10 +7,11 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import orjson
 import pytest
-from homes import add_original, add_version, keeper_of, set_tip
+from homes import add_original, add_version, clone, keeper_of, set_tip
 from verify_help import (  # noqa: F401 - fixtures
     VERSION,
     _keeper,
@@ -234,3 +235,25 @@ def test_what_stands_on_a_version_is_looked_up_only_over_damage(keeper: Keeper, 
     corrupt(keeper.home.root / "backups" / "versions" / VERSION / "model.frame", flip_a_bit)
     assert not verify(keeper, backup=True).ok
     assert looked.count("needed_by") == 1 and "descendants" in looked
+
+
+def test_a_moved_home_still_proves_its_vault(keeper: Keeper, tmp_path: Path) -> None:
+    run_backup(keeper)
+    keeper.ledger.close()
+    moved = clone(keeper.home.root, tmp_path / "elsewhere")
+    assert verify(moved, backup=True).checked.versions > 0 and verify(moved, backup=True).ok
+    copy = next((moved.home.root / "backups" / "versions").glob("*/version.json"))
+    os.chmod(copy, 0o644)
+    copy.write_text("something else")
+    assert [item.name for item in verify(moved, backup=True).damage] == [copy.parent.name]
+    moved.ledger.close()
+
+
+def test_a_vault_that_vanished_hides_no_damage_of_the_home(keeper: Keeper) -> None:
+    run_backup(keeper)
+    os.unlink(keeper.home.root / "backups" / "store-id")
+    weights = keeper.home.models / "v001_baseline" / "model.safetensors"
+    os.chmod(weights, 0o644)
+    weights.write_bytes(b"x" * weights.stat().st_size)
+    found = {(item.what, item.name) for item in verify(keeper, everything=True, backup=True).damage}
+    assert {("version", "v001_baseline"), ("backup", "the vault")} <= found

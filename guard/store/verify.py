@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from guard.errors import HeirloomError, UsageError
+from guard.errors import CheckFailed, EnvironmentFault, HeirloomError, UsageError
 from guard.seal import IMMUTABLE, not_immutable
 from guard.store import views
 from guard.store.findings import Finding, Findings, Report
@@ -53,7 +53,12 @@ def verify(
     if wanted is not None or whole_home:
         _check_home(keeper, findings, wanted, everything)
     if backup:
-        check_backups(keeper, findings, None if wanted is None else [item.name for item in wanted])
+        try:
+            check_backups(keeper, findings, None if wanted is None else [item.name for item in wanted])
+        except (CheckFailed, EnvironmentFault) as error:
+            if not whole_home:
+                raise  # only the vault was asked about, and this is the answer
+            findings.add("backup", "the vault", "", error.message)
     return findings.report()
 
 

@@ -51,12 +51,15 @@ def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None
 
 
 def _rows(keeper: Keeper, vault: Path, versions: list[str] | None) -> list[sqlite3.Row]:
-    """What vouches for copies in this vault: everything, or these versions."""
-    if versions is None:
-        return keeper.ledger.rows("SELECT * FROM backups WHERE vault = ? ORDER BY what, name", (str(vault),))
-    found = [keeper.ledger.row("SELECT * FROM backups WHERE what = 'version' AND name = ? AND vault = ?", (name, str(vault)))
-             for name in sorted(set(versions))]  # fmt: skip
-    return [row for row in found if row is not None]
+    """What vouches for copies in this vault: everything, or these versions.
+
+    A home that was moved or copied finds its vault at another path than its rows name; the store id says that it is the
+    same vault, and what its copies have to hash to is as good as it was.
+    """
+    rows = keeper.ledger.rows("SELECT * FROM backups WHERE vault = ? ORDER BY what, name", (str(vault),))
+    if not rows:
+        rows = keeper.ledger.rows("SELECT *, max(verified) FROM backups GROUP BY what, name ORDER BY what, name")
+    return rows if versions is None else [row for row in rows if row["what"] == "version" and row["name"] in versions]
 
 
 def _stood_on(file: str) -> bool:
