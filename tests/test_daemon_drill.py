@@ -25,6 +25,7 @@ from guard.durable import remove_tree, write_json
 from guard.errors import Busy, CheckFailed, Damage, EnvironmentFault
 from guard.failpoints import Crash
 from guard.home import Home
+from guard.store.archive import archive
 from guard.store.drills import drill_due, drill_state, record_drill
 from guard.store.keeper import Keeper, open_writer
 from guard.store.sums import drain
@@ -119,6 +120,21 @@ def test_what_was_under_way_begins_anew(toy: Toy, tmp_path: Path) -> None:
     assert back.ledger.rows("SELECT * FROM meta WHERE key LIKE 'intent:%'") == []
     assert back.ledger.value("SELECT count(*) FROM indexes WHERE state = 'active'") == 0
     back.ledger.close()
+
+
+def test_a_drill_reads_archived_versions_in_the_vault_and_leaves_them_archived(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guard.store.archive.other_device", lambda *_: True)
+    middle = list(toy.versions())[1]
+    run_backup(toy.keeper)
+    archive(toy.keeper, middle)
+    run_backup(toy.keeper)
+    found = hold(toy)
+    assert found["ok"] and found["versions"] == 2, found
+    held = toy.home.root / "backups" / "versions" / middle / "config.json"
+    held.chmod(0o644)
+    held.write_text("nobody's child needs this to be read")
+    found = hold(toy)
+    assert found["ok"] is False and middle in found["reason"]
 
 
 @pytest.mark.parametrize("point", POINTS)

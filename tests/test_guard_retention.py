@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from homes import add_job_row, add_version, clone, keeper_of, make_home, places_
 
 from guard import durable, failpoints
 from guard.checks.retention import Candidate, age_class, plan_retention
-from guard.errors import CheckFailed, EnvironmentFault, NotConfirmed, NotFound, Protected
+from guard.durable import remove_tree
+from guard.errors import CheckFailed, Damage, EnvironmentFault, NotConfirmed, NotFound, Protected
 from guard.failpoints import Crash
 from guard.store import views
 from guard.store.archive import archive
@@ -22,9 +24,12 @@ from guard.store.recovery import recover
 from guard.store.restore import restore
 from guard.store.retention import retention_apply, retention_plan
 from guard.store.rollback import rollback
-from guard.store.sums import folder_problems
+from guard.store.scrub import scrub_steps
+from guard.store.sums import drain, folder_problems
 from guard.store.trash import delete
 from guard.store.vault import run_backup
+from guard.store.vault_home import bring_home_back
+from guard.store.vault_state import backup_status
 from guard.store.verify import verify
 from guard.store.versions import find_version
 
@@ -168,6 +173,92 @@ def test_applied_versions_leave_models_stay_in_the_lineage_and_come_back_identic
         assert restore(keeper, name)["source"] == "backup"
         assert folder_problems(keeper.home.models / name, find_version(keeper.ledger, name).sums_sha256) == []
     assert {state(keeper, name) for name in gone} == {"sealed"} and verify(keeper, everything=True, backup=True).ok
+
+
+def vault_folder(keeper: Keeper, name: str = OLD) -> Path:
+    return keeper.home.vault(keeper.settings.backup.path) / "versions" / name
+
+
+def archived_damage(keeper: Keeper, **how: bool) -> list[tuple[str, str]]:
+    found = verify(keeper, **how).damage  # type: ignore[arg-type]
+    assert all("heirloom backup run" in item.remedy for item in found)
+    return [(item.what, item.name) for item in found]
+
+
+@pytest.mark.parametrize("harm", ["lost", "flipped"])
+def test_the_only_copy_of_an_archived_version_is_watched_everywhere_and_comes_from_another_vault(
+    keeper: Keeper, tmp_path: Path, harm: str
+) -> None:
+    shutil.copytree(vault_folder(keeper).parents[1], tmp_path / "another vault")
+    archive(keeper, OLD)
+    if harm == "lost":
+        remove_tree(vault_folder(keeper))
+    else:
+        frame = vault_folder(keeper) / "model.frame"
+        data = bytearray(frame.read_bytes())
+        data[len(data) // 2] ^= 1
+        frame.chmod(0o644)
+        frame.write_bytes(data)
+    assert ("archived", OLD) in archived_damage(keeper, everything=True)
+    assert ("archived", OLD) in archived_damage(keeper, everything=True, backup=True)
+    assert ("archived", OLD) in archived_damage(keeper, backup=True)
+    assert [item.what for item in verify(keeper, versions=[OLD]).damage] == ["archived"]
+    assert f"archived {OLD}" in drain(scrub_steps(scrubbing(keeper)))["damage"]
+    assert backup_status(keeper)["versions"]["missing"] == ([OLD] if harm == "lost" else [])
+    with pytest.raises(Damage, match=f"{OLD} is archived .* heirloom restore {OLD} --from"):
+        run_backup(keeper, recheck=True)
+    restore(keeper, OLD, source=str(tmp_path / "another vault"))
+    run_backup(keeper, recheck=True)
+    assert verify(keeper, everything=True, backup=True).ok
+    archive(keeper, OLD)
+    assert verify(keeper, everything=True, backup=True).ok and backup_status(keeper)["versions"]["missing"] == []
+
+
+def scrubbing(keeper: Keeper) -> Keeper:
+    """The same home, everything of it read in one day."""
+    return keeper_of(keeper.home.root, backup__path=keeper.settings.backup.path, scrub__days=1)
+
+
+def test_a_vault_that_no_row_vouches_for_is_read_and_recorded_again(keeper: Keeper) -> None:
+    """As after the ledger was made again: the copies are there, what was known of them is not."""
+    archive(keeper, OLD)
+    with keeper.ledger.transaction():
+        keeper.ledger.run("DELETE FROM backups")
+        keeper.ledger.event("test.turn", "x")
+    assert ("archived", OLD) in archived_damage(keeper)
+    run_backup(keeper)
+    assert verify(keeper, everything=True, backup=True).ok and backup_status(keeper)["versions"]["missing"] == []
+
+
+def test_another_vault_says_what_it_lacks_while_the_old_one_still_holds_it(keeper: Keeper, tmp_path: Path) -> None:
+    archive(keeper, OLD)
+    moved = keeper_of(keeper.home.root, backup__path=str(tmp_path / "new vault"))
+    run_backup(moved)
+    assert backup_status(moved)["versions"]["missing"] == [OLD] and not backup_status(moved)["protects"]
+    assert archived_damage(moved, backup=True) == [("archived", OLD)]
+    assert archived_damage(moved, everything=True) == [], "it lies in the vault before, and was read there"
+    restore(moved, OLD, source=str(tmp_path / "vault"))
+    run_backup(moved)
+    archive(moved, OLD)
+    assert verify(moved, everything=True, backup=True).ok and backup_status(moved)["versions"]["missing"] == []
+
+
+def test_a_home_out_of_the_vault_keeps_archived_versions_archived_and_proves_their_copies(
+    keeper: Keeper, tmp_path: Path
+) -> None:
+    archive(keeper, OLD)
+    run_backup(keeper)
+    vault = vault_folder(keeper).parents[1]
+    drain(bring_home_back(vault, tmp_path / "back"))
+    back = keeper_of(tmp_path / "back", backup__path=str(vault))
+    assert state(back) == "archived" and places_of(back, OLD) == []
+    views.refresh(back)
+    assert verify(back, everything=True, backup=True).damage == ()
+    held = vault_folder(keeper) / "tokenizer.json"
+    held.chmod(0o644)
+    held.write_text("no child needs this to be decoded")
+    with pytest.raises(Damage, match=OLD):
+        drain(bring_home_back(vault, tmp_path / "again"))
 
 
 def test_the_words_have_to_be_typed_and_mean_this_plan(keeper: Keeper) -> None:

@@ -27,6 +27,8 @@ _REMEDIES = {
     "ledger": "heirloom doctor --rebuild makes the ledger again",
     "events": "heirloom doctor --rebuild makes the export again",
     "backup": "heirloom backup run makes the copy again",
+    "archived": "heirloom backup run reads the copy in the vault again and vouches for it when it is sound; "
+                "one that is missing or damaged: heirloom restore {name} --from ANOTHER_VAULT, then heirloom backup run",
     "rebuild": "the sealed files are as they were sealed; their training cannot be repeated here: heirloom show {name}",
     "folder": "nobody knows it: look what it is and move it away",
 }

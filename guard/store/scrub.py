@@ -1,9 +1,10 @@
 """The scrub: a daemon reads a share of everything it keeps every day, so that rot is found while a copy is still good.
 
-Versions, originals, datasets and indexes stand in one fixed order; a day's share is 1/`scrub.days` of all bytes, from
-where the day before ended (`scrub:cursor` in the ledger). Work is a generator of steps of at most 8 MiB, so that a
-daemon's loop goes on in between. What is found stands as an alert (`scrub:damage`) until the same thing reads well
-again; both are events. Not here: reading everything now (`verify.py`), the vault (`verify_vault.py`), repairing.
+Versions, archived ones where the vault holds them, originals, datasets and indexes stand in one fixed order; a day's share
+is 1/`scrub.days` of all bytes, from where the day before ended (`scrub:cursor` in the ledger). Work is a generator of
+steps of at most 8 MiB, so that a daemon's loop goes on in between. What is found stands as an alert (`scrub:damage`)
+until the same thing reads well again; both are events.
+Not here: reading everything now (`verify.py`), the vault's other copies (`verify_vault.py`), repairing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from guard.store.files import SIDECARS, get_file, original_hashes
 from guard.store.keeper import Keeper
 from guard.store.standing import note_damage, standing_damage
 from guard.store.sums import Problem, listed_problem_steps, problem_steps
+from guard.store.vault_archived import archived_problem_steps, archived_versions
 from guard.store.verify_data import dataset_hashes, read_metadata
 from guard.store.versions import find_version
 
@@ -51,6 +53,7 @@ def _units(keeper: Keeper) -> list[Unit]:
     rows = keeper.ledger.rows
     found = [Unit("version", row[0], row[1]) for row in rows(
         "SELECT name, size_bytes FROM versions WHERE state IN ('sealed', 'quarantined') ORDER BY id")]  # fmt: skip
+    found += [Unit("archived", version.name, version.size_bytes) for version in archived_versions(keeper)]
     found += [Unit("original", row[0], row[1]) for row in rows("SELECT sha256, size_bytes FROM files ORDER BY sha256")]
     for path in sorted(keeper.home.shards.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
@@ -120,6 +123,8 @@ def _gone(keeper: Keeper, unit: Unit) -> bool:
     """A person, or a job, took it away while it was read."""
     if unit.what == "version":
         return find_version(keeper.ledger, unit.name).state not in ("sealed", "quarantined")
+    if unit.what == "archived":
+        return find_version(keeper.ledger, unit.name).state != "archived"
     return unit.what == "dataset" and not (keeper.home.shards / unit.name).exists()
 
 
@@ -127,6 +132,8 @@ def _unit_steps(keeper: Keeper, unit: Unit) -> Generator[int, None, list[Problem
     home = keeper.home
     if unit.what == "version":
         return (yield from problem_steps(home.models / unit.name, find_version(keeper.ledger, unit.name).sums_sha256))
+    if unit.what == "archived":
+        return (yield from archived_problem_steps(keeper, find_version(keeper.ledger, unit.name)))
     if unit.what == "original":
         file = get_file(keeper.ledger, unit.name)
         assert file is not None, "files are never taken out of the ledger"

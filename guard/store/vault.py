@@ -35,6 +35,7 @@ from guard.store.copying import Incoming, folder_digest, listing, seal_quietly
 from guard.store.files import get_file, original_hashes
 from guard.store.keeper import Keeper
 from guard.store.sums import hash_steps
+from guard.store.vault_archived import archived_in_steps
 from guard.store.vault_bring import bring
 from guard.store.vault_events import event_steps
 from guard.store.vault_ledger import ledger_steps, recheck_ledger_steps
@@ -95,6 +96,7 @@ def backup_steps(keeper: Keeper, *, recheck: bool = False) -> Generator[str, Non
         yield from _guarded(run, version.name, version_steps(run, version))
     for sha256 in originals:
         yield from _guarded(run, sha256, _original_steps(run, sha256))
+    yield from archived_in_steps(run)
     yield from _config_steps(run)
     _copy_marks(run)
     if run.recheck:

@@ -20,7 +20,7 @@ from guard.store.sums import SUMS, Problem, listed_problem_steps, read_sums, sum
 from guard.tensors import FileBytes, Readable
 
 __all__ = ["chain_of", "copy_stored", "frame_name", "is_framed", "needed_by", "open_stored", "stored_bytes",
-           "stored_problem_steps", "stored_problems", "stored_size"]  # fmt: skip
+           "stored_problem_steps", "stored_problems", "stored_size", "stored_whole"]  # fmt: skip
 
 WEIGHTS = ".safetensors"
 FRAME = ".frame"
@@ -161,6 +161,11 @@ def _decode_problem(folder: Path, name: str, expected: str) -> Generator[int, No
 def stored_problems(folder: Path, sums_sha256: str | None) -> list[Problem]:
     """`stored_problem_steps` run to its end, chain and all."""
     return drain(stored_problem_steps(folder, sums_sha256, whole_chain=True))
+
+
+def stored_whole(folder: Path, sums_sha256: str | None) -> bool:
+    """Whether everything of a version lies there, by its list and its frames' headers; contents are not read."""
+    return not drain(stored_problem_steps(folder, sums_sha256, hash_it=lambda _name: False))
 
 
 # --- taking out ----------------------------------------------------------------------------------------------------------

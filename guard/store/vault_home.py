@@ -99,6 +99,10 @@ def _bring_everything(
         brought.append(version.name)
         point("drill.version")
         yield version.name
+    for version in all_versions(keeper.ledger):
+        if version.state == "archived":  # it stays archived: its copy lies in the vault, and is read there
+            _require_sound(vault / "versions" / version.name, version)
+            yield version.name
     for sha256 in hashes:
         _bring_original(keeper, vault / "files" / sha256, sha256)
         yield sha256
@@ -128,11 +132,15 @@ def _room(keeper: Keeper, vault: Path, kept: list[Version], second_vault: bool) 
     return size
 
 
-def _bring_version(keeper: Keeper, folder: Path, version: Version) -> None:
+def _require_sound(folder: Path, version: Version) -> None:
     if problems := stored_problems(folder, version.sums_sha256):
         name, problem = problems[0]
         raise Damage(f"{folder}/{name} {problem}: {version.name} cannot be brought back", subject=version.name,
                      hint="heirloom verify --backup; heirloom backup run makes the copy again")  # fmt: skip
+
+
+def _bring_version(keeper: Keeper, folder: Path, version: Version) -> None:
+    _require_sound(folder, version)
     trashed = trash_folder(keeper, version.name) if version.state == "trashed" else None
     target = keeper.home.trash / (trashed or version.name) if version.state == "trashed" else keeper.home.models / version.name
     for name, expected in {**read_sums(folder), SUMS: version.sums_sha256}.items():

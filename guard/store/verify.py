@@ -25,7 +25,7 @@ from guard.store.sums import Problem, problem_steps, unsealed
 from guard.store.trash import is_folder, trash_folder
 from guard.store.verify_data import check_datasets, check_indexes, check_originals
 from guard.store.verify_events import check_export
-from guard.store.verify_vault import check_backups
+from guard.store.verify_vault import check_archived, check_backups
 from guard.store.versions import Version, all_versions, find_version, tips
 
 __all__ = ["Report", "verify"]
@@ -52,6 +52,8 @@ def verify(
     whole_home = wanted is None and (everything or not backup)
     if wanted is not None or whole_home:
         _check_home(keeper, findings, wanted, everything)
+        if (everything or wanted is not None) and not backup:
+            check_archived(keeper, findings, wanted)
     if backup:
         try:
             check_backups(keeper, findings, None if wanted is None else [item.name for item in wanted])
@@ -130,7 +132,7 @@ def _misplaced(keeper: Keeper, names: set[str] | None) -> list[Finding]:
         problems = _place_problems(keeper, version, moving)
         below = descendants(keeper.ledger, version.id) if problems else []
         for name, problem in problems:
-            found.add("version", version.name, name, problem, below)
+            found.add("archived" if version.state == "archived" else "version", version.name, name, problem, below)
     if names is None:
         _check_strangers(keeper, found)
         for line, tip in tips(keeper.ledger).items():
@@ -152,7 +154,7 @@ def _place_problems(keeper: Keeper, version: Version, moving: set[str]) -> list[
         plain = [(name, "is not immutable, though storage.seal says so") for name in (not_immutable(folder) if wanted else [])]
         return open_to_hands + plain
     if version.state == "archived" and not _vouched(keeper, version):
-        return [("", "is archived, and no vault is known to hold it")]
+        return [("", "is archived, and no vault is recorded to hold it")]
     return []
 
 

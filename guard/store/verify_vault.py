@@ -17,13 +17,14 @@ from guard.store.findings import Findings
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
 from guard.store.sums import SUMS, Problem, hash_steps
+from guard.store.vault_archived import archived_problem_steps, archived_versions
 from guard.store.vault_events import event_problems
 from guard.store.vault_frames import frame_name, needed_by, stored_problem_steps
 from guard.store.vault_ledger import ledger_problem_steps
 from guard.store.vault_state import check_vault, config_files
-from guard.store.versions import find_version, high_water
+from guard.store.versions import Version, find_version, high_water
 
-__all__ = ["check_backups"]
+__all__ = ["check_archived", "check_backups"]
 
 _Steps = Generator[int, None, list[Problem]]
 
@@ -32,8 +33,9 @@ def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None
     """Read back what the vault holds (only these versions, when named). Raises what `check_vault` raises."""
     vault = check_vault(keeper)
     rows = _rows(keeper, vault, versions)
-    for name in sorted(set(versions or ()) - {row["name"] for row in rows}):
-        findings.add("backup", name, "", "the vault holds no copy that was read back")
+    wanted = [version.name for version in archived_versions(keeper)] if versions is None else versions
+    for name in sorted(set(wanted) - {row["name"] for row in rows if row["what"] == "version"}):
+        findings.add(_what(keeper, name), name, "", "the vault holds no copy that was read back")
     needed: dict[str, list[str]] | None = None
     for row in rows:
         problems = findings.run(_row_steps(keeper, vault, row, findings))
@@ -45,9 +47,26 @@ def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None
             needed = needed_by(vault / "versions")  # reads a header of every frame there: only over damage
         for file, problem in problems:
             others = (needed or {}).get(row["name"], []) if version and _stood_on(file) else []
-            findings.add("backup", row["name"], file, problem + _who_needs(others), below)
+            what = _what(keeper, row["name"]) if version else "backup"
+            findings.add(what, row["name"], file, problem + _who_needs(others), below)
     if versions is None:
         _check_mark(keeper, findings, vault)
+
+
+def check_archived(keeper: Keeper, findings: Findings, versions: list[Version] | None) -> None:
+    """Read archived versions (only these, when named) where their only copy lies. A vault that is not there is damage."""
+    for version in archived_versions(keeper):
+        if versions is not None and version not in versions:
+            continue
+        findings.checked.versions += 1
+        picked = findings.picker(f"vault/{version.name}")
+        for file, problem in findings.run(archived_problem_steps(keeper, version, picked)):
+            findings.add("archived", version.name, file, problem, descendants(keeper.ledger, version.id))
+
+
+def _what(keeper: Keeper, name: str) -> str:
+    """A copy that is the only one cannot be made again by a backup."""
+    return "archived" if find_version(keeper.ledger, name).state in ("archived", "purged") else "backup"
 
 
 def _rows(keeper: Keeper, vault: Path, versions: list[str] | None) -> list[sqlite3.Row]:
