@@ -67,7 +67,7 @@ class Engine:
             self.sweep(now)
         self.pool.tick(now)
         self.refresh_views(now)
-        self.drill.tick(calm=self.runner.current is None and self._backup is None)
+        self.drill.tick(now, calm=self.runner.current is None and self._backup is None)
         if not self.drill.running:
             self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)
