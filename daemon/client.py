@@ -185,9 +185,9 @@ def _drill_here(home: Home, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     with local_engine(home, "backup drill") as engine:
         after = perform(engine, "backup.drill", arguments)["after"]
-        engine.drill.tick(calm=True)
         while (found := _drilled(engine.keeper, after)) is None:
-            engine.reactor.poll(1.0)
+            engine.drill.tick(engine.keeper.clock.monotonic(), calm=True)
+            engine.reactor.poll(1.0 if engine.drill.running else 0.0)
         return found
 
 

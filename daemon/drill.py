@@ -1,6 +1,7 @@
 """A restore drill, as a process: the home out of the vault alone, verified, trained a few steps further, backed up again.
 
-    python -m daemon.drill REQUEST_FOLDER       request.json: {vault, scratch}; result.json: how it ended
+    python -m daemon.drill REQUEST_FOLDER       request.json: {vault, scratch}; progress.json: that it gets on;
+                                                result.json: how it ended
 
 Everything happens in an empty scratch folder: the home in `home/`, its own new vault in `vault/`. The training is the
 real one, from a dropped text to a sealed version, so the model is loaded and learns on. The scratch is removed at the
@@ -22,11 +23,12 @@ from typing import Any
 
 import orjson
 
-from guard.durable import make_dir, remove_tree, write_bytes, write_json, write_text
+from guard.durable import make_dir, publish, remove_tree, write_bytes, write_json, write_text
 from guard.errors import CheckFailed, Damage, HeirloomError
 from guard.failpoints import arm_from_environment, point
 from guard.home import Home
 from guard.seal import loosen
+from guard.steps import breathe, on_breath
 from guard.store import views
 from guard.store.jobs import jobs_in, set_job
 from guard.store.keeper import Keeper, open_writer
@@ -164,6 +166,7 @@ def settle_for_real(keeper: Keeper) -> None:
     try:
         while quiet < 3:
             engine.loop(keeper.clock.monotonic())
+            breathe()  # a child of this engine that hangs is this engine's matter: it has its own vigil
             quiet = quiet + 1 if engine.idle else 0
             if time.monotonic() > until:
                 raise CheckFailed("training a few steps took longer than an hour", hint="heirloom backup drill")
@@ -188,13 +191,31 @@ def main(arguments: list[str]) -> int:
     return answer(Path(arguments[0]))
 
 
+class Progress:
+    """progress.json, at most one a second: how many pieces (a file restored, 8 MiB verified, a round of training) are done."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path, self.clock = path, clock
+        self.pieces, self._next = 0, clock()
+
+    def __call__(self) -> None:
+        self.pieces += 1
+        now = self.clock()
+        if now >= self._next:
+            self._next = now + 1.0
+            publish(self.path, orjson.dumps({"pieces": self.pieces}))
+
+
 def answer(folder: Path) -> int:
     """Do what a request folder asks and leave result.json there; returns 0."""
     request = orjson.loads((folder / "request.json").read_bytes())
+    on_breath(Progress(folder / "progress.json"))
     try:
         result = run_drill(Path(request["vault"]), Path(request["scratch"]), settle_for_real)
     except (HeirloomError, OSError) as error:
         result = {"ok": False, "reason": str(error), "seconds": 0.0}
+    finally:
+        on_breath(None)
     write_json(folder / "result.json", result)
     return 0
 

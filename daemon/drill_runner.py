@@ -58,17 +58,24 @@ class DrillRunner:
         if not self.running and not self.asked and drill_due(self.keeper):
             self._into, self.asked = scratch_beside(vault_of(self.keeper)), True
 
-    def tick(self, *, calm: bool) -> None:
-        """Begin a wanted drill once nothing trains and no backup is under way (`calm`)."""
-        if not self.asked or self.running or not calm:
+    def tick(self, now: float, *, calm: bool) -> None:
+        """Look after the running drill, or begin a wanted one once nothing trains and no backup is under way (`calm`)."""
+        if self.child is not None:
+            self.child.tick(now)
+            return
+        if not self.asked or not calm:
             return
         assert self._into is not None
         self.asked = False
-        if self.folder.exists():
-            remove_tree(self.folder)
-        make_dir(self.folder)
-        write_json(self.folder / "request.json", {"vault": str(vault_of(self.keeper)), "scratch": str(self._into)})
-        self.launch()
+        try:
+            if self.folder.exists():
+                remove_tree(self.folder)
+            make_dir(self.folder)
+            write_json(self.folder / "request.json", {"vault": str(vault_of(self.keeper)), "scratch": str(self._into)})
+            self.launch()
+        except OSError as error:
+            self.child = None
+            self._failed(f"the drill could not be begun: {error}")
 
     def launch(self) -> None:
         """Start the child; `_exited` is called with its status."""
@@ -79,11 +86,19 @@ class DrillRunner:
     def _exited(self, status: int) -> None:
         self.child = None
         try:
-            result = read_result(self.folder, "result.json")
+            record_drill(self.keeper, read_result(self.folder, "result.json"))
         except Damage:
-            result = {"ok": False, "reason": f"the drill ended with status {status}; see {self.folder / 'child.log'}",
-                      "seconds": 0.0}  # fmt: skip
-        record_drill(self.keeper, result)
+            self._failed(self._why(status))
+
+    def _why(self, status: int) -> str:
+        """Why a child left no result: it was ended for a reason, or died."""
+        try:
+            return str(read_result(self.folder, "error.json")["message"])
+        except Damage:
+            return f"the drill ended with status {status}; see {self.folder / 'child.log'}"
+
+    def _failed(self, reason: str) -> None:
+        record_drill(self.keeper, {"ok": False, "reason": reason, "seconds": 0.0})
 
     def close(self) -> None:
         """End a running drill; its scratch is removed by the next one."""

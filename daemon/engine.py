@@ -67,7 +67,7 @@ class Engine:
             self.sweep(now)
         self.pool.tick(now)
         self.refresh_views(now)
-        self.drill.tick(calm=not self.runner.busy and self._backup is None and not self.backup_by_hand)
+        self.drill.tick(now, calm=not self.runner.busy and self._backup is None and not self.backup_by_hand)
         if not self.drill.running:
             self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)

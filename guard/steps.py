@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias, TypeVar
 
-__all__ = ["SLICE_SECONDS", "Steps", "advance", "drain", "on_breath"]
+__all__ = ["SLICE_SECONDS", "Steps", "advance", "breathe", "drain", "on_breath"]
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Any, None, T]
@@ -24,9 +24,15 @@ _breath: list[Callable[[], object]] = []
 def on_breath(act: Callable[[], object] | None) -> None:
     """Have `act` called between the pieces of everything that is drained; None: no more.
 
-    For the daemon's watchdog: an act that cannot be sliced (a restore, a birth) still shows that it gets on.
+    For whoever watches over this process: an act that cannot be sliced (a restore, a birth) still shows that it gets on.
     """
     _breath[:] = [] if act is None else [act]
+
+
+def breathe() -> None:
+    """Say that a piece of work was done: for loops that are no generator of steps."""
+    for act in _breath:
+        act()
 
 
 def drain(steps: Steps[T]) -> T:
@@ -37,8 +43,7 @@ def drain(steps: Steps[T]) -> T:
         except StopIteration as done:
             result: T = done.value
             return result
-        for act in _breath:
-            act()
+        breathe()
 
 
 def advance(steps: Steps[T], clock: Callable[[], float], seconds: float = SLICE_SECONDS) -> tuple[bool, T | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,19 +13,22 @@ import pytest
 from toy import InlineReaders, Toy, ToyServer, chat_of, text_of
 
 from daemon import drill, drill_runner
+from daemon.children import ChildLimits, JobChild
 from daemon.cli.care import drill_line
 from daemon.client import call_drill
-from daemon.drill import MARK, clear_scratch, run_drill, scratch_beside
+from daemon.drill import MARK, Progress, clear_scratch, run_drill, scratch_beside
 from daemon.drill_runner import DrillRunner
 from daemon.engine import Engine
 from daemon.reactor import Reactor
 from daemon.report import compose
+from daemon.vigil import STALL_SECONDS
 from guard import failpoints
 from guard.clock import ManualClock
 from guard.durable import remove_tree, write_json
 from guard.errors import Busy, CheckFailed, Damage, EnvironmentFault
 from guard.failpoints import Crash
 from guard.home import Home
+from guard.steps import on_breath
 from guard.store.archive import archive
 from guard.store.drills import drill_due, drill_state, record_drill
 from guard.store.keeper import Keeper, open_writer
@@ -248,7 +252,7 @@ def test_no_drill_begins_while_a_model_trains_and_no_training_while_a_drill_runs
 
     def launch(runner: DrillRunner) -> None:
         started.append(toy.engine.runner.current)
-        runner.child = object()  # type: ignore[assignment]
+        runner.child = JobChild(toy.reactor, [], runner.folder, runner._exited)
 
     monkeypatch.setattr(DrillRunner, "launch", launch)
     toy.engine.runner.current = 7
@@ -389,3 +393,109 @@ def test_room_for_the_second_vault_of_a_drill_is_asked_for_before_the_copy(toy: 
     assert found["ok"] is False and "are free" in found["reason"] and copied == []
     drain(bring_home_back(vault, root / "once more"))
     assert copied, "a home alone finds room"
+
+
+class SleepingDrill:
+    """Stands in for `launch`: a child that never gets on, as one that was stopped or waits for a dead disk."""
+
+    def __init__(self) -> None:
+        self.child: JobChild | None = None
+
+    def __call__(self, runner: DrillRunner) -> None:
+        self.child = JobChild(runner.reactor, ["-c", "import time; time.sleep(600)"], runner.folder, runner._exited,
+                              ChildLimits(hang_seconds=3600.0))  # fmt: skip
+        runner.child = self.child
+        self.child.start()
+
+
+def test_a_drill_that_hangs_is_ended_recorded_as_failed_and_training_goes_on(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeping = SleepingDrill()
+    monkeypatch.setattr(DrillRunner, "launch", lambda runner: sleeping(runner))
+    toy.engine.drill.ask()
+    toy.drop("c.jsonl", chat_of(30, seed=5))
+    for _ in range(20):
+        toy.step()
+    assert toy.engine.drill.running and len(toy.versions()) == 3
+    assert sleeping.child is not None and sleeping.child.process is not None
+    now, process = toy.clock.monotonic(), sleeping.child.process
+    while process.poll() is None and now < toy.clock.monotonic() + 3 * STALL_SECONDS:
+        now += 5
+        toy.engine.drill.tick(now, calm=False)
+        toy.reactor.poll(0.01)
+    assert process.wait(10) == -9
+    while toy.engine.drill.running:
+        toy.reactor.poll(1.0)
+    last = drill_state(toy.keeper)["last"]
+    assert last["ok"] is False and "it did nothing for" in last["reason"]
+    toy.settle()
+    assert len(toy.versions()) == 4
+
+
+def test_a_drill_that_cannot_be_begun_has_failed_and_training_goes_on(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(runner: DrillRunner) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(DrillRunner, "launch", launch)
+    toy.engine.drill.ask()
+    toy.drop("c.jsonl", chat_of(30, seed=5))
+    toy.settle()
+    assert "could not be begun" in drill_state(toy.keeper)["problem"] and len(toy.versions()) == 4
+
+
+def test_a_drill_publishes_that_it_gets_on_with_every_piece(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def publish(path: Path, data: bytes) -> None:
+        assert path == tmp_path / "progress.json"
+        seen.append(json.loads(data)["pieces"])
+
+    at = {"restored": 0, "trained": 0}
+
+    def settle(keeper: Keeper) -> None:
+        at["restored"] = len(seen)
+        settle_toy(keeper)
+        at["trained"] = len(seen)
+
+    monkeypatch.setattr(drill, "publish", publish)
+    monkeypatch.setattr(drill, "Progress", lambda path: Progress(path, itertools.count(0.0, 2.0).__next__))
+    monkeypatch.setattr(drill, "settle_for_real", settle)
+    write_json(tmp_path / "request.json", {"vault": str(toy.home.root / "backups"), "scratch": str(tmp_path / "scratch")})
+    assert drill.answer(tmp_path) == 0 and json.loads((tmp_path / "result.json").read_text())["ok"]
+    assert seen == sorted(seen) and at["restored"] > 10 and len(seen) > at["trained"] + 10
+    drain(iter([1, 2, 3]))  # type: ignore[arg-type]
+    assert seen[-1] == len(seen), "after its end nothing is published any more"
+
+
+def test_progress_is_published_at_most_once_a_second(tmp_path: Path) -> None:
+    times = iter([0.0, 0.0, 0.4, 0.9, 1.1, 1.2])
+    progress = Progress(tmp_path / "progress.json", times.__next__)
+    found = []
+    for _ in range(5):
+        progress()
+        found.append(json.loads((tmp_path / "progress.json").read_text())["pieces"])
+    assert found == [1, 1, 1, 4, 4]
+
+
+def test_a_drill_that_waits_for_its_training_child_gets_on(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own engine watches over that child; to wait for it is not to do nothing."""
+    rounds: list[float] = []
+
+    class WaitingEngine(Engine):
+        def loop(self, now: float) -> None:
+            rounds.append(now)
+
+        @property
+        def idle(self) -> bool:
+            return len(rounds) > 5
+
+        def wait_seconds(self, now: float) -> float:
+            return 0.0
+
+    breaths: list[int] = []
+    monkeypatch.setattr("daemon.engine.Engine", WaitingEngine)
+    on_breath(lambda: breaths.append(len(rounds)))
+    try:
+        drill.settle_for_real(toy.keeper)
+    finally:
+        on_breath(None)
+    assert set(breaths) >= set(range(1, 6))
