@@ -90,7 +90,13 @@ def _drop_result(keeper: Keeper, number: int) -> dict[str, Any] | None:
     if row is None or row["state"] not in FINAL_DROPS:
         return None
     record = orjson.loads(row["verdict"])
-    return drop_result(row["name"], row["state"], row["reason"], row["sha256"], record)
+    found = drop_result(row["name"], row["state"], row["reason"], row["sha256"], record)
+    if not found["mended"]:
+        return found
+    from guard.store.views import file_status  # TinyDB costs a start more than this is asked for
+
+    # What was mended is what it was before: it may be trained or in the index already.
+    return found | {"status": file_status(keeper, row["sha256"])}
 
 
 def drop_result(name: str, verdict: str, reason: str, sha256: str | None, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +110,7 @@ def drop_result(name: str, verdict: str, reason: str, sha256: str | None, record
         "bad_rows": record.get("bad_rows_count", 0), "bad_row_list": record.get("bad_rows", []),
         "unusable_rows": record.get("unusable_rows_count", 0),
         "duplicates": record.get("duplicates", 0) + decision.get("known_examples", 0), "status": status,
+        "mended": list(decision.get("mends", ())),
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from guard.home import Home
 from guard.names import safe_name
 from guard.store.admission import decide
 from guard.store.keeper import Keeper, open_reader
+from guard.store.views import file_status
 
 __all__ = ["judge_registration", "rehearse_registration"]
 
@@ -73,4 +74,6 @@ def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], fo
         return drop_result(name, "rejected", str(answer["reason"]), answer.get("sha256"), record)
     decision = decide(keeper, record, {"queue": queue}, folder)
     verdict = "duplicate" if decision.verdict == "duplicate" else "admitted" if decision.queue != "none" else "registered"
-    return drop_result(name, verdict, decision.reason, str(answer["sha256"]), {**record, "decision": asdict(decision)})
+    found = drop_result(name, verdict, decision.reason, str(answer["sha256"]), {**record, "decision": asdict(decision)})
+    mended = found["mended"] and verdict == "registered"
+    return found | {"status": file_status(keeper, str(answer["sha256"]))} if mended else found

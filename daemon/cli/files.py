@@ -22,8 +22,9 @@ __all__ = ["add_to", "exit_code_of", "register_lines", "register_record", "story
 _STATUS_WORDS = {
     "registered": "Not yet trained",
     "queued": "Queued for training",
+    "trained": "Trained",
 }
-_DOCUMENT_WORDS = {"queued": "Queued for the index", "registered": "In the index"}
+_DOCUMENT_WORDS = {"queued": "Queued for the index", "registered": "In the index", "indexed": "In the index"}
 _SHOWN_ROWS = 20
 
 
@@ -107,8 +108,10 @@ def register_lines(result: Mapping[str, Any], *, dry_run: bool = False) -> list[
     notes = _notes(result, name, dry_run=dry_run)
     status = str(result.get("status"))
     words = _DOCUMENT_WORDS.get(status) if document else None
+    headline = ("Can be mended" if dry_run else "Mended") if result.get("mended") else \
+        "Can be registered" if dry_run else "Data registered"  # fmt: skip
     return [
-        f"✅ {'Can be registered' if dry_run else 'Data registered'}: {name}",
+        f"✅ {headline}: {name}",
         f"   Fingerprint: {short_hash(result.get('sha256'))}",
         f"   Size: {size}",
         *([f"   Note: {', '.join(notes)}"] if notes else []),
@@ -119,6 +122,8 @@ def register_lines(result: Mapping[str, Any], *, dry_run: bool = False) -> list[
 
 def _notes(result: Mapping[str, Any], name: str, *, dry_run: bool) -> list[str]:
     """What a person should know beside the sizes."""
+    if result.get("mended"):
+        return [visible(result.get("reason"))]  # what is left to say of it was said when it first came
     notes = [plural(result["duplicates"], "repeated example")] if result.get("duplicates") else []
     more = "" if dry_run else f" (heirloom why {name})"
     if result.get("bad_rows"):

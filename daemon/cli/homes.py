@@ -22,6 +22,7 @@ __all__ = ["add_to", "happened_lines", "init_plan_lines"]
 _MOST_TOLD = 20
 _HAPPENED = {
     "version.sealed": "✅ {subject} is sealed", "index.switched": "✅ the index {subject} is active",
+    "file.mended": "✅ {subject} was {reason}",
     "drop.rejected": "❌ {subject} was rejected: {reason}", "drop.duplicate": "❌ {subject} is a duplicate: {reason}",
     "job.failed": "❌ {subject} failed: {reason}", "job.quarantined": "❌ {subject} did not pass the gate: {reason}",
     "job.parked": "⚠️ {subject} is parked: {reason}", "job.held": "⚠️ {subject} is held: {reason}",

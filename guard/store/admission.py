@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import orjson
 
 from guard.failpoints import point
 from guard.names import safe_name, slugify
-from guard.store.files import get_file, trained_in, with_sidecars
-from guard.store.indexes import link_documents
-from guard.store.intake import admit, discard, original_is_sound, set_drop
+from guard.store.files import StoredFile, get_file, trained_in, with_sidecars
+from guard.store.indexes import active_index, link_documents
+from guard.store.intake import admit, discard, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.learnt import Novelty, judge_novelty, read_sidecar
+from guard.store.originals import damaged_parts, mendable_parts
 from guard.store.versions import DEFAULT_LINE, line_tip
 
 __all__ = ["Decision", "decide", "finish_admission", "queue_index"]
@@ -43,23 +44,48 @@ class Decision:
     priority: int = 0
     new_examples: int = 0
     known_examples: int = 0
+    mends: Sequence[str] = ()
+    """Parts of the stored original that were damaged and are made good by this arrival."""
 
 
 def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path) -> Decision:
-    """Judge sound bytes against everything known. `options`: line, recipe, priority, queue (False: register only)."""
+    """Judge sound bytes against everything known. `options`: line, recipe, priority, queue (False: register only).
+
+    A known file whose stored copy is damaged is mended, and beside that gets the verdict it would get anyway.
+    """
     known = get_file(keeper.ledger, record["sha256"])
+    damaged = damaged_parts(keeper.home, known) if known else []
+    mends = mendable_parts(damaged, known, record, sidecar) if known and damaged else []
     if record["kind"] == "docs":
-        return _decide_document(keeper, record, known is not None)
+        usual = _decide_document(keeper, known, mends)
+    else:
+        usual = _decide_examples(keeper, record, options, sidecar, mends)
+    if not damaged:
+        return usual
+    left = [part for part in damaged if part not in mends]
+    told = [f"mended: the stored copy was damaged ({', '.join(mends)}){'' if left else ' and is whole again'}" if mends else "",
+            f"the stored copy stays damaged ({', '.join(left)}): {_LEFT}" if left else "", usual.reason]  # fmt: skip
+    return replace(usual, verdict="admit" if mends else usual.verdict, mends=mends, reason="; ".join(filter(None, told)))
+
+
+_LEFT = "register it again as the kind it was admitted as, or copy it back from a vault"
+
+
+def _decide_examples(
+    keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path, mends: Sequence[str]
+) -> Decision:
     line = str(options.get("line") or DEFAULT_LINE)
     common: dict[str, Any] = {"line": line, "slug": str(options.get("slug") or slugify(Path(str(record["name"])).stem)),
               "recipe": str(options.get("recipe") or ""), "priority": int(options.get("priority") or 0)}  # fmt: skip
     job = queued_with_file(keeper.ledger, record["sha256"])
-    if known and not original_is_sound(keeper.home, known.sha256, known):
-        return Decision("admit", "none" if job else "train", "replaces the stored copy, which was damaged", **common)
     if job:
-        return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state})", **common)
+        more = f": heirloom queue retry {job.id} goes on with it" if job.state == "parked" and mends else ""
+        return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state}){more}", **common)
     tip = line_tip(keeper.ledger, line) or line_tip(keeper.ledger, DEFAULT_LINE)
-    novelty = judge_novelty(keeper, read_sidecar(sidecar), tip.id if tip else None, OBJECTIVES[record["kind"]])
+    fingerprints = read_sidecar(sidecar)
+    # What is about to be mended is not asked what it holds.
+    instead = {record["sha256"]: fingerprints} if "examples.fp" in mends else {}
+    novelty = judge_novelty(keeper, fingerprints, tip.id if tip else None, OBJECTIVES[record["kind"]], instead)
     return _decide_training(keeper, record, options, novelty, common)
 
 
@@ -79,11 +105,24 @@ def _decide_training(
     return Decision("admit", wanted, f"{novelty.new:,} new examples{overlap}", **common, **counts)
 
 
-def _decide_document(keeper: Keeper, record: Mapping[str, Any], known: bool) -> Decision:
-    if known and keeper.ledger.value("SELECT current_doc FROM files WHERE sha256 = ?", (record["sha256"],)):
-        name = keeper.ledger.value("SELECT name FROM files WHERE sha256 = ?", (record["sha256"],))
-        return Decision("duplicate", "none", f"the same document is in the index already, as {name}")
-    return Decision("admit", "index", "goes into the next index")
+def _decide_document(keeper: Keeper, known: StoredFile | None, mends: Sequence[str]) -> Decision:
+    current = known and keeper.ledger.value("SELECT current_doc FROM files WHERE sha256 = ?", (known.sha256,))
+    if known is None or not current:
+        return Decision("admit", "index", "goes into the next index")
+    if mends and _left_out(keeper, known):
+        return Decision("admit", "index", "the index has it not: it goes into the next one")
+    return Decision("duplicate", "none", f"the same document is in the index already, as {known.name}")
+
+
+def _left_out(keeper: Keeper, file: StoredFile) -> bool:
+    """Whether a current document is missing from the active index and no build waits that would take it in."""
+    index = active_index(keeper)
+    waits = keeper.ledger.value("SELECT count(*) FROM jobs WHERE kind = 'index' AND state IN "
+                                "('queued', 'held', 'preparing', 'committing')")  # fmt: skip
+    if index is None or waits:
+        return not waits
+    skipped = {str(item.get("name")) for item in index.get("skipped", [])}
+    return file.sha256 not in index["documents"] or bool(skipped & {file.name, str(file.record.get("dropped_as"))})
 
 
 def finish_admission(keeper: Keeper, drop: sqlite3.Row, record: Mapping[str, Any], decision: Decision) -> int | None:
@@ -115,13 +154,29 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
             ledger.event("file.admitted", str(record["name"]), sha256=record["sha256"], kind=record["kind"],
                          stored_as=record["stored_as"], dropped_as=record.get("dropped_as"), sidecars=record["sidecars"],
                          description=str(options.get("description") or ""))  # fmt: skip
-        elif record["kind"] != "docs":
-            _become_trainable(keeper, record)
+        else:
+            _note_mended(keeper, record, decision)
+            if record["kind"] != "docs":
+                _become_trainable(keeper, record)
         if record["kind"] == "docs":
             _make_current(keeper, record)
         job = _queue(keeper, record, decision)
         set_drop(keeper, drop["id"], "admitted" if job else "registered", decision.reason)
     return job
+
+
+def _note_mended(keeper: Keeper, record: Mapping[str, Any], decision: Decision) -> None:
+    """Sidecars that were made anew are known by their new hashes; a lost ledger has them from the event."""
+    if not decision.mends:
+        return
+    fresh = {name: digest for name, digest in record["sidecars"].items() if name in decision.mends}
+    file = get_file(keeper.ledger, record["sha256"])
+    assert file is not None, "only a known file is mended"
+    sidecars = {**(file.record.get("sidecars") or {}), **fresh}
+    keeper.ledger.run("UPDATE files SET record = json_set(record, '$.sidecars', json(?)) WHERE sha256 = ?",
+                      (orjson.dumps(sidecars).decode(), record["sha256"]))  # fmt: skip
+    keeper.ledger.event("file.mended", str(record["name"]), sha256=record["sha256"], parts=list(decision.mends),
+                        sidecars=sidecars, reason=decision.reason)  # fmt: skip
 
 
 def _become_trainable(keeper: Keeper, record: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,13 @@ from guard.durable import (
 )
 from guard.errors import EnvironmentFault, HeirloomError, is_environment
 from guard.failpoints import point
-from guard.home import Home
 from guard.names import safe_name
-from guard.store.files import StoredFile, get_file, original_hashes
+from guard.store.files import SIDECARS, StoredFile, get_file
 from guard.store.keeper import Keeper
+from guard.store.originals import damaged_parts, mendable_parts, stray_is_sound
 
 __all__ = [
-    "admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "original_is_sound", "resume_claim", "set_drop",
+    "admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "resume_claim", "set_drop",
 ]  # fmt: skip
 
 
@@ -188,12 +188,9 @@ def admit(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
     point("admit.intended")
     final = keeper.home.files / str(record["sha256"])
     known = get_file(keeper.ledger, str(record["sha256"]))
-    if final.exists() and not original_is_sound(keeper.home, str(record["sha256"]), known):
-        _set_aside(final)
-        point("admit.aside")
-    if not final.exists():
+    if not final.exists() or not _is_whole(keeper, drop, final, known, record):
         name = str(known.record["stored_as"]) if known else safe_name(str(record["name"]))
-        _store(keeper, drop, final, name)
+        _store(keeper, drop, final, name, _kept_sidecars(keeper, drop, known, record))
     elif known is not None and known.kind == "docs" != record["kind"]:
         _replace_sidecars(drop_folder(keeper, drop) / "identity", final)
     else:
@@ -201,12 +198,21 @@ def admit(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
     point("admit.renamed")
 
 
-def original_is_sound(home: Home, sha256: str, known: StoredFile | None) -> bool:
-    """Whether the stored bytes are what they were admitted as; only then may a second copy of them be let go."""
-    folder = home.files / sha256
-    names = list(original_hashes(known).items()) if known else [
-        (path.name, sha256) for path in folder.iterdir() if path.name not in ("examples.fp", "record.json")]  # fmt: skip
-    return bool(names) and all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in names)
+def _is_whole(keeper: Keeper, drop: int, final: Path, known: StoredFile | None, record: Mapping[str, Any]) -> bool:
+    """Whether what is stored may stay as it is: sound, or damaged where these bytes cannot put it right."""
+    identity = drop_folder(keeper, drop) / "identity"
+    if known is None:
+        return stray_is_sound(final, final.name, identity)
+    return not mendable_parts(damaged_parts(keeper.home, known), known, record, identity)
+
+
+def _kept_sidecars(keeper: Keeper, drop: int, known: StoredFile | None, record: Mapping[str, Any]) -> list[str]:
+    """The sidecars that go on from a stored original that is mended: all but those that are made anew."""
+    if known is None or known.kind == "docs" != record["kind"]:
+        return []
+    damaged = damaged_parts(keeper.home, known)
+    mended = mendable_parts(damaged, known, record, drop_folder(keeper, drop) / "identity")
+    return [name for name in SIDECARS if name not in mended]
 
 
 def _set_aside(final: Path) -> None:
@@ -228,7 +234,8 @@ def _replace_sidecars(identity: Path, final: Path) -> None:
     os.chmod(final, 0o555)
 
 
-def _store(keeper: Keeper, drop: int, final: Path, name: str) -> None:
+def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str] = ()) -> None:
+    """Put the bytes and their sidecars into place; a damaged original there is set aside, its sidecars `kept` go on."""
     folder = drop_folder(keeper, drop)
     ready = folder / "store"
     again = ready.is_dir()
@@ -240,10 +247,12 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str) -> None:
     # Halves that a death left, here or in the reader's folder, are neither stored for ever nor a reason to refuse.
     clear_temporaries(ready)
     clear_temporaries(folder / "identity")
+    for item in [final / sidecar for sidecar in kept if (final / sidecar).is_file()]:
+        copy_verified(item, ready / item.name)
     for item in sorted((folder / "identity").iterdir()):
         if item.name not in ("examples.fp", "record.json"):
             raise HeirloomError(f"the identify child wrote an unknown file {item.name}", subject=str(item))
-        if not (ready / item.name).exists():
+        if item.name not in kept and not (ready / item.name).exists():
             copy_verified(item, ready / item.name)
     if again:
         # An earlier attempt may have met a failed fsync, after which the kernel calls lost pages clean (law 1): what
@@ -254,6 +263,9 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str) -> None:
         os.chmod(item, 0o444)
     fsync_tree(ready)
     point("admit.sidecars")
+    if final.exists():
+        _set_aside(final)
+        point("admit.aside")
     rename_new(ready, final)
     os.chmod(final, 0o555)  # after the move: a read-only folder cannot be moved by an ordinary user
 

@@ -7,7 +7,7 @@ decides again against the actual base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,14 @@ def read_sidecar(folder: Path) -> list[bytes]:
     return [data[start : start + FINGERPRINT_BYTES] for start in range(0, len(data), FINGERPRINT_BYTES)]
 
 
-def known_fingerprints(keeper: Keeper, version_id: int, objective: str) -> Iterator[bytes]:
-    """Every fingerprint learnt by a version and its ancestors under an objective; one may come more than once."""
-    sidecars: dict[str, list[bytes]] = {}
+def known_fingerprints(
+    keeper: Keeper, version_id: int, objective: str, instead: Mapping[str, list[bytes]] | None = None
+) -> Iterator[bytes]:
+    """Every fingerprint learnt by a version and its ancestors under an objective; one may come more than once.
+
+    `instead`: fingerprints by SHA-256 of originals whose sidecars are not to be read.
+    """
+    sidecars: dict[str, list[bytes]] = dict(instead or {})
     for row in learnt_by(keeper.ledger, version_id, objective):
         if row["sha256"] not in sidecars:
             sidecars[row["sha256"]] = read_sidecar(keeper.home.files / row["sha256"])
@@ -67,13 +72,16 @@ def write_known(keeper: Keeper, version_id: int, objective: str, path: Path) -> 
     return count
 
 
-def judge_novelty(keeper: Keeper, fingerprints: list[bytes], version_id: int | None, objective: str) -> Novelty:
-    """Count what of a file is new to a version (None: to a model that has learnt nothing)."""
+def judge_novelty(
+    keeper: Keeper, fingerprints: list[bytes], version_id: int | None, objective: str,
+    instead: Mapping[str, list[bytes]] | None = None,
+) -> Novelty:  # fmt: skip
+    """Count what of a file is new to a version (None: to a model that has learnt nothing); `instead` as above."""
     fraction = float(keeper.ledger.meta("validation_fraction") or keeper.settings.validation.fraction)
     distinct = set(fingerprints)
     held = {item for item in distinct if is_held_out(item, keeper.salt, fraction)}
     trainable = distinct - held
     known: set[bytes] = set()
     if version_id is not None and trainable:
-        known = trainable & set(known_fingerprints(keeper, version_id, objective))
+        known = trainable & set(known_fingerprints(keeper, version_id, objective, instead))
     return Novelty(len(fingerprints), len(trainable - known), len(known), len(held), len(fingerprints) - len(distinct))

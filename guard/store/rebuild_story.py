@@ -129,7 +129,7 @@ def _dataset(story: Story, event: Mapping[str, Any], payload: dict[str, Any]) ->
 
 
 def _trainable(story: Story, _event: Mapping[str, Any], payload: dict[str, Any]) -> None:
-    """A document that is training text as well from here on."""
+    """A document that is training text as well from here on, or an original whose sidecars were made anew."""
     if payload["sha256"] in story.files:
         story.files[payload["sha256"]] |= {"sidecars": payload["sidecars"]}
 
@@ -185,7 +185,7 @@ _TELLERS: dict[str, Teller] = {
     "version.purged": _purged, "version.archived": _archived, "line.regrowing": _regrowing, "backup.drilled": _drilled,
     "line.moved": _line, "line.rolled_back": _line, "file.admitted": _file, "dataset.admitted": _dataset,
     "dataset.prepared": _heads, "document.current": _document, "queue.paused": _paused, "queue.resumed": _paused,
-    "index.switched": _index, "file.trainable": _trainable, "job.coalesced": _coalesced,
+    "index.switched": _index, "file.trainable": _trainable, "file.mended": _trainable, "job.coalesced": _coalesced,
 }  # fmt: skip
 _FAMILIES: dict[str, Teller] = {"job": _job, "drop": _drop}
 
