@@ -17,14 +17,26 @@ from daemon.costs import cost_of
 from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
 from daemon.targets import resolve_base, shape_of
-from guard.durable import copy_verified, fsync_tree, json_bytes, make_dir, remove_tree, rename_new, sync_parents, write_bytes
+from guard.durable import (
+    copy_verified,
+    fsync_tree,
+    json_bytes,
+    make_dir,
+    remove_tree,
+    rename_new,
+    seal_tree,
+    sync_parents,
+    write_bytes,
+)
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
 from guard.failpoints import point
 from guard.names import parse_version_number, safe_name, slugify
 from guard.store.birth import hash_folder
-from guard.store.files import get_file, with_sidecars
+from guard.store.files import StoredFile, get_file, with_sidecars
+from guard.store.intake import set_aside
 from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
+from guard.store.originals import damaged_parts
 from guard.store.versions import Version, line_tip
 from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset
@@ -45,11 +57,17 @@ def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
     sha256 = parts_sha256(hash_folder(folder, skip=()))
     name = safe_name(folder.name)
     final = keeper.home.files / sha256
-    if not final.exists():
-        _store_folder(keeper, folder, final, name, sha256)
+    known = get_file(keeper.ledger, sha256)
+    mended = known is not None and bool(damaged_parts(keeper.home, known))
+    if mended or not final.exists():
+        # It goes on under the name it was first stored by: that is where the ledger looks for its parts.
+        _store_folder(keeper, folder, final, str(known.record["stored_as"]) if known else name, sha256)
     else:
         sync_parents(final)
-    if get_file(keeper.ledger, sha256) is None:
+        seal_tree(final)  # a death may have come between its move and its seal
+    if known is not None and mended:
+        _note_mended(keeper, known)
+    if known is None:
         record = with_sidecars(keeper.home, orjson.loads((final / "record.json").read_bytes()))
         with keeper.ledger.transaction():
             keeper.ledger.run(
@@ -62,6 +80,15 @@ def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
         point("dataset.recorded")
         refresh(keeper)
     return sha256
+
+
+def _note_mended(keeper: Keeper, known: StoredFile) -> None:
+    """Its record.json was written anew and may tell another name; a lost ledger has the hashes from the event."""
+    record = with_sidecars(keeper.home, known.record)
+    with keeper.ledger.transaction():
+        keeper.ledger.run("UPDATE files SET record = ? WHERE sha256 = ?", (orjson.dumps(record).decode(), known.sha256))
+        keeper.ledger.event("file.mended", known.name, sha256=known.sha256, parts=["dataset"], sidecars=record["sidecars"],
+                            reason="mended: the stored dataset was damaged and is whole again")  # fmt: skip
 
 
 def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: str) -> None:
@@ -92,8 +119,12 @@ def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: 
             os.chmod(path, 0o444)
     fsync_tree(ready)
     point("dataset.copied")
+    if final.exists():
+        set_aside(final)
+        point("dataset.aside")
     rename_new(ready, final)
     point("dataset.renamed")
+    seal_tree(final)  # after the move: a read-only folder cannot be moved by an ordinary user
 
 
 def _find_base(keeper: Keeper, text: str) -> Version:

@@ -109,6 +109,10 @@ class Home:
         return self.state / "high-water"
 
     @property
+    def index_high_water_file(self) -> Path:
+        return self.state / "index-high-water"
+
+    @property
     def lock_file(self) -> Path:
         return self.state / "lock"
 

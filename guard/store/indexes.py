@@ -13,16 +13,19 @@ from typing import Any
 
 import orjson
 
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, replace_link, seal_tree, sync_parents
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, replace_link, seal_tree, sync_parents, write_text
 from guard.errors import Damage
 from guard.failpoints import point
-from guard.names import index_name, safe_name
+from guard.names import index_name, parse_version_number, safe_name
 from guard.store.birth import hash_folder
 from guard.store.jobs import find_job, set_job
 from guard.store.keeper import Keeper
 from guard.store.views import refresh
 
-__all__ = ["active_index", "announce_index", "current_documents", "finish_index", "link_documents", "next_index_number"]
+__all__ = [
+    "active_index", "announce_index", "current_documents", "finish_index", "index_high_water", "link_documents",
+    "next_index_number",
+]  # fmt: skip
 
 
 def current_documents(keeper: Keeper) -> list[dict[str, str]]:
@@ -43,15 +46,33 @@ def active_index(keeper: Keeper) -> dict[str, Any] | None:
     return {**orjson.loads(row["record"]), "id": row["id"], "name": index_name(row["id"])} if row else None
 
 
+def index_high_water(keeper: Keeper) -> int:
+    """The highest index number ever given, from every place that knows one: a number means one index for ever."""
+    try:
+        in_file = int(keeper.home.index_high_water_file.read_text("ascii"))
+    except (OSError, ValueError):
+        in_file = 0
+    place = keeper.home.indexes
+    on_disk = [parse_version_number(path.name) or 0 for path in place.iterdir()] if place.is_dir() else []
+    recorded = keeper.ledger.value("SELECT coalesce(max(id), 0) FROM indexes")
+    return max(in_file, int(keeper.ledger.meta("index_high_water") or 0), recorded, *on_disk, 0)
+
+
 def next_index_number(keeper: Keeper) -> int:
-    """One above every index ever made, in the ledger and on disk."""
-    on_disk = [int(path.name[1:]) for path in keeper.home.indexes.iterdir() if path.name[1:].isdecimal()]
-    return max([keeper.ledger.value("SELECT coalesce(max(id), 0) FROM indexes"), *on_disk], default=0) + 1
+    """One above every index ever made."""
+    return index_high_water(keeper) + 1
 
 
 def announce_index(keeper: Keeper, job: int, number: int, record: Mapping[str, Any]) -> None:
-    """Write the intent to make the built index number `number` the active one."""
+    """Write the intent to make the built index number `number` the active one; the number is never given again.
+
+    The file is written first: a crash in between costs a number and never repeats one.
+    """
+    mark = max(number, index_high_water(keeper))
+    write_text(keeper.home.index_high_water_file, f"{mark}\n")
+    point("index.marked")
     with keeper.ledger.transaction():
+        keeper.ledger.set_meta("index_high_water", str(mark))
         plan = {**find_job(keeper.ledger, job).plan, "index": {"id": number, "record": dict(record)}}
         set_job(keeper.ledger, job, "committing", plan=plan, output_id=number)
     point("index.intended")

@@ -27,6 +27,7 @@ from guard.durable import (
     make_dir,
     remove_tree,
     rename_new,
+    seal_tree,
     sha256_file,
     sync_parents,
     write_text,
@@ -39,7 +40,7 @@ from guard.store.keeper import Keeper
 from guard.store.originals import damaged_parts, mendable_parts, stray_is_sound
 
 __all__ = [
-    "admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "resume_claim", "set_drop",
+    "admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "resume_claim", "set_aside", "set_drop",
 ]  # fmt: skip
 
 
@@ -195,6 +196,7 @@ def admit(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
         _replace_sidecars(drop_folder(keeper, drop) / "identity", final)
     else:
         sync_parents(final)
+    seal_tree(final)  # after the move: a read-only folder cannot be moved by an ordinary user
     point("admit.renamed")
 
 
@@ -215,13 +217,14 @@ def _kept_sidecars(keeper: Keeper, drop: int, known: StoredFile | None, record: 
     return [name for name in SIDECARS if name not in mended]
 
 
-def _set_aside(final: Path) -> None:
-    """A damaged original makes room for good bytes; it is kept, hidden beside them, for whoever wants to look."""
+def set_aside(final: Path) -> None:
+    """A damaged original in data/files makes room for good bytes; it is kept, hidden beside them, for whoever wants to look."""
     number = 1
     while os.path.lexists(aside := final.with_name(f".damaged-{final.name}-{number}")):
         number += 1
     os.chmod(final, 0o755)
     rename_new(final, aside)
+    os.chmod(aside, 0o555)
 
 
 def _replace_sidecars(identity: Path, final: Path) -> None:
@@ -264,10 +267,9 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str
     fsync_tree(ready)
     point("admit.sidecars")
     if final.exists():
-        _set_aside(final)
+        set_aside(final)
         point("admit.aside")
     rename_new(ready, final)
-    os.chmod(final, 0o555)  # after the move: a read-only folder cannot be moved by an ordinary user
 
 
 def give_back(keeper: Keeper, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> Path | None:

@@ -22,10 +22,12 @@ from guard.failpoints import point
 from guard.home import Home
 from guard.settings import load_settings
 from guard.store.event_export import EVENT_KEYS, EventExport
+from guard.store.indexes import index_high_water
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
+from guard.store.marks import noted_mark
 from guard.store.rebuild_facts import elders, found_files, found_indexes, found_versions, read_trail, rows_of
-from guard.store.rebuild_rows import Remains, write_rows
+from guard.store.rebuild_rows import Marks, Remains, write_rows
 from guard.store.rebuild_story import tell
 from guard.store.versions import high_water
 from guard.store.views import refresh
@@ -125,7 +127,9 @@ def _read(home: Home, problem: str) -> _Plan:
                      subject=str(home.root), hint="two homes were mixed up; put the right data/ back")  # fmt: skip
     _fill_marks(story.marks, older, notes)
     story.marks["store_id"] = store_id
-    remains = Remains(trail.events, story, versions, files, indexes, older)
+    marks = Marks(noted_mark((home.high_water_file, vault / "high-water")),
+                  noted_mark((home.index_high_water_file, vault / "index-high-water")))  # fmt: skip
+    remains = Remains(trail.events, story, versions, files, indexes, older, marks)
     notes += remains.notes()
     return _Plan(problem, remains, notes)
 
@@ -208,8 +212,11 @@ def _keeper(home: Home, clock: Clock, actor: str) -> Keeper:
 
 def _finish(home: Home, clock: Clock, actor: str) -> None:
     keeper = _keeper(home, clock, actor)
+    vault = home.vault(keeper.settings.backup.path)
     try:
-        write_text(home.high_water_file, f"{high_water(keeper)}\n")
+        write_text(home.high_water_file, f"{max(high_water(keeper), noted_mark([vault / 'high-water']))}\n")
+        mark = max(index_high_water(keeper), noted_mark([vault / "index-high-water"]))
+        write_text(home.index_high_water_file, f"{mark}\n")
         refresh(keeper)
     finally:
         keeper.ledger.close()

@@ -23,7 +23,10 @@ from guard.names import parse_version_number
 from guard.store.event_export import EVENT_KEYS, GENESIS, is_whole, read_events
 from guard.store.sums import SUMS, read_sums
 
-__all__ = ["FoundFile", "FoundVersion", "elders", "found_files", "found_indexes", "found_versions", "read_trail", "rows_of"]
+__all__ = [
+    "FoundFile", "FoundVersion", "elders", "found_files", "found_indexes", "found_versions", "hidden_folders", "read_trail",
+    "rows_of",
+]  # fmt: skip
 
 _SIDECARS = ("examples.fp", "record.json")
 
@@ -38,6 +41,11 @@ class FoundVersion:
     record: dict[str, Any]
     sums_sha256: str
     size_bytes: int
+
+    @property
+    def leaving(self) -> bool:
+        """An archiving stopped while it lay hidden in the trash."""
+        return self.folder.name.startswith(".archiving-")
 
 
 @dataclass(frozen=True)
@@ -152,22 +160,41 @@ def _folders(place: Path) -> Iterator[tuple[Path, str]]:
             yield path, name
 
 
+def hidden_folders(home: Home) -> list[tuple[str, Path, str]]:
+    """Folders of the trash that an archiving or a purge left under way: (operation, folder, version)."""
+    found = []
+    for path in sorted(home.trash.iterdir()) if home.trash.is_dir() else ():
+        for operation, prefix in (("archive", ".archiving-"), ("purge", ".purging-")):
+            name = path.name.removeprefix(prefix).split("~")[0]
+            if path.name.startswith(prefix) and path.is_dir() and parse_version_number(name) is not None:
+                found.append((operation, path, name))
+    return found
+
+
+def _places(home: Home) -> Iterator[tuple[Path, str, bool]]:
+    """Every folder a version may lie in, best first: (folder, version, whether that is the trash)."""
+    yield from ((folder, name, False) for folder, name in _folders(home.models))
+    # On its way out of models/ and not recorded: recovery brings it back or ends what was begun.
+    yield from ((folder, name, False) for operation, folder, name in hidden_folders(home) if operation == "archive")
+    for folder, name in _folders(home.trash):
+        if not any(word in folder.name for word in ("~damaged", "~unproven", "~unfinished", "~leftover")):
+            yield folder, name, True
+    yield from ((folder, name, True) for operation, folder, name in hidden_folders(home) if operation == "purge")
+
+
 def found_versions(home: Home) -> tuple[dict[int, FoundVersion], list[str]]:
     """Versions by id from models/ and, where they are not there, from the trash; and what lies there and is none."""
     found: dict[int, FoundVersion] = {}
     notes = []
-    for place, trashed in ((home.models, False), (home.trash, True)):
-        for folder, name in _folders(place):
-            if trashed and any(word in folder.name for word in ("~damaged", "~unproven", "~unfinished", "~leftover")):
-                continue
-            version = _version_in(folder, name, trashed)
-            if isinstance(version, str):
-                notes.append(f"{folder.relative_to(home.root)} was left alone: {version}")
-            elif version.record["id"] in found:
-                other = found[version.record["id"]].folder
-                notes.append(f"{folder.relative_to(home.root)} was left alone: {other.relative_to(home.root)} has its number")
-            else:
-                found[version.record["id"]] = version
+    for folder, name, trashed in _places(home):
+        version = _version_in(folder, name, trashed)
+        if isinstance(version, str):
+            notes.append(f"{folder.relative_to(home.root)} was left alone: {version}")
+        elif version.record["id"] in found:
+            other = found[version.record["id"]].folder
+            notes.append(f"{folder.relative_to(home.root)} was left alone: {other.relative_to(home.root)} has its number")
+        else:
+            found[version.record["id"]] = version
     return found, notes
 
 

@@ -19,14 +19,23 @@ from guard.clock import utc_text
 from guard.durable import rename_new
 from guard.home import Home
 from guard.names import index_name, parse_version_number
+from guard.store.intents import put_intent
 from guard.store.jobs import add_job
 from guard.store.ledger import Ledger
-from guard.store.rebuild_facts import FoundFile, FoundVersion, rows_of
+from guard.store.rebuild_facts import FoundFile, FoundVersion, hidden_folders, rows_of
 from guard.store.rebuild_story import Story, job_state
 
-__all__ = ["Remains", "write_rows"]
+__all__ = ["Marks", "Remains", "write_rows"]
 
 _OPEN = ("claiming", "claimed", "admitting", "returning")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The highest version and index number that the high-water files of home and vault know."""
+
+    versions: int = 0
+    indexes: int = 0
 
 
 @dataclass
@@ -39,6 +48,7 @@ class Remains:
     files: list[FoundFile]
     indexes: dict[int, dict[str, Any]]
     elders: list[Path]
+    marks: Marks = Marks()
 
     def __post_init__(self) -> None:
         self.lost = self._lost_versions()
@@ -82,10 +92,15 @@ class Remains:
         version, record = self.versions.get(number), self.records[number]
         if version is not None and version.trashed:
             return "trashed"
+        if version is not None and version.leaving and self.story.states.get(record["name"]) == "archived":
+            return "archived"
         if version is None and self.story.states.get(record["name"]) in ("trashed", "archived", "purged"):
             return self.story.states[record["name"]]
-        return "quarantined" if str((record.get("gate") or {}).get("verdict")) == "failed" else "sealed"
+        return self.gate_state(number)
 
+    def gate_state(self, number: int) -> str:
+        """What the gate said of a version at its birth."""
+        return "quarantined" if str((self.records[number].get("gate") or {}).get("verdict")) == "failed" else "sealed"
 
     def lines(self) -> dict[str, tuple[str, str]]:
         """Line -> (tip, since): as the events tell; a birth that no event knows, and lines of none, by lineage."""
@@ -119,13 +134,15 @@ def write_rows(ledger: Ledger, home: Home, remains: Remains) -> None:
     _write_jobs(ledger, remains)
     _write_drops(ledger, home, remains)
     _write_indexes(ledger, home, remains)
+    _write_intents(ledger, home, remains)
 
 
 def _write_marks(ledger: Ledger, home: Home, remains: Remains) -> None:
     for key, value in remains.story.marks.items():
         ledger.set_meta(key, value)
     ledger.set_meta("events_written", str(len(remains.events)))
-    ledger.set_meta("version_high_water", str(max([remains.story.highest, _noted(home), *remains.records])))
+    ledger.set_meta("version_high_water", str(max([remains.story.highest, remains.marks.versions, *remains.records])))
+    ledger.set_meta("index_high_water", str(max([remains.story.highest_index, remains.marks.indexes, *remains.indexes])))
     for folder in sorted(home.trash.iterdir()) if home.trash.is_dir() else ():
         name = folder.name.split("~")[0]
         guess = {"version": name, "was": "sealed", "why": _why(folder.name), "utc": utc_text(folder.stat().st_mtime)}
@@ -138,11 +155,24 @@ def _why(folder: str) -> str:
     return next((word for word in ("damaged", "unproven", "unfinished", "leftover") if f"~{word}" in folder), "deleted")
 
 
-def _noted(home: Home) -> int:
-    try:
-        return int(home.high_water_file.read_text("ascii"))
-    except (OSError, ValueError):
-        return 0
+def _write_intents(ledger: Ledger, home: Home, remains: Remains) -> None:
+    """What an archiving or a purge had begun and not ended is announced once more, so that recovery ends it.
+
+    Other operations leave nothing hidden: where a folder lies says what became of them.
+    """
+    numbers = {record["name"]: number for number, record in remains.records.items()}
+    for operation, folder, name in hidden_folders(home):
+        if name not in numbers:
+            continue
+        was = remains.story.marks.get(f"gone:{name}") or remains.gate_state(numbers[name])
+        facts: dict[str, Any] = {"version": name, "was": was, "bytes": 0}
+        if operation == "archive":
+            put_intent(ledger, operation, name, {**facts, "vault": ""})
+            continue
+        inside = folder.name.removeprefix(".purging-")
+        put_intent(ledger, operation, inside, {**facts, "folder": inside, "why": "deleted", "backed_up": True})
+        if note := remains.story.trash.get(inside):
+            ledger.set_meta(f"trash:{inside}", orjson.dumps(note, option=orjson.OPT_SORT_KEYS).decode())
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

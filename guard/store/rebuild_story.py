@@ -41,6 +41,7 @@ class Story:
     index: str = ""
     highest: int = 0
     """The highest version number that any event names."""
+    highest_index: int = 0
 
 
 Teller = Callable[[Story, Mapping[str, Any], dict[str, Any]], None]
@@ -148,6 +149,8 @@ def _paused(story: Story, event: Mapping[str, Any], _payload: dict[str, Any]) ->
 
 def _index(story: Story, event: Mapping[str, Any], _payload: dict[str, Any]) -> None:
     story.index = str(event["subject"])
+    number = story.index.removeprefix("v")
+    story.highest_index = max(story.highest_index, int(number) if number.isdecimal() else 0)
 
 
 def _coalesced(story: Story, event: Mapping[str, Any], payload: dict[str, Any]) -> None:

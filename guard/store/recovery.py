@@ -25,10 +25,11 @@ from guard.store.admission import Decision, finish_admission
 from guard.store.archive import finish_archives
 from guard.store.birth import finish_birth, set_birth_aside
 from guard.store.files import open_drops
-from guard.store.indexes import active_index, finish_index, link_documents
+from guard.store.indexes import active_index, finish_index, index_high_water, link_documents
 from guard.store.intake import give_back, resume_claim
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
+from guard.store.marks import noted_mark
 from guard.store.purge import finish_purges
 from guard.store.restore import finish_restores
 from guard.store.rollback import finish_rollbacks
@@ -152,6 +153,13 @@ def _recover_numbers(keeper: Keeper) -> None:
         with keeper.ledger.transaction():
             keeper.ledger.set_meta("version_high_water", str(mark))
     write_text(keeper.home.high_water_file, f"{mark}\n")
+    index_mark = index_high_water(keeper)
+    if keeper.ledger.meta("index_high_water") != str(index_mark):
+        with keeper.ledger.transaction():
+            keeper.ledger.set_meta("index_high_water", str(index_mark))
+    path = keeper.home.index_high_water_file
+    if noted_mark([path]) != index_mark or not path.exists():
+        write_text(path, f"{index_mark}\n")
 
 
 def _recover_seals(keeper: Keeper) -> list[str]:

@@ -33,7 +33,9 @@ from guard.failpoints import point
 from guard.steps import drain
 from guard.store.copying import Incoming, folder_digest, listing, seal_quietly
 from guard.store.files import get_file, original_hashes
+from guard.store.indexes import index_high_water
 from guard.store.keeper import Keeper
+from guard.store.marks import noted_mark
 from guard.store.sums import hash_steps
 from guard.store.vault_archived import archived_in_steps
 from guard.store.vault_bring import bring
@@ -221,13 +223,9 @@ def _is_copy(run: BackupRun, path: Path, data: bytes) -> bool:
 
 
 def _copy_marks(run: BackupRun) -> None:
-    """The high-water mark never falls, in the vault least of all: numbers are not used twice after a disaster."""
-    path = run.vault / "high-water"
-    try:
-        there = int(path.read_text("ascii"))
-    except (OSError, ValueError):
-        there = 0
-    mark = high_water(run.keeper)
-    if mark > there:
-        write_text(path, f"{mark}\n")
-        point("backup.marked")
+    """The high-water marks never fall, in the vault least of all: numbers are not used twice after a disaster."""
+    for name, mark in (("high-water", high_water(run.keeper)), ("index-high-water", index_high_water(run.keeper))):
+        path = run.vault / name
+        if mark > noted_mark([path]) or not path.exists():
+            write_text(path, f"{mark}\n")
+            point("backup.marked")

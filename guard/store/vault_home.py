@@ -80,6 +80,8 @@ def _bring_marks(vault: Path, home: Home) -> None:
         except OSError as error:
             raise Damage(f"{vault / name} cannot be read: {error.strerror}", subject=str(vault), cause=error,
                          hint="heirloom verify --backup") from error  # fmt: skip
+    if (vault / "index-high-water").exists():  # a vault of an earlier release has none
+        copy_verified(vault / "index-high-water", home.index_high_water_file)
     for name in listing(vault / "configs"):
         make_dir((home.configs / name).parent)
         copy_verified(vault / "configs" / name, home.configs / name)

@@ -14,8 +14,10 @@ from guard.durable import sha256_bytes
 from guard.steps import drain
 from guard.store.copying import folder_digest, listing
 from guard.store.findings import Findings
+from guard.store.indexes import index_high_water
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
+from guard.store.marks import noted_mark
 from guard.store.sums import SUMS, Problem, hash_steps
 from guard.store.vault_archived import archived_problem_steps, archived_versions
 from guard.store.vault_events import event_problems
@@ -146,3 +148,6 @@ def _check_mark(keeper: Keeper, findings: Findings, vault: Path) -> None:
         return
     if mark > high_water(keeper):
         findings.add("backup", "high-water", "high-water", f"says {mark}, this home knows only {high_water(keeper)}")
+    known = index_high_water(keeper)
+    if (mark := noted_mark([vault / "index-high-water"])) > known:
+        findings.add("backup", "index-high-water", "index-high-water", f"says {mark}, this home knows only {known}")
