@@ -154,7 +154,7 @@ def add_version(
                        (number, other))  # fmt: skip
         if tip and state == "sealed":
             set_tip(keeper, line, name)
-        ledger.event("version.sealed", name, line=line)
+        ledger.event("version.sealed", name, parent=parent, line=line, sums=sums, gate=gate["verdict"])
     return name
 
 

@@ -13,6 +13,7 @@ from toy import Toy, chat_of
 from daemon.cli.files import register_lines
 from daemon.cli.homes import happened_lines
 from daemon.client import _drop_result
+from daemon.training import admit_dataset
 from guard import failpoints
 from guard.clock import ManualClock
 from guard.durable import sha256_bytes
@@ -20,6 +21,7 @@ from guard.failpoints import Crash
 from guard.store.admission import Decision
 from guard.store.rebuild import rebuild
 from guard.store.verify import verify
+from trainer.dataset import open_dataset
 
 CHAT, GUIDE = chat_of(40), "# Guide\n\nKeep the home on a disk of its own.\n"
 
@@ -179,3 +181,61 @@ def test_a_parked_job_is_told_together_with_its_remedy(toy: Toy) -> None:
 
 def test_a_decision_of_an_earlier_release_is_still_finished() -> None:
     assert Decision(**{"verdict": "admit", "queue": "none", "reason": ""}).mends == ()
+
+
+# --- prepared datasets, and how everything lies ---------------------------------------------------------------------
+
+
+def admitted_dataset(toy: Toy) -> tuple[Path, Path]:
+    """A dataset admitted as `heirloom train` does it: (the folder it came from, where it is stored)."""
+    folder = toy.home.root / "made"
+    if not folder.exists():
+        shutil.copytree(next(toy.home.shards.iterdir()), folder)
+    return folder, toy.home.files / admit_dataset(toy.keeper, folder, open_dataset(folder))
+
+
+def writable(folder: Path) -> list[str]:
+    return [str(path) for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o222]
+
+
+def test_everything_that_is_admitted_is_read_only_however_it_came_in(toy: Toy) -> None:
+    _folder, stored = admitted_dataset(toy)
+    for place in (stored, *(toy.home.files / name for name in os.listdir(toy.home.files))):
+        assert writable(place) == []
+
+
+@pytest.mark.parametrize("point", ["admit.renamed", "dataset.renamed"])
+def test_a_death_between_move_and_seal_leaves_it_read_only_after_all(toy: Toy, point: str) -> None:
+    failpoints.arm(point, "crash")
+    toy.drop("new.jsonl", chat_of(30, seed=5))
+    with pytest.raises(Crash):
+        admitted_dataset(toy) if point == "dataset.renamed" else toy.settle()
+    failpoints.disarm()
+    for path in toy.home.files.iterdir():
+        os.chmod(path, 0o755)  # as it lies between the two
+    toy.again().settle()
+    _folder, stored = admitted_dataset(toy)
+    assert writable(stored) == [] and writable(toy.home.files / sha256_bytes(chat_of(30, seed=5).encode())) == []
+
+
+@pytest.mark.parametrize("file", ["made/train/examples.npy", "examples.fp", "record.json"])
+def test_a_damaged_dataset_is_mended_by_training_it_again(toy: Toy, file: str) -> None:
+    _folder, stored = admitted_dataset(toy)
+    rot(stored / file)
+    assert damage(toy)
+    _folder, again = admitted_dataset(toy)
+    assert again == stored and damage(toy) == [] and writable(stored) == []
+
+
+@pytest.mark.parametrize("point", ["dataset.copied", "dataset.aside", "dataset.renamed"])
+def test_a_death_while_a_dataset_is_mended_is_finished_by_the_next_attempt(toy: Toy, point: str) -> None:
+    _folder, stored = admitted_dataset(toy)
+    rot(stored / "examples.fp")
+    failpoints.arm(point, "crash")
+    with pytest.raises(Crash):
+        admitted_dataset(toy)
+    assert failpoints.hits(point) == 1
+    failpoints.disarm()
+    toy.again()
+    admitted_dataset(toy)
+    assert damage(toy) == [] and writable(stored) == []

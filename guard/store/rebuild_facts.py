@@ -44,8 +44,8 @@ class FoundVersion:
 
     @property
     def leaving(self) -> bool:
-        """An archiving stopped while it lay hidden in the trash."""
-        return self.folder.name.startswith(".archiving-")
+        """An archiving or a purge stopped while it lay hidden in the trash."""
+        return self.folder.name.startswith((".archiving-", ".purging-"))
 
 
 @dataclass(frozen=True)

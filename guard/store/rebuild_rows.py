@@ -90,10 +90,10 @@ class Remains:
     def state_of(self, number: int) -> str:
         """`trashed` by where it lies; otherwise what the gate said."""
         version, record = self.versions.get(number), self.records[number]
+        if version is not None and version.leaving and self.story.states.get(record["name"]) in ("archived", "purged"):
+            return self.story.states[record["name"]]
         if version is not None and version.trashed:
             return "trashed"
-        if version is not None and version.leaving and self.story.states.get(record["name"]) == "archived":
-            return "archived"
         if version is None and self.story.states.get(record["name"]) in ("trashed", "archived", "purged"):
             return self.story.states[record["name"]]
         return self.gate_state(number)

@@ -27,6 +27,7 @@ from guard.store.birth import finish_birth, set_birth_aside
 from guard.store.files import open_drops
 from guard.store.indexes import active_index, finish_index, index_high_water, link_documents
 from guard.store.intake import give_back, resume_claim
+from guard.store.intents import open_intents
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.marks import noted_mark
@@ -198,7 +199,8 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
     alive = {keeper.home.staging_of(row[0]).name for row in keeper.ledger.rows(
         "SELECT id FROM jobs WHERE state NOT IN ('done', 'cancelled', 'quarantined')")}  # fmt: skip
     for path in sorted(keeper.home.staging.iterdir()):
-        if path.name not in alive and (_job_is_over(keeper, path.name) or _remake_is_over(path.name)):
+        over = _job_is_over(keeper, path.name) or _remake_is_over(path.name) or _restore_is_over(keeper, path.name)
+        if path.name not in alive and over:
             remove_tree(path)
             done.append(f"cleared {path.name}")
     open_folders = {f"drop-{row['id']:08d}" for row in open_drops(keeper.ledger)}
@@ -207,6 +209,12 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
             remove_tree(path)
             done.append(f"cleared {path.name}")
     return done
+
+
+def _restore_is_over(keeper: Keeper, folder: str) -> bool:
+    """Copies of a restore that no intent speaks of: the ledger was made again meanwhile. Their source was not touched."""
+    wanted = {f"restore-{item['version']}" for item in open_intents(keeper.ledger, "restore")}
+    return folder.startswith("restore-") and folder not in wanted
 
 
 def _remake_is_over(folder: str) -> bool:
