@@ -17,6 +17,7 @@ from guard.checks.verdict import Check, guarded
 from guard.errors import HeirloomError
 from guard.home import Home
 from guard.lock import holder_of
+from guard.store.event_export import SEGMENT_EVENTS
 from guard.store.keeper import Keeper, open_reader
 
 __all__ = [
@@ -24,7 +25,8 @@ __all__ = [
     "judge_python", "judge_vault", "judge_watches",
 ]  # fmt: skip
 
-DAMAGE = frozenset({"Home is whole", "Ledger is sound", "Audit trail is unbroken", "Versions are present"})
+DAMAGE = frozenset({"Home is whole", "Ledger is sound", "Audit trail is unbroken", "Versions are present",
+                    "Event export is whole", "Numbers are kept"})  # fmt: skip
 """A no to one of these means that bytes are not what they were: exit code 8 instead of 3."""
 OUR_PACKAGES = ("guard", "daemon", "trainer")
 _NEEDED_PYTHON = (3, 11)
@@ -79,6 +81,8 @@ def _ledger_questions(keeper: Keeper) -> list[Question]:
     return [
         ("Ledger is sound", lambda: _ledger(keeper)),
         ("Audit trail is unbroken", lambda: judge_chain(keeper.ledger.broken_events(), keeper.ledger.sequence())),
+        ("Event export is whole", lambda: _export(keeper)),
+        ("Numbers are kept", lambda: _numbers(keeper)),
         ("Versions are present", lambda: _versions(keeper)),
         ("Views are current", lambda: _views(keeper)),
         ("Disk space", lambda: judge_disk(home.free_bytes(), settings.disk.reserve_gb)),
@@ -241,6 +245,46 @@ def judge_chain(problems: Sequence[str], events: int) -> Check:
     if problems:
         return Check(name, False, "; ".join(list(problems)[:5]), "heirloom doctor --rebuild makes the ledger again")
     return Check(name, True, f"{events:,} events")
+
+
+def _export(keeper: Keeper) -> Check:
+    """The audit trail outside the ledger: what a lost ledger is made again from. Its end may lag behind while somebody works."""
+    name, remedy = "Event export is whole", "heirloom doctor --rebuild makes it again from the ledger"
+    newest = keeper.ledger.sequence()
+    if not newest:
+        return Check(name, True, "no events yet")
+    if not keeper.home.events.is_dir():
+        return Check(name, False, "data/events is missing", remedy)
+    seq, digest = keeper.ledger.export.head()
+    wanted = {f"{number + 1:05d}.jsonl" for number in range((max(seq, 1) - 1) // SEGMENT_EVENTS + 1)}
+    if missing := sorted(wanted - set(os.listdir(keeper.home.events))):
+        return Check(name, False, f"missing in data/events: {', '.join(missing[:5])}", remedy)
+    if seq and digest != keeper.ledger.value("SELECT hash FROM events WHERE seq = ?", (seq,)):
+        return Check(name, False, f"data/events tells another story of event {seq} than the ledger", remedy)
+    if seq < newest and not _is_locked(keeper.home):
+        return Check(name, False, f"it ends with event {seq} and the ledger with {newest}", remedy)
+    return Check(name, True, f"{seq:,} events; heirloom verify reads them")
+
+
+def _numbers(keeper: Keeper) -> Check:
+    """The high-water files: without them a number might be given twice after the ledger is lost."""
+    name, wrong = "Numbers are kept", []
+    for what, table, path in (("version", "versions", keeper.home.high_water_file),
+                              ("index", "indexes", keeper.home.index_high_water_file)):  # fmt: skip
+        highest = keeper.ledger.value(f"SELECT coalesce(max(id), 0) FROM {table}")
+        key = {"version": "version_high_water", "index": "index_high_water"}[what]
+        if what == "index" and keeper.ledger.meta(key) is None:
+            continue  # a home of an earlier release: its next start takes the mark
+        shown = path.relative_to(keeper.home.root)
+        try:
+            mark = int(path.read_text("ascii"))
+        except (OSError, ValueError):
+            wrong.append(f"{shown} is missing or cannot be read")
+            continue
+        wrong += [f"{shown} says {mark}, {what} {highest} exists"] if mark < highest else []
+    if wrong:
+        return Check(name, False, "; ".join(wrong), "heirloom doctor --rebuild writes them again")
+    return Check(name, True, "no number is given twice")
 
 
 def _versions(keeper: Keeper) -> Check:

@@ -28,6 +28,7 @@ from guard.store.indexes import current_documents
 from guard.store.intake import claim
 from guard.store.jobs import Job, add_job, find_job, jobs_in, queued_with_file, set_job
 from guard.store.keeper import Keeper
+from guard.store.prune import prune_indexes
 from guard.store.purge import purge
 from guard.store.restore import restore
 from guard.store.retention import retention_apply
@@ -242,6 +243,12 @@ def _rebuild_index(engine: Engine, arguments: Arguments) -> dict[str, Any]:
         return {"job": queue_index(engine.keeper)}
 
 
+def _prune_indexes(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    if engine.index.current is not None and not arguments.get("dry_run"):
+        raise Busy("an index is being built, and it may read the one before it", hint="wait until it is done: heirloom queue")
+    return prune_indexes(engine.keeper, arguments.get("index"), dry_run=bool(arguments.get("dry_run")))
+
+
 # --- plans --------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +335,7 @@ OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[
     "queue.move": _move,
     "register": _register,
     "index.rebuild": _rebuild_index,
+    "index.prune": _prune_indexes,
     "regrow": _regrow,
     "plan": _plan,
     "train": train,

@@ -40,6 +40,7 @@ POINTS = (
     "drill.recorded",
     "purge.intended", "purge.moved", "purge.recorded", "purge.erased", "purge.viewed",
     "archive.intended", "archive.moved", "archive.recorded", "archive.erased", "archive.viewed", "archive.aside",
+    "prune.intended", "prune.moved", "prune.erased", "prune.recorded",
     "regrow.queueing", "regrow.queued",
     "view.rendered", "view.written", "view.noted",
     "recover.synced", "recover.drops", "recover.jobs", "recover.trash", "recover.numbers", "recover.seals",

@@ -17,7 +17,8 @@ from daemon.cli.output import human_bytes, human_count, human_tokens, moment, pl
 from guard.errors import NotFound, UsageError
 
 __all__ = [
-    "add_to", "dataset_lines", "find_index", "index_lines", "index_plan_lines", "name_or_folder", "place_of", "result_lines",
+    "add_to", "dataset_lines", "find_index", "index_lines", "index_plan_lines", "name_or_folder", "place_of", "prune_lines",
+    "result_lines",
 ]  # fmt: skip
 
 _EXCERPT = 400
@@ -34,6 +35,7 @@ def add_to(app: typer.Typer) -> None:
     indexes.callback(epilog=EPILOGUE)(index)
     indexes.command("build", epilog=EPILOGUE)(index_build)
     indexes.command("ls", epilog=EPILOGUE)(index_ls)
+    indexes.command("prune", epilog=EPILOGUE)(index_prune)
     app.add_typer(indexes, name="index", epilog=EPILOGUE)
     app.command("search", epilog=EPILOGUE)(search)
 
@@ -202,6 +204,35 @@ def index_ls(context: typer.Context) -> None:
     shown += [(item["name"], moment(item["created"]), item["documents"], item["chunks"], "ACTIVE" if item["active"] else "")
               for item in found]  # fmt: skip
     caller.console.say(*(table(shown) if found else ["There is no index yet: drop documents into inbox/."]))
+
+
+def index_prune(
+    context: typer.Context,
+    index: Annotated[str | None, typer.Argument(metavar="INDEX", help="One, such as v001; all but the active otherwise.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Remove indexes that are not active, damaged ones too. They are derived: index build makes a new one."""
+    caller: Caller = context.obj
+    found = caller.call("index.prune", {"index": index, "dry_run": True})
+    if dry_run or not found["pruned"]:
+        caller.console.emit({**found, "dry_run": dry_run})
+        caller.console.say(*prune_lines(found, done=False))
+        return
+    caller.console.say(*prune_lines(found, done=False))
+    caller.confirm_yes(yes=yes, hint="heirloom index prune ... --yes")
+    done = caller.call("index.prune", {"index": index, "dry_run": False})
+    caller.console.emit(done)
+    caller.console.note(*prune_lines(done, done=True))
+
+
+def prune_lines(found: Mapping[str, Any], *, done: bool) -> list[str]:
+    """Which indexes go, or went."""
+    if not found["pruned"]:
+        return ["There is no index but the active one."]
+    word = "✅ Removed" if done else "Would remove"
+    names = ", ".join(map(visible, found["pruned"]))
+    return [f"{word} {len(found['pruned']):,} of the indexes, {human_bytes(found['bytes'])}: {names}"]
 
 
 def find_index(caller: Caller, name: str | None, folder: str | None) -> Path:

@@ -24,6 +24,7 @@ from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.learnt import Novelty, judge_novelty, read_sidecar
 from guard.store.originals import damaged_parts, mendable_parts
+from guard.store.standing import settle_damage
 from guard.store.versions import DEFAULT_LINE, line_tip
 
 __all__ = ["Decision", "decide", "finish_admission", "queue_index"]
@@ -173,6 +174,7 @@ def _note_mended(keeper: Keeper, record: Mapping[str, Any], decision: Decision) 
     file = get_file(keeper.ledger, record["sha256"])
     assert file is not None, "only a known file is mended"
     sidecars = {**(file.record.get("sidecars") or {}), **fresh}
+    settle_damage(keeper, f"original {file.sha256}")
     keeper.ledger.run("UPDATE files SET record = json_set(record, '$.sidecars', json(?)) WHERE sha256 = ?",
                       (orjson.dumps(sidecars).decode(), record["sha256"]))  # fmt: skip
     keeper.ledger.event("file.mended", str(record["name"]), sha256=record["sha256"], parts=list(decision.mends),

@@ -21,7 +21,7 @@ _REMEDIES = {
     "version": "heirloom restore {name}",
     "original": "drop the same file again, or copy it back from the vault: backups/files/",
     "dataset": "derived: made again from the originals by the next job that needs it; it may be removed",
-    "index": "derived: heirloom index build makes it again",
+    "index": "derived: heirloom index prune {name} removes it; while it is active, heirloom index build goes first",
     "link": "derived: heirloom index build makes it again",
     "view": "heirloom doctor --rebuild makes the views again",
     "ledger": "heirloom doctor --rebuild makes the ledger again",

@@ -31,6 +31,7 @@ from guard.store.intents import open_intents
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.marks import noted_mark
+from guard.store.prune import finish_prunes
 from guard.store.purge import finish_purges
 from guard.store.restore import finish_restores
 from guard.store.rollback import finish_rollbacks
@@ -144,7 +145,7 @@ def _settle(keeper: Keeper, job: Job, finish: Callable[[Keeper, int], str]) -> s
 
 def _recover_trash(keeper: Keeper) -> list[str]:
     ended = [*finish_deletes(keeper), *finish_purges(keeper), *finish_archives(keeper)]
-    return [*ended, *finish_restores(keeper), *finish_rollbacks(keeper)]
+    return [*ended, *finish_restores(keeper), *finish_rollbacks(keeper), *finish_prunes(keeper)]
 
 
 def _recover_numbers(keeper: Keeper) -> None:

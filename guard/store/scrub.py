@@ -125,6 +125,8 @@ def _gone(keeper: Keeper, unit: Unit) -> bool:
         return find_version(keeper.ledger, unit.name).state not in ("sealed", "quarantined")
     if unit.what == "archived":
         return find_version(keeper.ledger, unit.name).state != "archived"
+    if unit.what == "index":
+        return not keeper.ledger.value("SELECT count(*) FROM indexes WHERE id = ?", (int(unit.name[1:]),))
     return unit.what == "dataset" and not (keeper.home.shards / unit.name).exists()
 
 
@@ -145,4 +147,5 @@ def _unit_steps(keeper: Keeper, unit: Unit) -> Generator[int, None, list[Problem
         present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
         return (yield from listed_problem_steps(folder, wanted, present - wanted.keys()))
     record = keeper.ledger.value("SELECT record FROM indexes WHERE id = ?", (int(unit.name[1:]),))
-    return (yield from listed_problem_steps(home.indexes / unit.name, orjson.loads(record).get("files", {}), {"SHA256SUMS"}))
+    wanted = orjson.loads(record).get("files", {}) if record else {}  # pruned since the list was made
+    return (yield from listed_problem_steps(home.indexes / unit.name, wanted, {"SHA256SUMS"}))

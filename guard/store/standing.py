@@ -10,7 +10,7 @@ import orjson
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 
-__all__ = ["note_damage", "standing_damage"]
+__all__ = ["note_damage", "settle_damage", "standing_damage"]
 
 _KEY = "scrub:damage"
 
@@ -23,3 +23,11 @@ def standing_damage(keeper: Keeper) -> dict[str, str]:
 def note_damage(ledger: Ledger, standing: dict[str, str]) -> None:
     """Write down what stands, inside the caller's transaction."""
     ledger.set_meta(_KEY, orjson.dumps(standing, option=orjson.OPT_SORT_KEYS).decode())
+
+
+def settle_damage(keeper: Keeper, thing: str) -> None:
+    """Something was mended or removed: what stood of it no longer does. Inside the caller's transaction."""
+    standing = standing_damage(keeper)
+    if standing.pop(thing, None) is not None:
+        note_damage(keeper.ledger, standing)
+        keeper.ledger.event("scrub.mended", thing)
