@@ -9,9 +9,11 @@ from typing import Any
 
 from daemon.client import LOCK_SECONDS
 from guard.clock import SYSTEM_CLOCK, Clock
+from guard.durable import make_dir
 from guard.home import Home
 from guard.lock import home_lock
 from guard.settings import load_settings
+from guard.store.identity import id_is_lost, known_id, write_id
 from guard.store.keeper import default_actor, open_writer
 from guard.store.missing import bring_originals_back, make_folders, missing_folders
 from guard.store.rebuild import rebuild
@@ -25,13 +27,21 @@ def rebuild_home(home: Home, *, dry_run: bool, clock: Clock = SYSTEM_CLOCK) -> d
 
     Raises Busy while a daemon or another command works in the home, and what `rebuild` raises.
     """
-    home.store_id()
+    lost = id_is_lost(home)
+    if lost and dry_run:
+        _id, who = known_id(home, home.vault(load_settings(home.root).backup.path))
+        note = f".heirloom/store-id is missing and would be written again, as {who} has it"
+        return {"rebuilt": False, "problem": "the store id is missing", "notes": [note], "recovered": []}
+    if not lost:
+        home.store_id()
+    make_dir(home.state)
     actor = default_actor("doctor")
     with home_lock(home, command="heirloom doctor --rebuild", since=clock.utc(), timeout=LOCK_SECONDS):
         if dry_run and (gone := missing_folders(home)):
             told = [f"{folder.relative_to(home.root)} is missing and would be made again" for folder in gone]
             return {"rebuilt": False, "problem": "folders are missing", "notes": told, "recovered": []}
-        notes = _bring_back(home) if not dry_run else []
+        notes = [write_id(home, home.vault(load_settings(home.root).backup.path))] if lost else []
+        notes += _bring_back(home) if not dry_run else []
         result = rebuild(home, clock=clock, actor=actor, dry_run=dry_run)
         result["notes"] = [*notes, *result.get("notes", [])]
         if dry_run:

@@ -35,6 +35,7 @@ from guard.store.retention import retention_apply
 from guard.store.rollback import rollback
 from guard.store.trash import delete
 from guard.store.vault import backup_steps, plan_backup
+from guard.store.vault_state import adopt_vault, begin_anew
 from guard.store.versions import Version, find_version, line_tip, tips
 from trainer.retrieval.chunk import estimate_chunks
 
@@ -118,6 +119,10 @@ def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
         return report
     finally:
         engine.end_backup_by_hand()
+
+
+def _adopt(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    return (begin_anew if arguments.get("new") else adopt_vault)(engine.keeper, dry_run=bool(arguments.get("dry_run")))
 
 
 def _drill(engine: Engine, arguments: Arguments) -> dict[str, Any]:
@@ -327,6 +332,7 @@ OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[
     "purge": _purge,
     "retention.apply": _retention_apply,
     "backup.run": _backup,
+    "backup.adopt": _adopt,
     "backup.drill": _drill,
     "queue.pause": _pause,
     "queue.resume": _resume,

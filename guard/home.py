@@ -16,6 +16,9 @@ from guard.errors import Damage, NotFound
 __all__ = ["Home", "boot_id", "find_home"]
 
 
+_LOST = "is the disk mounted? bring it back. What is lost for good: heirloom doctor --rebuild writes it again"
+
+
 @dataclass(frozen=True)
 class Home:
     """The paths of one home; nothing here touches the disk except `check`, `free_bytes` and `store_id`."""
@@ -140,9 +143,9 @@ class Home:
             text = self.store_id_file.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise Damage(f"{self.store_id_file} cannot be read", subject=str(self.root), cause=error,
-                         hint="is the disk mounted? a home is never made anew over a missing one") from error  # fmt: skip
+                         hint=_LOST) from error  # fmt: skip
         if not text:
-            raise Damage(f"{self.store_id_file} is empty", subject=str(self.root), hint="restore it from a backup")
+            raise Damage(f"{self.store_id_file} is empty", subject=str(self.root), hint=_LOST)
         return text
 
     def check(self) -> None:
@@ -162,21 +165,26 @@ class Home:
 
 
 def find_home(start: Path, given: str | None = None) -> Home:
-    """The home given by flag or environment, else the nearest folder up from `start` with `.heirloom/`.
+    """The home given by flag or environment, else the nearest folder up from `start` that is one.
 
     Raises NotFound with what to type.
     """
     if given:
         home = Home(Path(given).expanduser().absolute())
-        if not home.state.is_dir():
+        if not _is_home(home):
             raise NotFound(f"{home.root} is not a Heirloom home", subject=str(home.root),
                            hint=f"heirloom init {home.root}")  # fmt: skip
         return home
     for folder in (start.absolute(), *start.absolute().parents):
-        if (folder / ".heirloom").is_dir():
+        if _is_home(Home(folder)):
             return Home(folder)
     raise NotFound(f"no Heirloom home at or above {start.absolute()}", subject=str(start),
                    hint="heirloom init DIR makes one; --home DIR or HEIRLOOM_HOME names one")  # fmt: skip
+
+
+def _is_home(home: Home) -> bool:
+    """Whether a home stands here, even one that lost its identity: then it is told so, and not that there is none."""
+    return home.state.is_dir() or home.ledger.is_file() or home.registry.is_file()
 
 
 def boot_id() -> str:

@@ -30,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("run", epilog=EPILOGUE)(backup_run)
     group.command("status", epilog=EPILOGUE)(backup_status)
     group.command("drill", epilog=EPILOGUE)(backup_drill)
+    group.command("adopt", epilog=EPILOGUE)(backup_adopt)
     app.add_typer(group, name="backup", epilog=EPILOGUE)
     app.command("doctor", epilog=EPILOGUE)(doctor)
 
@@ -160,6 +161,27 @@ def _same_disk(found: Mapping[str, Any]) -> list[str]:
             "      try: set backup.path in configs/heirloom.yaml to a folder on another disk"]  # fmt: skip
 
 
+def backup_adopt(
+    context: typer.Context,
+    new: Annotated[bool, typer.Option("--new", help="The vault is lost for good: begin it anew in its place.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Take a vault that lost its store-id for this home's again, when what lies in it proves that it is."""
+    caller: Caller = context.obj
+    found = caller.call("backup.adopt", {"new": new, "dry_run": True})
+    if not dry_run:
+        if new:
+            caller.console.say(f"{visible(found['vault'])}: {visible(found['proof'])}")
+            caller.confirm_yes(yes=yes, hint="heirloom backup adopt --new --yes")
+        found = caller.call("backup.adopt", {"new": new, "dry_run": False})
+    caller.console.emit({**found, **({"dry_run": True} if dry_run else {})})
+    words = "would be" if dry_run else "is"
+    what = "begun anew" if new else "this home's vault again"
+    caller.console.say(f"✅ {visible(found['vault'])} {words} {what}: {visible(found['proof'])}",
+                       *([] if dry_run else ["   try: heirloom backup run"]))  # fmt: skip
+
+
 def backup_drill(
     context: typer.Context,
     into: Annotated[str | None, typer.Option("--into", metavar="DIR", help="An empty folder to work in.")] = None,
@@ -216,7 +238,7 @@ def vault_lines(found: Mapping[str, Any]) -> list[str]:
     newest = found["ledger"]["newest"] or "none"
     lines = [
         f"{tick(found['present'])} Vault: {visible(found['vault'])}",
-        *([f"   {visible(found['problem'])}"] if found["problem"] else []),
+        *([f"   {visible(found['problem'])}", f"      try: {visible(found.get('remedy', ''))}"] if found["problem"] else []),
         f"   Versions: {found['versions']['verified']:,} of {found['versions']['total']:,} read back",
         f"   Originals: {found['originals']['verified']:,} of {found['originals']['total']:,} read back",
         f"   Ledger: {visible(newest)} ({plural(found['ledger']['behind'], 'event')} behind)",
@@ -230,7 +252,8 @@ def vault_lines(found: Mapping[str, Any]) -> list[str]:
     missing = [*found["versions"]["missing"], *found["originals"]["missing"]]
     if missing:
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-        lines += [f"   Not safe yet: {', '.join(map(_short_name, missing[:5]))}{more}", "      try: heirloom backup run"]
+        lines.append(f"   Not safe yet: {', '.join(map(_short_name, missing[:5]))}{more}")
+        lines += [] if found["problem"] else ["      try: heirloom backup run"]
     return lines + (_same_disk(found) if found["present"] else [])
 
 
@@ -297,7 +320,10 @@ def rebuild_lines(found: Mapping[str, Any], *, dry_run: bool) -> list[str]:
     """What was, or would be, made again, and everything a person should know about it."""
     if not found["problem"]:
         words = "would be" if dry_run else "were"
-        return [f"✅ The ledger is sound and stays; export and views {words} made again."]
+        notes = [f"   ⚠️ {visible(note)}" for note in found["notes"]]
+        return [f"✅ The ledger is sound and stays; export and views {words} made again.", *notes]
+    if dry_run and "versions" not in found:
+        return [f"Would mend: {visible(found['problem'])}", *(f"   ⚠️ {visible(note)}" for note in found["notes"])]
     counts = ", ".join((plural(found["versions"], "version"), plural(found["files"], "file"), plural(found["jobs"], "job"),
                         plural(found["events"], "event")))  # fmt: skip
     lines = [f"{'Would make' if dry_run else '✅ Made'} the ledger again ({visible(found['problem'])}): {counts}"]

@@ -14,10 +14,12 @@ from guard.durable import fsync_dir, make_dir, write_bytes, write_text
 from guard.errors import CheckFailed
 from guard.failpoints import point
 from guard.home import Home
+from guard.names import parse_version_number
 from guard.seal import require_seal
 from guard.settings import load_settings
 from guard.store.keeper import default_actor
 from guard.store.ledger import Ledger
+from guard.store.rebuild_facts import rows_of
 
 __all__ = ["SETTINGS_TEXT", "check_place", "create_home"]
 
@@ -81,7 +83,17 @@ def check_place(home: Home) -> None:
     if home.store_id_file.exists():
         raise CheckFailed(f"{home.root} is a home already", subject=str(home.root),
                           hint=f"heirloom --home {home.root} status")  # fmt: skip
+    _refuse_nameless(home)
     _refuse_foreign(home)
+
+
+def _refuse_nameless(home: Home) -> None:
+    """A ledger that knows versions is no unfinished home: its store id got lost, and nothing is made over it (law 9)."""
+    versions = rows_of(home.ledger, "SELECT name FROM versions LIMIT 1") if home.ledger.is_file() else []
+    folders = [path.name for path in home.models.iterdir() if parse_version_number(path.name)] if home.models.is_dir() else []
+    if versions or folders:
+        raise CheckFailed(f"{home.root} holds a home whose .heirloom/store-id is missing", subject=str(home.root),
+                          hint=f"heirloom --home {home.root} doctor --rebuild writes it again")  # fmt: skip
 
 
 def _refuse_foreign(home: Home) -> None:

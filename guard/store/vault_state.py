@@ -9,23 +9,29 @@ and no new one is begun in its place. Not here: copying into it (`vault.py`), re
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guard.durable import make_dir, write_text
+from guard.durable import make_dir, sha256_file, write_text
 from guard.errors import CheckFailed, EnvironmentFault, HeirloomError
+from guard.failpoints import point
 from guard.frames import read_header
 from guard.home import Home
 from guard.store.drills import drill_state
 from guard.store.keeper import Keeper
+from guard.store.rebuild_facts import rows_of
+from guard.store.sums import SUMS
 from guard.store.vault_frames import stored_bytes, stored_whole
 from guard.store.versions import all_versions
 
 __all__ = [
     "LEDGER_NAME",
+    "adopt_vault",
+    "begin_anew",
     "backup_status",
     "check_vault",
     "config_files",
@@ -44,17 +50,39 @@ def vault_of(keeper: Keeper) -> Path:
     return keeper.home.vault(keeper.settings.backup.path)
 
 
+def _looks_like_one(vault: Path) -> bool:
+    return vault.is_dir() and any((vault / name).exists() for name in ("versions", "files", "ledger"))
+
+
+def _absent(keeper: Keeper, vault: Path) -> HeirloomError | None:
+    """Why the vault is not there; None when there never was one and it may be begun."""
+    if _looks_like_one(vault):
+        return CheckFailed(f"{vault} holds a vault and its store-id is missing", subject=str(vault),
+                           hint="heirloom backup adopt proves that it is this home's and writes it again; "
+                                "another backup.path begins a new vault")  # fmt: skip
+    held = keeper.ledger.value("SELECT count(*) FROM backups WHERE vault = ?", (str(vault),))
+    if held:
+        return EnvironmentFault(f"the vault {vault} held {held} copies and is not there now", subject=str(vault),
+                                hint="mount its disk. When it is lost for good: heirloom backup adopt --new begins it anew, "
+                                     "another backup.path elsewhere")  # fmt: skip
+    return None
+
+
 def check_vault(keeper: Keeper) -> Path:
     """The vault, when it is there and ours; changes nothing.
 
-    Raises EnvironmentFault when it is not there, CheckFailed when it belongs to another home.
+    Raises EnvironmentFault when it is not there, CheckFailed when it belongs to another home or lost its store id.
     """
     vault = vault_of(keeper)
     try:
         text = (vault / "store-id").read_text("ascii").strip()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise EnvironmentFault(f"there is no vault at {vault}", subject=str(vault), cause=error,
-                               hint="is its disk mounted? `heirloom backup run` begins one") from error  # fmt: skip
+        raise _absent(keeper, vault) or EnvironmentFault(
+            f"there is no vault at {vault}", subject=str(vault), cause=error,
+            hint="is its disk mounted? `heirloom backup run` begins one") from error  # fmt: skip
+    if not text and _looks_like_one(vault):
+        raise CheckFailed(f"the store-id of the vault {vault} is empty", subject=str(vault),
+                          hint="heirloom backup adopt proves that it is this home's and writes it again")  # fmt: skip
     if text != keeper.home.store_id():
         raise CheckFailed(f"the vault {vault} belongs to another home ({text or 'its store-id is empty'})",
                           subject=str(vault), hint="set backup.path to a folder of this home's own")  # fmt: skip
@@ -64,20 +92,83 @@ def check_vault(keeper: Keeper) -> Path:
 def find_vault(keeper: Keeper) -> tuple[Path, bool]:
     """The vault and whether it is there; False: it never was and may be begun. Changes nothing.
 
-    Raises EnvironmentFault when it vanished, CheckFailed when it is foreign or would stand in a wrong place.
+    Raises EnvironmentFault when it vanished, CheckFailed when it is foreign, lost its store id or stands in a wrong place.
     """
     vault = vault_of(keeper)
     _refuse_inside(keeper.home, vault)
     if (vault / "store-id").exists():
         return check_vault(keeper), True
-    held = keeper.ledger.value("SELECT count(*) FROM backups WHERE vault = ?", (str(vault),))
-    if held:
-        raise EnvironmentFault(f"the vault {vault} held {held} copies and is not there now", subject=str(vault),
-                               hint="mount its disk; another backup.path begins a new vault")  # fmt: skip
-    if vault.is_dir() and any((vault / name).exists() for name in ("versions", "files", "ledger")):
-        raise CheckFailed(f"{vault} looks like a vault and carries no store-id", subject=str(vault),
-                          hint="whose is it? set backup.path to another folder")  # fmt: skip
+    if problem := _absent(keeper, vault):
+        raise problem
     return vault, False
+
+
+def begin_anew(keeper: Keeper, *, dry_run: bool = False) -> dict[str, Any]:
+    """Forget what a vault held that is lost for good, so that the next backup begins it anew; returns vault and proof.
+
+    Raises CheckFailed while something lies there, or while an archived version has its only copy in it.
+    """
+    vault = vault_of(keeper)
+    _refuse_inside(keeper.home, vault)
+    if os.path.lexists(vault) and (not vault.is_dir() or any(vault.iterdir())):
+        raise CheckFailed(f"{vault} is not empty: nothing is begun over it", subject=str(vault),
+                          hint="heirloom backup status; heirloom backup adopt takes a vault without a store-id")  # fmt: skip
+    if gone := [version.name for version in all_versions(keeper.ledger) if version.state == "archived"]:
+        raise CheckFailed(f"{', '.join(gone[:5])} left models/ for the vault and may lie there alone", subject=str(vault),
+                          hint=f"heirloom restore {gone[0]} --from ANOTHER_VAULT; or set another backup.path")  # fmt: skip
+    held = keeper.ledger.value("SELECT count(*) FROM backups WHERE vault = ?", (str(vault),))
+    if not dry_run:
+        with keeper.ledger.transaction():
+            keeper.ledger.run("DELETE FROM backups WHERE vault = ?", (str(vault),))
+            keeper.ledger.event("backup.begun_anew", str(vault), held=held)
+    return {"vault": str(vault), "proof": f"the {held} copies it held are given up; the next backup makes them again"}
+
+
+def adopt_vault(keeper: Keeper, *, dry_run: bool = False) -> dict[str, Any]:
+    """Write a vault's lost store id again, once what lies in it proves that it is this home's; returns vault and proof.
+
+    Raises CheckFailed when it has its store id, belongs to another home, or nothing in it proves anything;
+    EnvironmentFault when it is not there. What it holds is read back by the next `backup run`, as ever.
+    """
+    vault = vault_of(keeper)
+    _refuse_inside(keeper.home, vault)
+    if not _looks_like_one(vault):
+        check_vault(keeper)
+    path = vault / "store-id"
+    if path.exists() and path.read_bytes().strip():
+        check_vault(keeper)
+        raise CheckFailed(f"{vault} has its store-id and is this home's vault", subject=str(vault), hint="heirloom backup run")
+    proof = _proof(keeper, vault)
+    if not dry_run:
+        write_text(path, f"{keeper.home.store_id()}\n")
+        point("backup.adopted")
+        with keeper.ledger.transaction():
+            keeper.ledger.event("backup.adopted", str(vault), proof=proof)
+    return {"vault": str(vault), "proof": proof}
+
+
+def _proof(keeper: Keeper, vault: Path) -> str:
+    """What says that a nameless vault is ours: a copy of our ledger, else a version that was sealed here."""
+    copies = sorted(path for path in (vault / "ledger").glob("ledger-*.db") if re.fullmatch(LEDGER_NAME, path.name))
+    told = {path.name: text for path in copies if (text := _id_in(path))}
+    foreign = [name for name, text in told.items() if text != keeper.home.store_id()]
+    if foreign:
+        raise CheckFailed(f"the vault {vault} belongs to another home: {foreign[0]} says so", subject=str(vault),
+                          hint="set backup.path to a folder of this home's own")  # fmt: skip
+    if told:
+        return f"{max(told)} is a copy of this home's ledger"
+    sealed = {version.name: version.sums_sha256 for version in all_versions(keeper.ledger)}
+    there = {path.parent.name: sha256_file(path) for path in sorted((vault / "versions").glob(f"v*/{SUMS}"))}
+    if there and all(sealed.get(name) == digest for name, digest in there.items()):
+        return f"every version in it ({len(there):,}) was sealed in this home"
+    hint = "set backup.path to a new folder; what the old one holds: heirloom restore VERSION --from PATH"
+    raise CheckFailed(f"nothing in {vault} proves that it is this home's vault", subject=str(vault), hint=hint)
+
+
+def _id_in(path: Path) -> str:
+    """The store id in a copy of a ledger; "" when it cannot be read."""
+    rows = rows_of(path, "SELECT value FROM meta WHERE key = 'store_id'")
+    return str(rows[0][0]) if rows else ""
 
 
 def open_vault(keeper: Keeper) -> Path:
@@ -127,7 +218,7 @@ def ledger_head(path: Path) -> tuple[int, str] | None:
 
 
 def backup_status(keeper: Keeper) -> dict[str, Any]:
-    """What is safe: vault, present, problem, other_device, protects, versions and originals (total, verified, missing),
+    """What is safe: vault, present, problem, remedy, other_device, protects, versions and originals (total, verified, missing),
     ledger (newest copy, events it lacks), last_verified (UTC or None), bytes; sizes (one row for each version in the
     vault: name, raw_bytes, stored_bytes, ratio, form (key, delta, plain or damaged), stands_on) and raw_bytes,
     stored_bytes, ratio over them; drill (last, passed, problem). Reads only.
@@ -135,12 +226,13 @@ def backup_status(keeper: Keeper) -> dict[str, Any]:
     `protects` is true only when everything was read back and the vault is on another device.
     """
     vault = vault_of(keeper)
-    problem = ""
+    problem = remedy = ""
     try:
         check_vault(keeper)
     except HeirloomError as error:
-        problem = error.message
-    rows = keeper.ledger.rows("SELECT * FROM backups WHERE vault = ?", (str(vault),))
+        problem, remedy = error.message, error.hint
+    recorded = keeper.ledger.rows("SELECT * FROM backups WHERE vault = ?", (str(vault),))
+    rows = [] if problem else recorded  # a row alone vouches for nothing while its vault cannot be looked at
     held = {(row["what"], row["name"]): row["sums_sha256"] for row in rows}
     versions = {version.name: held.get(("version", version.name)) == version.sums_sha256
                 for version in all_versions(keeper.ledger) if version.state in ("sealed", "quarantined", "archived")}  # fmt: skip
@@ -154,12 +246,13 @@ def backup_status(keeper: Keeper) -> dict[str, Any]:
         "vault": str(vault),
         "present": not problem,
         "problem": problem,
+        "remedy": remedy,
         "other_device": apart,
         "protects": apart and all(versions.values()) and all(originals.values()) and newest is not None,
         "versions": _counted(versions),
         "originals": _counted(originals),
         "ledger": {"newest": newest, "behind": keeper.ledger.sequence() - _number(newest)},
-        "last_verified": max((row["verified"] for row in rows), default=None),
+        "last_verified": max((row["verified"] for row in recorded), default=None),
         "bytes": sum(row["size_bytes"] for row in rows),
         **_sizes(keeper, vault, held),
         "drill": drill_state(keeper),
