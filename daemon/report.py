@@ -25,6 +25,7 @@ from guard.errors import EnvironmentFault
 from guard.home import Home
 from guard.names import index_name
 from guard.store.drills import drill_state
+from guard.store.glance import lost_things
 from guard.store.jobs import Job, counts, jobs_in
 from guard.store.keeper import Keeper, open_reader
 from guard.store.standing import standing_damage
@@ -200,16 +201,10 @@ def _same_device(vault: Path, keeper: Keeper) -> bool:
     return False
 
 
-def _vanished(keeper: Keeper) -> list[dict[str, str]]:
-    """What a glance shows to be gone: a screen that says "nothing is lost" must have looked."""
-    return [{"what": f"{version.name} is active on {line} and its folder is missing",
-             "remedy": f"heirloom restore {version.name}"}
-            for line, version in tips(keeper.ledger).items() if not (keeper.home.models / version.name).is_dir()]  # fmt: skip
-
-
 def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) -> list[dict[str, str]]:
     alerts = [{"what": text, "remedy": "heirloom doctor"} for text in live.get("problems", [])]
-    alerts += _vanished(keeper)
+    # A screen that says "nothing is lost" must have looked.
+    alerts += [{"what": item.what, "remedy": item.remedy} for item in lost_things(keeper)]
     disk = _disk(keeper, None)
     if disk["free_bytes"] < disk["reserve_bytes"]:
         alerts.append({"what": f"only {disk['free_bytes'] / GB:.1f} GB free; {disk['reserve_bytes'] / GB:.1f} GB stay reserved, "

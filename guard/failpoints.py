@@ -30,7 +30,7 @@ POINTS = (
     "index.marked", "index.intended", "index.synced", "index.renamed", "index.recorded", "index.linked", "index.cleaned",
     "backup.opened", "backup.intended", "backup.copied", "backup.framed", "backup.decoded", "backup.checked",
     "backup.renamed", "backup.recorded", "backup.aside", "backup.configured", "backup.marked",
-    "backup.adopted",
+    "adopt.written",
     "ledger_backup.copied", "ledger_backup.checked", "ledger_backup.renamed", "ledger_backup.pruned", "ledger_backup.aside",
     "rollback.intended", "rollback.parked", "rollback.recorded", "rollback.viewed",
     "delete.intended", "delete.unsealed", "delete.moved", "delete.recorded", "delete.viewed", "delete.abandoned",

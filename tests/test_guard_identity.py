@@ -209,7 +209,7 @@ def test_a_vault_without_its_store_id_says_one_thing_and_is_adopted_again(toy: T
 
 def test_a_death_right_after_the_adoption_leaves_an_adopted_vault(toy: Toy) -> None:
     (toy.home.root / "backups" / "store-id").unlink()
-    failpoints.arm("backup.adopted", "crash")
+    failpoints.arm("adopt.written", "crash")
     with pytest.raises(Crash):
         perform(toy.engine, "backup.adopt", {})
     failpoints.disarm()

@@ -13,8 +13,8 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.flags import DryRun, Yes
-from daemon.cli.output import human_bytes, human_count, visible
-from guard.errors import UsageError
+from daemon.cli.output import Console, human_bytes, human_count, visible
+from guard.errors import CheckFailed, Damage, UsageError
 from guard.home import Home
 
 __all__ = ["add_to", "happened_lines", "init_plan_lines"]
@@ -93,12 +93,28 @@ def run(
                          f"watching {visible(home.inbox)}; Ctrl-C ends, and what trains goes on next time")  # fmt: skip
     code = run_service(home, once)
     console.note(*happened_lines(_events_since(home, before)))
+    if once:
+        code = _tell_lost(home, console) or code
     if once and code:
         console.say("Something is held or failed: heirloom queue, heirloom status")
     if console.json:
         console.emit(status(home))
     if code:
         raise typer.Exit(code)
+
+
+def _tell_lost(home: Home, console: Console) -> int:
+    """Say what is plainly gone, whatever else went well; returns the exit code for it: 8, 3 for a vault alone, else 0."""
+    from guard.store.glance import lost_things
+    from guard.store.keeper import open_reader
+
+    with open_reader(home) as keeper:
+        lost = lost_things(keeper)
+    for item in lost:
+        console.say(f"⚠️ {visible(item.what)}", f"   try: {visible(item.remedy)}")
+    if any(item.damage for item in lost):
+        return Damage.exit_code
+    return CheckFailed.exit_code if lost else 0
 
 
 def _last_event(home: Home) -> int:

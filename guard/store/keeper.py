@@ -33,6 +33,8 @@ class Keeper:
     clock: Clock = SYSTEM_CLOCK
     view_parts: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     """What the views show of sealed versions and what never changes; filled and read by `views.py` alone."""
+    glance: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was missing at the last look, and what it depended on; filled and read by `glance.py` alone."""
 
     @property
     def salt(self) -> str:

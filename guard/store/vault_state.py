@@ -141,7 +141,7 @@ def adopt_vault(keeper: Keeper, *, dry_run: bool = False) -> dict[str, Any]:
     proof = _proof(keeper, vault)
     if not dry_run:
         write_text(path, f"{keeper.home.store_id()}\n")
-        point("backup.adopted")
+        point("adopt.written")
         with keeper.ledger.transaction():
             keeper.ledger.event("backup.adopted", str(vault), proof=proof)
     return {"vault": str(vault), "proof": proof}
