@@ -197,7 +197,9 @@ def _date(moment: float | None) -> str | None:
 
 def _same_device(vault: Path, keeper: Keeper) -> bool:
     with contextlib.suppress(OSError):
-        return os.stat(vault if vault.exists() else keeper.home.root).st_dev == os.stat(keeper.home.models).st_dev
+        # One that is not there yet would be begun below the nearest folder that is.
+        there = next(place for place in (vault, *vault.parents) if place.exists())
+        return os.stat(there).st_dev == os.stat(keeper.home.models).st_dev
     return False
 
 

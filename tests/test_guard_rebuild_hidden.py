@@ -16,6 +16,7 @@ from toy import Toy, chat_of
 
 from guard import durable, failpoints
 from guard.clock import ManualClock
+from guard.errors import NotFound
 from guard.failpoints import Crash
 from guard.home import Home
 from guard.store import views
@@ -120,6 +121,13 @@ def test_a_purge_that_had_begun_to_erase_is_ended(keeper: Keeper, point: str) ->
     after = made_again(keeper)
     assert find_version(after.ledger, leaf).state == "purged" and list(after.home.trash.iterdir()) == []
     assert verify(after, everything=True).damage == ()
+
+
+def test_purging_an_archived_version_names_a_way_that_exists(keeper: Keeper) -> None:
+    archive(keeper, OLD)
+    with pytest.raises(NotFound) as refused:
+        purge(keeper, OLD, yes=True)
+    assert "heirloom restore" in refused.value.hint and "delete" not in refused.value.hint
 
 
 def test_copies_that_a_restore_left_are_cleared_when_nobody_announced_it(keeper: Keeper) -> None:

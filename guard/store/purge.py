@@ -76,8 +76,10 @@ def _chosen(keeper: Keeper, text: str | None, days: float | None) -> list[Doomed
     items = [_doomed(keeper, folder, note) for folder, note in trash_notes(keeper).items()
              if (version is None or note["version"] == version.name) and is_folder(keeper.home.trash / folder)]  # fmt: skip
     if version is not None and not items:
+        ways = {"archived": f"its only copy is in the vault: heirloom restore {version.name} brings it back first",
+                "purged": f"it was erased before; a vault may hold it: heirloom restore {version.name}"}  # fmt: skip
         raise NotFound(f"{version.name} is not in the trash: it is {version.state}", subject=version.name,
-                       hint=f"heirloom delete {version.name} --force moves it there")  # fmt: skip
+                       hint=ways.get(version.state, f"heirloom delete {version.name} --force moves it there"))  # fmt: skip
     asked = days if days is not None else (None if version is not None else 30.0)
     old = [item for item in items if asked is None or item.since <= utc_before(keeper.clock.utc(), asked * 86400)]
     if version is not None and not old:
