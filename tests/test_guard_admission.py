@@ -270,7 +270,8 @@ def test_the_known_fingerprints_are_those_of_the_ancestry_by_ordinal(keeper: Kee
     wanted = {sides[first][ordinal] for ordinal in (0, 1, 3, 9)} | {sides[second][2]}
     assert set(known_fingerprints(keeper, 3, "pretrain")) == wanted
     assert set(known_fingerprints(keeper, 2, "pretrain")) == {sides[first][ordinal] for ordinal in (0, 3, 9)}
-    assert write_known(keeper, 3, "pretrain", tmp_path / "known.fp") == 5
+    folders = [keeper.home.files / first, keeper.home.files / second]
+    assert write_known(keeper, folders, 3, "pretrain", tmp_path / "known.fp") == 5
     data = (tmp_path / "known.fp").read_bytes()
     assert {data[start : start + 16] for start in range(0, len(data), 16)} == wanted
 

@@ -34,6 +34,9 @@ class Keeper:
     view_parts: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     """What the views show of sealed versions and what never changes; filled and read by `views.py` alone."""
 
+    memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What is derived from the disk and costs time to open; each entry belongs to one module (`known.py`, `learnt.py`)."""
+
     @property
     def salt(self) -> str:
         """Decides what is held out; fixed at `init` and kept in the ledger, whatever the settings say later."""
