@@ -158,12 +158,8 @@ def novelty_steps(keeper: Keeper, fingerprints: bytes, version_id: int | None, o
     """`judge_novelty` in slices."""
     fraction = float(keeper.ledger.meta("validation_fraction") or keeper.settings.validation.fraction)
     distinct = _distinct(np.frombuffer(fingerprints, dtype=">u8").reshape(-1, 2))
-    held = np.zeros(len(distinct), dtype=bool)
-    data = distinct.tobytes()
-    for start in range(0, len(distinct), 1 << 15):
-        stop = start + (1 << 15)
-        held[start:stop] = held_out_mask(data[start * FINGERPRINT_BYTES : stop * FINGERPRINT_BYTES], keeper.salt, fraction)
-        yield
+    held = held_out_mask(distinct.tobytes(), keeper.salt, fraction)
+    yield
     trainable = distinct[~held]
     known = 0
     if version_id is not None and len(trainable):
