@@ -6,7 +6,7 @@ nor a half-written page can make an example known or unknown. All of it is deriv
 files. Not here: which rows stand in it and in what order (`guard/store/known.py`), and which folders count (the ledger).
 
 A folder holds `<column>.bin` (little-endian), `files.bin` (32 bytes of SHA-256 for each file number), `blocks.bin`
-(a CRC-32 for each BLOCK_ROWS rows, over the columns in their order) and, last, `columns.json`.
+(a CRC-32 for each BLOCK_ROWS rows, over the columns in the order of their names) and, last, `columns.json`.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _map(folder: Path, layout: Mapping[str, str], rows: int) -> dict[str, NDArra
 
 def _crc(views: Mapping[str, NDArray[Any]], block: int) -> int:
     crc = 0
-    for column in views.values():
-        crc = zlib.crc32(column[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS].tobytes(), crc)
+    for name in sorted(views):
+        crc = zlib.crc32(views[name][block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS].tobytes(), crc)
     return crc
 
 

@@ -100,7 +100,7 @@ def test_both_ways_agree_on_whatever_is_written(line: bytes) -> None:
 
 
 def good_chats(count: int) -> list[bytes]:
-    turns = [[{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(count)]
+    turns = [[{"role": "user", "content": f"Is it {n}?"}, {"role": "assistant", "content": f"{n}."}] for n in range(count)]
     return [json.dumps({"messages": messages, "id": number}).encode() for number, messages in enumerate(turns)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import orjson
@@ -32,6 +32,8 @@ FLUSH_KEYS = 1 << 20
 FAN_OUT = 8
 """So many folders of about the same size become one: a key is rewritten once for each power of eight."""
 SMALLEST_TIER = 1 << 17
+PROVEN_ROWS = 1 << 26
+"""Folders of at most so many rows (1.3 GB) are compared whole now and then; of larger ones what is asked for."""
 _SCHEMA = 1
 
 
@@ -140,25 +142,25 @@ def uncovered(keeper: Keeper, index: KnownIndex) -> list[tuple[str, int]]:
 # --- keeping it -------------------------------------------------------------------------------------------------------
 
 
-def keep_index_steps(keeper: Keeper, *, least_files: int = 1) -> Steps[int]:
+def keep_index_steps(keeper: Keeper) -> Steps[int]:
     """Bring the index up to date in slices: clear leftovers, take in new files, join small folders; returns its keys.
 
-    With fewer than `least_files` files to take in nothing is done about them yet. The holder of the home lock calls it.
-    Raises OSError as the disk says; a sidecar that is not what was recorded is left uncovered, for verify to name.
+    Only the holder of the home lock calls it. What it finds damaged is left out and made again from the sidecars.
+    Raises OSError as the disk says; a sidecar that is not what was recorded stays uncovered, for verify to name.
     """
     index = open_index(keeper)
     _clear(keeper.home, index)
-    for part in list(index.parts):
+    for name in [name for name, part in index.parts.items() if part.columns.rows <= PROVEN_ROWS]:
         try:
-            yield from index.parts[part].columns.prove_all_steps()
+            yield from index.parts[name].columns.prove_all_steps()
         except Damage as damage:
-            index.leave_out(part, damage.message)
+            index.leave_out(name, damage.message)
     if index.damaged:
         with keeper.ledger.transaction():
             keeper.ledger.event("known.damaged", "data/known", folders=sorted(index.damaged))
         index = yield from _publish(keeper, list(index.parts))
     waiting = uncovered(keeper, index)
-    while len(waiting) >= max(1, least_files):
+    while waiting:
         batch = _batch(waiting)
         yield from _take_in(keeper, batch)
         waiting = waiting[len(batch) :]
@@ -253,9 +255,3 @@ def _join_steps(keeper: Keeper) -> Steps[None]:
         yield from write_columns_steps(_folder(keeper.home) / name, KEY_LAYOUT, merged_chunks(parts), files)
         point("known.written")
         yield from _publish(keeper, [*(other for other in index.parts if other not in full), name])
-
-
-def index_facts(home: Home) -> dict[str, Any]:
-    """What `doctor` and `verify` tell: folders, keys, and what is damaged."""
-    index = KnownIndex(home)
-    return {"folders": len(index.parts), "keys": index.keys, "damaged": index.damaged}
