@@ -98,7 +98,7 @@ def test_no_damage_to_a_folder_goes_unseen(name: str, how: str, shelf: tuple[Pat
     if how == "flip":
         data[len(data) // 2] ^= 4
     elif how == "cut":
-        del data[-1:]
+        del data[-2:]
     else:
         start = len(data) // 4096 // 2 * 4096
         data[start : start + 4096] = bytes(len(data[start : start + 4096]))
