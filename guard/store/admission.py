@@ -17,13 +17,15 @@ import orjson
 
 from guard.failpoints import point
 from guard.names import safe_name, slugify
+from guard.store.estimate import tip_of
 from guard.store.files import get_file, trained_in, with_sidecars
 from guard.store.indexes import link_documents
 from guard.store.intake import admit, discard, original_is_sound, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
-from guard.store.learnt import Novelty, judge_novelty, read_sidecar
-from guard.store.versions import DEFAULT_LINE, line_tip
+from guard.store.known import sidecar_bytes
+from guard.store.learnt import Novelty, judge_novelty
+from guard.store.versions import DEFAULT_LINE
 
 __all__ = ["Decision", "decide", "finish_admission", "queue_index"]
 
@@ -45,8 +47,12 @@ class Decision:
     known_examples: int = 0
 
 
-def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path) -> Decision:
-    """Judge sound bytes against everything known. `options`: line, recipe, priority, queue (False: register only)."""
+def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path,
+           novelty: Novelty | None = None) -> Decision:  # fmt: skip
+    """Judge sound bytes against everything known. `options`: line, recipe, priority, queue (False: register only).
+
+    `novelty`: what is new in the file, where the reader said so already.
+    """
     known = get_file(keeper.ledger, record["sha256"])
     if record["kind"] == "docs":
         return _decide_document(keeper, record, known is not None)
@@ -58,8 +64,8 @@ def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any]
         return Decision("admit", "none" if job else "train", "replaces the stored copy, which was damaged", **common)
     if job:
         return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state})", **common)
-    tip = line_tip(keeper.ledger, line) or line_tip(keeper.ledger, DEFAULT_LINE)
-    novelty = judge_novelty(keeper, read_sidecar(sidecar), tip.id if tip else None, OBJECTIVES[record["kind"]])
+    if novelty is None:
+        novelty = judge_novelty(keeper, sidecar_bytes(sidecar), tip_of(keeper, line), OBJECTIVES[record["kind"]])
     return _decide_training(keeper, record, options, novelty, common)
 
 
