@@ -16,6 +16,7 @@ from daemon.intake import Intake
 from daemon.reactor import Reactor
 from daemon.readers import ReaderPool
 from daemon.runner import Runner
+from daemon.upkeep import Upkeep
 from guard.errors import HeirloomError, is_environment
 from guard.failpoints import point
 from guard.store import views
@@ -43,6 +44,7 @@ class Engine:
         self.runner = Runner(keeper, reactor, self._born)
         self.index = IndexRunner(keeper, reactor)
         self.drill = DrillRunner(keeper, reactor)
+        self.upkeep = Upkeep(keeper)
         self.backup_problem = ""
         self.watch_problem = ""
         self.home_problem = ""
@@ -72,6 +74,7 @@ class Engine:
             self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)
         self._back_up(now)
+        self.upkeep.tick(now, calm=not self.intake.stirring)
         self._go_on_scrubbing()
 
     def sweep(self, now: float) -> None:
@@ -97,6 +100,8 @@ class Engine:
     def wait_seconds(self, now: float) -> float:
         """How long the loop may sleep before something is due."""
         if self._backup is not None or (self.runner.judging is not None and not self.runner.paused):
+            return 0.0
+        if self.upkeep.busy:
             return 0.0
         if self.intake.views_dirty:
             return max(0.0, min(0.25, self._views_due() - now))
@@ -180,7 +185,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Nothing to do now that would be done by waiting a little: what `run --once` works towards."""
-        if self.intake.busy or self.pool.busy or self.intake.views_dirty or self._backup is not None:
+        if self.intake.busy or self.pool.busy or self.intake.views_dirty or self._backup is not None or self.upkeep.busy:
             return False
         if self.runner.busy or self.index.current is not None or self.drill.running or self.drill.asked:
             return False

@@ -23,9 +23,11 @@ from guard.checks.kinds import ignore_reason
 from guard.errors import HeirloomError, is_environment
 from guard.names import safe_name
 from guard.store.admission import Decision, decide, finish_admission
+from guard.store.estimate import stored_estimate
 from guard.store.files import open_drops
 from guard.store.intake import claim, claimed_content, drop_folder, give_back, resume_claim, set_drop
 from guard.store.keeper import Keeper
+from guard.store.versions import DEFAULT_LINE
 
 __all__ = ["Intake"]
 
@@ -188,7 +190,8 @@ class Intake:
         intake = self.keeper.settings.intake
         body = {
             "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
-            "out_folder": str(out),
+            "out_folder": str(out), "home": str(self.keeper.home.root),
+            "line": str(orjson.loads(row["options"]).get("line") or DEFAULT_LINE),
             "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
         }  # fmt: skip
         self.in_flight.add(drop)
@@ -249,8 +252,9 @@ class Intake:
             self._return(drop, "rejected", str(answer["reason"]), str(answer["why"]), answer)
             return
         options = orjson.loads(row["options"])
+        novelty = stored_estimate(self.keeper, str(options.get("line") or DEFAULT_LINE), answer.pop("novelty", None))
         record = {**answer, "name": row["name"], "dropped_as": options.get("dropped_as", row["name"])}
-        decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity")
+        decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity", novelty)
         if decision.verdict == "duplicate":
             why = f"{row['name']} is a duplicate: {decision.reason}.\n\nNothing was trained from it and nothing was lost.\n"
             self._return(drop, "duplicate", decision.reason, why, {**record, "decision": asdict(decision)})

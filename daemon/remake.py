@@ -139,8 +139,8 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
     job = Job(0, "train", "training", 0, record["stage"], version.line, base.id, "remake", None, None, request, {}, "", 0, 0,
               "", "", tuple(item["sha256"] for item in record["data"]))  # fmt: skip
     known = scratch / "known.fp"
-    write_known(keeper, base.id, record["stage"], known)
     target = Target(job, base, parse_recipe(record["recipe"]), _originals(keeper, version))
+    write_known(keeper, [keeper.home.files / file.sha256 for file in target.files], base.id, record["stage"], known)
     sources = _sources(keeper, base, planned["replay_sources"], scratch, child)
     return {
         **prepare_request(keeper, target, known), "job": 0, "staging": str(scratch), "recipe": record["recipe"],

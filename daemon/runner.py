@@ -186,7 +186,8 @@ class Runner:
         self._facts[job.id] = facts
         staging = self._clean_staging(job)
         known = staging / "known.fp"
-        write_known(self.keeper, target.base.id, job.stage, known)
+        sidecars = [self.keeper.home.files / file.sha256 for file in target.files]
+        write_known(self.keeper, sidecars, target.base.id, job.stage, known)
         request = prepare_request(self.keeper, target, known)
         write_json(staging / "job.json", request)
         with self.keeper.ledger.transaction():

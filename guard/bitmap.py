@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["bitmap_flags", "pack_bitmap", "unpack_bitmap"]
+__all__ = ["bitmap_bits", "bitmap_flags", "pack_bitmap", "unpack_bitmap"]
 
 
 def pack_bitmap(ordinals: Iterable[int], count: int) -> str:
@@ -44,6 +44,13 @@ def unpack_bitmap(text: str) -> list[int]:
     ]
 
 
+def bitmap_bits(text: str) -> NDArray[np.bool_]:
+    """The bitmap as it stands: one bool for each ordinal, and up to seven more. Raises Damage for text that is not one."""
+    import numpy as np
+
+    return np.unpackbits(np.frombuffer(_bits(text), dtype=np.uint8), bitorder="little").astype(bool)
+
+
 def bitmap_flags(text: str, count: int) -> NDArray[np.bool_]:
     """The bitmap as one bool for each of a file's `count` examples: for files with very many of them.
 
@@ -51,7 +58,7 @@ def bitmap_flags(text: str, count: int) -> NDArray[np.bool_]:
     """
     import numpy as np
 
-    flags = np.unpackbits(np.frombuffer(_bits(text), dtype=np.uint8), bitorder="little").astype(bool)
+    flags = bitmap_bits(text)
     if flags[count:].any():
         raise Damage(f"a bitmap of learnt examples names more than the {count} examples of its file",
                      hint="heirloom verify --all")  # fmt: skip

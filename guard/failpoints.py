@@ -21,6 +21,7 @@ POINTS = (
     "verdict.intended", "verdict.returned", "verdict.moved", "verdict.recorded", "verdict.cleared",
     "admit.intended", "admit.aside", "admit.stored", "admit.sidecars", "admit.renamed", "admit.recorded",
     "admit.cleared", "admit.viewed",
+    "known.written", "known.published", "known.cleared",
     "dataset.copied", "dataset.aside", "dataset.renamed", "dataset.recorded",
     "documents.unlinked", "documents.linked",
     "prepare.intended", "prepare.cleared", "prepare.renamed",

@@ -1,6 +1,7 @@
 """The child that reads dropped files: one JSON request a line on stdin, one JSON answer a line on stdout.
 
 Request: {"id", "path", "name", "forced_kind", "out_folder", "limits"} (the last three may be left out or null); with
+"home" and "line" the answer says as "novelty" what of the file is new to the line's tip (`guard/store/estimate.py`); with
 "task": "tail" only the end is looked at, before the file is taken, and the answer is {"id", "tail": problem or ""}.
 Answer: {"id", ...the identity, "why": the text for a person}
 or {"id", "fault": "environment" | "bug", "error", "errno", "message"}.
@@ -16,9 +17,11 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from guard.checks.identify import Limits, identify
+from guard.checks.kinds import TRAINABLE_KINDS
 from guard.checks.tail import tail_problem
 from guard.checks.why import why_text
 from guard.errors import HeirloomError, UsageError, is_environment
@@ -41,7 +44,13 @@ def answer(line: bytes) -> dict[str, Any]:
         limits = Limits.from_dict(request.get("limits") or {})
         identity = identify(request["path"], request["name"], request.get("forced_kind"), limits,
                             out_folder=request.get("out_folder"))  # fmt: skip
-        return {"id": request_id, **identity.as_record(), "why": "" if identity.verdict == "ok" else why_text(identity)}
+        found = {"id": request_id, **identity.as_record(), "why": "" if identity.verdict == "ok" else why_text(identity)}
+        if identity.verdict == "ok" and request.get("home") and identity.kind in TRAINABLE_KINDS:
+            # Heavy, and needed only beside a ledger: most tests and `prepare validate` never load it.
+            from guard.store.estimate import estimate
+
+            found["novelty"] = estimate(request["home"], request["line"], identity.kind, Path(request["out_folder"]))
+        return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from guard.bitmap import pack_bitmap
+from guard.bitmap import pack_bitmap, unpack_bitmap
 from guard.clock import ManualClock
 from guard.durable import json_bytes, seal_tree, sha256_bytes
 from guard.home import Home
@@ -29,8 +29,9 @@ from guard.store.birth import hash_folder, sums_text
 from guard.store.create import create_home
 from guard.store.files import with_sidecars
 from guard.store.keeper import Keeper
+from guard.store.known import sidecar_bytes
 from guard.store.ledger import Ledger
-from guard.store.versions import reserve_number
+from guard.store.versions import learnt_by, reserve_number
 
 __all__ = [
     "add_job_row",
@@ -234,3 +235,15 @@ def run_as_ordinary_user(root: Path, act: Callable[[Keeper], None]) -> str:
         text = handle.read()
     _pid, status = os.waitpid(child, 0)
     return text or ("" if status == 0 else f"the child ended with status {status}")
+
+
+def read_sidecar(folder: Path) -> list[bytes]:
+    """The fingerprints beside a stored original, one for each ordinal."""
+    data = sidecar_bytes(folder)
+    return [data[start : start + 16] for start in range(0, len(data), 16)]
+
+
+def known_fingerprints(keeper: Keeper, version_id: int, objective: str) -> list[bytes]:
+    """Every fingerprint learnt by a version and its ancestors under an objective, read the long way: from the sidecars."""
+    return [read_sidecar(keeper.home.files / row["sha256"])[ordinal]
+            for row in learnt_by(keeper.ledger, version_id, objective) for ordinal in unpack_bitmap(row["bitmap"])]  # fmt: skip

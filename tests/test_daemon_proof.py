@@ -16,10 +16,11 @@ from typing import Any
 
 import orjson
 import pytest
+from homes import read_sidecar
 from toy import Toy, chat_of
 
 from guard.durable import sha256_file, write_json
-from guard.store.learnt import judge_novelty, read_sidecar
+from guard.store.learnt import judge_novelty
 from guard.store.verify import verify
 from guard.store.versions import high_water
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from homes import known_fingerprints, read_sidecar
 from toy import Toy, chat_of, text_of
 
 from daemon.control import ControlServer
@@ -23,7 +24,6 @@ from guard.errors import CheckFailed, Damage, NotFound, Protected, UsageError
 from guard.failpoints import Crash
 from guard.store.files import find_file, stored_path
 from guard.store.jobs import find_job
-from guard.store.learnt import known_fingerprints, read_sidecar
 from guard.store.lineage import lineage
 from guard.store.verify import verify
 from guard.store.versions import ancestors, find_version, line_tip, version_by_id

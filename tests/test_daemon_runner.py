@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from homes import read_sidecar
 from toy import Toy, chat_of, text_of
 
 from daemon import publish, runner
@@ -24,7 +25,7 @@ from guard.bitmap import unpack_bitmap
 from guard.clock import utc_text
 from guard.errors import CheckFailed, NotFound, Protected, UsageError
 from guard.store.jobs import find_job
-from guard.store.learnt import judge_novelty, read_sidecar
+from guard.store.learnt import judge_novelty
 from guard.store.versions import ancestors, find_version, line_tip
 
 BASE = "v001_baseline"

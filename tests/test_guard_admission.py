@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from homes import add_job_row, add_original, add_version, keeper_of, make_home, set_tip
+from homes import add_job_row, add_original, add_version, keeper_of, known_fingerprints, make_home, read_sidecar, set_tip
 
 from guard import durable
 from guard.checks.identify import identify
@@ -21,7 +21,7 @@ from guard.store.admission import Decision, decide, finish_admission
 from guard.store.intake import claim, drop_folder
 from guard.store.jobs import find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
-from guard.store.learnt import judge_novelty, known_fingerprints, read_sidecar, write_known
+from guard.store.learnt import judge_novelty, write_known
 
 BASE = "v001_baseline"
 
@@ -270,7 +270,8 @@ def test_the_known_fingerprints_are_those_of_the_ancestry_by_ordinal(keeper: Kee
     wanted = {sides[first][ordinal] for ordinal in (0, 1, 3, 9)} | {sides[second][2]}
     assert set(known_fingerprints(keeper, 3, "pretrain")) == wanted
     assert set(known_fingerprints(keeper, 2, "pretrain")) == {sides[first][ordinal] for ordinal in (0, 3, 9)}
-    assert write_known(keeper, 3, "pretrain", tmp_path / "known.fp") == 5
+    folders = [keeper.home.files / first, keeper.home.files / second]
+    assert write_known(keeper, folders, 3, "pretrain", tmp_path / "known.fp") == 5
     data = (tmp_path / "known.fp").read_bytes()
     assert {data[start : start + 16] for start in range(0, len(data), 16)} == wanted
 

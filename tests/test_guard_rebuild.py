@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from homes import known_fingerprints
 from toy import SETTINGS, Toy, chat_of, text_of
 
 from daemon.mending import rebuild_home
@@ -19,7 +20,6 @@ from guard.errors import Damage
 from guard.failpoints import POINTS, Crash
 from guard.home import Home
 from guard.store.keeper import Keeper
-from guard.store.learnt import known_fingerprints
 from guard.store.ledger import Ledger
 from guard.store.lineage import lineage
 from guard.store.rollback import rollback

@@ -244,7 +244,7 @@ class _FileRun:
                 fingerprints = b"".join(example.fingerprint for example in batch)
                 assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
                 sidecar.compare(fingerprints)
-                held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction)
+                held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction).tolist()
                 encoded = self._encode(batch, last, tokenizer)
                 for example, is_held_out, row in zip(batch, held_out, encoded, strict=True):
                     writers[is_held_out].add(self.index, example, row)

@@ -80,7 +80,7 @@ def _held_out_here(job: Mapping[str, Any], ready: _Ready) -> NDArray[np.bool_] |
     if not ready.prepared_sha256:
         return None
     keys = ready.dataset.train.fingerprints.tobytes()
-    return np.array(held_out_mask(keys, str(job["salt"]), float(job["validation_fraction"])), dtype=bool)
+    return held_out_mask(keys, str(job["salt"]), float(job["validation_fraction"]))
 
 
 def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, stop: Callable[[], bool]) -> _Ready:

@@ -15,12 +15,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-__all__ = ["MAX_LINE_BYTES", "Fault", "Row", "foreign_bytes", "read_rows"]
+__all__ = ["EXPLAINED_FAULTS", "MAX_LINE_BYTES", "Fault", "Row", "foreign_bytes", "line_blocks", "read_row", "read_rows"]
 
 MAX_LINE_BYTES = 16 << 20
 MAX_DEPTH = 100
 EXPLAINED_FAULTS = 100  # explaining costs more than finding; a file with more faults than this is refused anyway
 _MAX_SHOWN_BYTES = 4096
+_BLOCK_BYTES = 1 << 20
 
 _MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32 (little-endian)"),
@@ -58,7 +59,7 @@ class Row(NamedTuple):
     """One line that is not blank: `value` is an object, or `fault` says why there is none."""
 
     line_number: int
-    raw: bytes  # the line; only its first 4 KB where it could not be read
+    raw: bytes  # the line without its end; only its first 4 KB where it could not be read
     value: dict[str, Any] | None
     fault: Fault | None
     truncated: bool = False  # the file stops in the middle of this row: perhaps it is still being written
@@ -83,40 +84,65 @@ def foreign_bytes(head: bytes) -> Fault | None:
     return None
 
 
+def line_blocks(stream: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, list[bytes], bool]]:
+    """Lines without their ends, many at a time: (number of the first, lines, whether the last has its line end).
+
+    `stream` is at the file's first byte; the first line comes alone. Of a line longer than `max_line_bytes` only a
+    beginning that is longer is given. Memory: a megabyte and one line.
+    """
+    number, size = 1, 0
+    while block := stream.read(size) + stream.readline(max_line_bytes + 1):
+        lines = block.split(b"\n")
+        ended = not lines[-1]
+        if ended:
+            lines.pop()
+        elif len(lines[-1]) > max_line_bytes:
+            _skip_line(stream)
+        yield number, lines, ended
+        number, size = number + len(lines), _BLOCK_BYTES
+
+
 def read_rows(stream: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
     """Every line that is not blank, as a row or a fault; `stream` is at the file's first byte.
 
-    A file that is not UTF-8 text gives one row with a fault and ends there. Memory: one line and what it parses to.
+    A file that is not UTF-8 text gives one row with a fault and ends there. Memory: a megabyte, one line and what it
+    parses to.
     """
-    number, faults = 0, 0
-    while line := stream.readline(max_line_bytes + 1):
-        number += 1
-        if number == 1:
-            foreign = foreign_bytes(line[:16])
-            if foreign:
-                yield Row(1, line[:_MAX_SHOWN_BYTES], None, foreign)
-                return
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if len(line) > max_line_bytes and not line.endswith(b"\n"):
-            _skip_line(stream)
-            fault = Fault("", f"line longer than {max_line_bytes} bytes", f"at most {max_line_bytes} bytes a row")
-            row = Row(number, line[:_MAX_SHOWN_BYTES], None, fault)
-        else:
-            try:
-                value = orjson.loads(line)
-                if type(value) is dict and _is_plain(line, value):
-                    yield Row(number, line, value, None)
-                    continue
-                raw, fault = line.rstrip(), _object_fault(line.rstrip(), value)
-            except orjson.JSONDecodeError:
-                raw = line.rstrip()
-                if not raw:
-                    continue
-                explain = faults < EXPLAINED_FAULTS or not line.endswith(b"\n")
-                fault = _explain(raw) if explain else Fault("", "not valid JSON", "one JSON object")
-            row = Row(number, raw[:_MAX_SHOWN_BYTES], None, fault, not line.endswith(b"\n") and _is_cut_off(raw))
-        faults += 1
-        yield row
+    faults = 0
+    for first, lines, ended in line_blocks(stream, max_line_bytes):
+        for number, line in enumerate(lines, first):
+            last = not ended and number == first + len(lines) - 1
+            row = read_row(number, line, last, max_line_bytes, faults < EXPLAINED_FAULTS)
+            if row is None:
+                continue
+            yield row
+            if row.fault:
+                faults += 1
+                if number == 1 and foreign_bytes(line[:16]):
+                    return
+
+
+def read_row(number: int, line: bytes, last: bool, max_line_bytes: int, explain: bool) -> Row | None:
+    """One line without its end as a row or a fault; None for a blank one. `last`: the file ends inside this line."""
+    if number == 1:
+        foreign = foreign_bytes(line[:16])
+        if foreign:
+            return Row(1, line[:_MAX_SHOWN_BYTES], None, foreign)
+        line = line.removeprefix(b"\xef\xbb\xbf")
+    if len(line) > max_line_bytes:
+        fault = Fault("", f"line longer than {max_line_bytes} bytes", f"at most {max_line_bytes} bytes a row")
+        return Row(number, line[:_MAX_SHOWN_BYTES], None, fault)
+    try:
+        value = orjson.loads(line)
+        if type(value) is dict and _is_plain(line, value):
+            return Row(number, line, value, None)
+        raw, fault = line.rstrip(), _object_fault(line.rstrip(), value)
+    except orjson.JSONDecodeError:
+        raw = line.rstrip()
+        if not raw:
+            return None
+        fault = _explain(raw) if explain or last else Fault("", "not valid JSON", "one JSON object")
+    return Row(number, raw[:_MAX_SHOWN_BYTES], None, fault, last and _is_cut_off(raw))
 
 
 def _skip_line(stream: BinaryIO) -> None:

@@ -17,15 +17,17 @@ import orjson
 
 from guard.failpoints import point
 from guard.names import safe_name, slugify
+from guard.store.estimate import tip_of
 from guard.store.files import StoredFile, get_file, trained_in, with_sidecars
 from guard.store.indexes import active_index, link_documents
 from guard.store.intake import admit, discard, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
-from guard.store.learnt import Novelty, judge_novelty, read_sidecar
+from guard.store.known import sidecar_bytes
+from guard.store.learnt import Novelty, judge_novelty
 from guard.store.originals import damaged_parts, mendable_parts
 from guard.store.standing import settle_damage
-from guard.store.versions import DEFAULT_LINE, line_tip
+from guard.store.versions import DEFAULT_LINE
 
 __all__ = ["Decision", "decide", "finish_admission", "queue_index"]
 
@@ -49,10 +51,12 @@ class Decision:
     """Parts of the stored original that were damaged and are made good by this arrival."""
 
 
-def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path) -> Decision:
+def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path,
+           novelty: Novelty | None = None) -> Decision:  # fmt: skip
     """Judge sound bytes against everything known. `options`: line, recipe, priority, queue (False: register only).
 
-    A known file whose stored copy is damaged is mended, and beside that gets the verdict it would get anyway.
+    `novelty`: what is new in the file, where the reader said so already. A known file whose stored copy is damaged is
+    mended, and beside that gets the verdict it would get anyway.
     """
     known = get_file(keeper.ledger, record["sha256"])
     damaged = damaged_parts(keeper.home, known) if known else []
@@ -60,7 +64,7 @@ def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any]
     if record["kind"] == "docs":
         usual = _decide_document(keeper, known, mends)
     else:
-        usual = _decide_examples(keeper, record, options, sidecar, mends)
+        usual = _decide_examples(keeper, record, options, sidecar, mends, novelty)
     if not damaged:
         return usual
     left = [part for part in damaged if part not in mends]
@@ -73,8 +77,9 @@ _LEFT = "register it again as the kind it was admitted as, or copy it back from 
 
 
 def _decide_examples(
-    keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path, mends: Sequence[str]
-) -> Decision:
+    keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path, mends: Sequence[str],
+    novelty: Novelty | None,
+) -> Decision:  # fmt: skip
     line = str(options.get("line") or DEFAULT_LINE)
     common: dict[str, Any] = {"line": line, "slug": str(options.get("slug") or slugify(Path(str(record["name"])).stem)),
               "recipe": str(options.get("recipe") or ""), "priority": int(options.get("priority") or 0)}  # fmt: skip
@@ -82,11 +87,11 @@ def _decide_examples(
     if job:
         more = f": heirloom queue retry {job.id} goes on with it" if job.state == "parked" and mends else ""
         return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state}){more}", **common)
-    tip = line_tip(keeper.ledger, line) or line_tip(keeper.ledger, DEFAULT_LINE)
-    fingerprints = read_sidecar(sidecar)
-    # What is about to be mended is not asked what it holds.
-    instead = {record["sha256"]: fingerprints} if "examples.fp" in mends else {}
-    novelty = judge_novelty(keeper, fingerprints, tip.id if tip else None, OBJECTIVES[record["kind"]], instead)
+    if novelty is None:
+        fingerprints = sidecar_bytes(sidecar)
+        # What is about to be mended is not asked what it holds.
+        instead = {record["sha256"]: fingerprints} if "examples.fp" in mends else {}
+        novelty = judge_novelty(keeper, fingerprints, tip_of(keeper, line), OBJECTIVES[record["kind"]], instead)
     return _decide_training(keeper, record, options, novelty, common)
 
 

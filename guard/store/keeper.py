@@ -36,6 +36,9 @@ class Keeper:
     glance: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was missing at the last look, and what it depended on; filled and read by `glance.py` alone."""
 
+    memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What is derived from the disk and costs time to open; each entry belongs to one module (`known.py`, `learnt.py`)."""
+
     @property
     def salt(self) -> str:
         """Decides what is held out; fixed at `init` and kept in the ledger, whatever the settings say later."""

@@ -2,25 +2,33 @@
 
 "Learnt" is a fact about (example, objective) and an ancestry (law 4); it is stored on no file, so after a rollback
 the data is trainable again by itself. The answer at intake is an estimate for the person; the trainer's prepare step
-decides again against the actual base.
+decides again against the actual base. Questions go to the index of known examples, so that their cost follows the
+size of the file that is asked about and not of everything that was ever learnt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guard.bitmap import unpack_bitmap
-from guard.durable import open_new
-from guard.errors import Damage
-from guard.heldout import is_held_out
-from guard.store.keeper import Keeper
-from guard.store.versions import learnt_by
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["FINGERPRINT_BYTES", "Novelty", "judge_novelty", "known_fingerprints", "read_sidecar", "write_known"]
+from guard.bitmap import bitmap_bits
+from guard.durable import open_new
+from guard.heldout import held_out_mask
+from guard.key_columns import sorted_rows, split_keys
+from guard.steps import Steps, drain
+from guard.store.keeper import Keeper
+from guard.store.known import FileHits, open_index, sidecar_bytes
+from guard.store.versions import ancestors
+
+__all__ = ["FINGERPRINT_BYTES", "Novelty", "judge_novelty", "known_mask_steps", "novelty_steps", "write_known",
+           "write_known_steps"]  # fmt: skip
 
 FINGERPRINT_BYTES = 16
+_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -34,54 +42,121 @@ class Novelty:
     repeated: int
 
 
-def read_sidecar(folder: Path) -> list[bytes]:
-    """The fingerprints beside a stored original, in order of ordinals. Raises Damage when torn or missing."""
-    path = folder / "examples.fp"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise Damage(f"{path} is missing", subject=str(path), hint="heirloom verify --all") from error
-    if len(data) % FINGERPRINT_BYTES:
-        raise Damage(f"{path} is torn", subject=str(path), hint="heirloom verify --all")
-    return [data[start : start + FINGERPRINT_BYTES] for start in range(0, len(data), FINGERPRINT_BYTES)]
+class _Ancestry:
+    """What a version and its ancestors learnt under an objective, file by file and only where it is asked for."""
+
+    def __init__(self, keeper: Keeper, version_id: int, objective: str) -> None:
+        self.keeper, self.objective = keeper, objective
+        self.family = frozenset(ancestors(keeper.ledger, version_id))
+        self._flags: dict[str, NDArray[np.bool_] | None] = {}
+
+    def flags(self, sha256: str) -> NDArray[np.bool_] | None:
+        """Which ordinals of a file were learnt [at most its examples]; None for a file nothing was learnt from."""
+        if sha256 not in self._flags:
+            rows = self.keeper.ledger.rows("SELECT version_id, bitmap FROM learnt WHERE sha256 = ? AND objective = ?",
+                                           (sha256, self.objective))  # fmt: skip
+            maps = [bitmap_bits(row["bitmap"]) for row in rows if row["version_id"] in self.family]
+            whole = np.zeros(max(map(len, maps)), dtype=bool) if maps else None
+            for bits in maps:
+                assert whole is not None
+                whole[: len(bits)] |= bits
+            self._flags[sha256] = whole
+        return self._flags[sha256]
+
+    def files(self) -> list[str]:
+        """Every file something was learnt from under the objective, in any version: a cheap superset."""
+        return [row[0] for row in self.keeper.ledger.rows("SELECT DISTINCT sha256 FROM learnt WHERE objective = ?",
+                                                          (self.objective,))]  # fmt: skip
 
 
-def known_fingerprints(
-    keeper: Keeper, version_id: int, objective: str, instead: Mapping[str, list[bytes]] | None = None
-) -> Iterator[bytes]:
-    """Every fingerprint learnt by a version and its ancestors under an objective; one may come more than once.
+def known_mask_steps(keeper: Keeper, fingerprints: bytes, version_id: int, objective: str,
+                     instead: Mapping[str, bytes] | None = None) -> Steps[NDArray[np.bool_]]:  # fmt: skip
+    """For each of the 16-byte fingerprints [n]: was it learnt by the version or an ancestor of it, under the objective?
 
-    `instead`: fingerprints by SHA-256 of originals whose sidecars are not to be read.
+    `instead`: fingerprints by SHA-256 of originals whose sidecars are not to be read. Exact whether the index covers
+    everything or nothing. Raises Damage when what a file held cannot be known (law 5).
     """
-    sidecars: dict[str, list[bytes]] = dict(instead or {})
-    for row in learnt_by(keeper.ledger, version_id, objective):
-        if row["sha256"] not in sidecars:
-            sidecars[row["sha256"]] = read_sidecar(keeper.home.files / row["sha256"])
-        known = sidecars[row["sha256"]]
-        for ordinal in unpack_bitmap(row["bitmap"]):
-            yield known[ordinal]
+    known = np.zeros(len(fingerprints) // FINGERPRINT_BYTES, dtype=bool)
+    if not len(known):
+        return known
+    ancestry = _Ancestry(keeper, version_id, objective)
+    index = open_index(keeper)
+    for start in range(0, len(known), _AT_ONCE):
+        part = known[start : start + _AT_ONCE]
+        for hits in index.find(fingerprints[start * FINGERPRINT_BYTES : (start + _AT_ONCE) * FINGERPRINT_BYTES]):
+            _mark(part, hits, ancestry)
+        yield
+    # After the search: a damaged folder was left out on the way, and its files are uncovered by now.
+    for sha256 in ancestry.files():
+        if sha256 not in index.covered and ancestry.flags(sha256) is not None:
+            sidecar = (instead or {}).get(sha256) or sidecar_bytes(keeper.home.files / sha256)
+            _mark(known, _look_into(sidecar, sha256, fingerprints), ancestry)
+            yield
+    return known
 
 
-def write_known(keeper: Keeper, version_id: int, objective: str, path: Path) -> int:
-    """Write those fingerprints to a file for the prepare child; returns how many."""
+def _mark(known: NDArray[np.bool_], hits: FileHits, ancestry: _Ancestry) -> None:
+    flags = ancestry.flags(hits.sha256)
+    if flags is not None:
+        inside = hits.ordinal < len(flags)
+        known[hits.question[inside][flags[hits.ordinal[inside]]]] = True
+
+
+def _look_into(sidecar: bytes, sha256: str, fingerprints: bytes) -> FileHits:
+    """The same answer as the index gives, from one file's own sidecar. A repeated example has several ordinals."""
+    rows = sorted_rows([sidecar])
+    high, low = split_keys(fingerprints)
+    left, right = np.searchsorted(rows["high"], high, "left"), np.searchsorted(rows["high"], high, "right")
+    lengths = right - left
+    owner = np.repeat(np.arange(len(high)), lengths)
+    place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths) + left[owner]
+    same = rows["low"][place] == low[owner]
+    return FileHits(sha256, owner[same], rows["ordinal"][place[same]].astype(np.int64))
+
+
+def write_known_steps(keeper: Keeper, sidecars: Sequence[Path], version_id: int, objective: str, path: Path) -> Steps[int]:
+    """Write for the prepare child which examples of these files' sidecar folders were learnt; returns how many."""
     count = 0
     with open_new(path) as handle:
-        for fingerprint in known_fingerprints(keeper, version_id, objective):
-            handle.write(fingerprint)
-            count += 1
+        for folder in sidecars:
+            data = sidecar_bytes(folder)
+            mask = yield from known_mask_steps(keeper, data, version_id, objective)
+            chosen = np.frombuffer(data, dtype="V16")[mask]
+            handle.write(chosen.tobytes())
+            count += len(chosen)
     return count
 
 
-def judge_novelty(
-    keeper: Keeper, fingerprints: list[bytes], version_id: int | None, objective: str,
-    instead: Mapping[str, list[bytes]] | None = None,
-) -> Novelty:  # fmt: skip
-    """Count what of a file is new to a version (None: to a model that has learnt nothing); `instead` as above."""
+def write_known(keeper: Keeper, sidecars: Sequence[Path], version_id: int, objective: str, path: Path) -> int:
+    """`write_known_steps`, all of it now."""
+    return drain(write_known_steps(keeper, sidecars, version_id, objective, path))
+
+
+def _distinct(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The different rows of fingerprints as two words each [n, 2], in ascending order."""
+    words = words[np.lexsort((words[:, 1], words[:, 0]))]
+    fresh = np.ones(len(words), dtype=bool)
+    fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
+    return words[fresh]
+
+
+def novelty_steps(keeper: Keeper, fingerprints: bytes, version_id: int | None, objective: str,
+                  instead: Mapping[str, bytes] | None = None) -> Steps[Novelty]:  # fmt: skip
+    """`judge_novelty` in slices."""
     fraction = float(keeper.ledger.meta("validation_fraction") or keeper.settings.validation.fraction)
-    distinct = set(fingerprints)
-    held = {item for item in distinct if is_held_out(item, keeper.salt, fraction)}
-    trainable = distinct - held
-    known: set[bytes] = set()
-    if version_id is not None and trainable:
-        known = trainable & set(known_fingerprints(keeper, version_id, objective, instead))
-    return Novelty(len(fingerprints), len(trainable - known), len(known), len(held), len(fingerprints) - len(distinct))
+    distinct = _distinct(np.frombuffer(fingerprints, dtype=">u8").reshape(-1, 2))
+    held = held_out_mask(distinct.tobytes(), keeper.salt, fraction)
+    yield
+    trainable = distinct[~held]
+    known = 0
+    if version_id is not None and len(trainable):
+        known = int((yield from known_mask_steps(keeper, trainable.tobytes(), version_id, objective, instead)).sum())
+    examples = len(fingerprints) // FINGERPRINT_BYTES
+    return Novelty(examples, len(trainable) - known, known, int(held.sum()), examples - len(distinct))
+
+
+def judge_novelty(keeper: Keeper, fingerprints: Sequence[bytes] | bytes, version_id: int | None, objective: str,
+                  instead: Mapping[str, bytes] | None = None) -> Novelty:  # fmt: skip
+    """Count what of a file is new to a version (None: to a model that has learnt nothing); `instead` as above."""
+    joined = fingerprints if isinstance(fingerprints, bytes) else b"".join(fingerprints)
+    return drain(novelty_steps(keeper, joined, version_id, objective, instead))

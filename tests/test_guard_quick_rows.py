@@ -1,0 +1,129 @@
+"""The quick way and the careful way say the same of every row, or the quick way says nothing."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guard.checks.jsonl import read_rows
+from guard.checks.quick_rows import quick_reader
+from guard.checks.rows import validate
+from guard.checks.scan import scan_jsonl
+from guard.fingerprint import example_fingerprint
+
+CHAT = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because é."}]}
+
+
+def careful(kind: str, line: bytes) -> bytes | None:
+    """The fingerprint that the rules give a line, None for a bad or unusable row."""
+    rows = list(read_rows(BytesIO(line)))
+    if len(rows) != 1 or rows[0].value is None:
+        return None
+    fields = validate(kind, rows[0].value)
+    return None if isinstance(fields, list) else example_fingerprint(fields)
+
+
+def quick(kind: str, line: bytes) -> bytes | None:
+    reader = quick_reader(kind)
+    assert reader is not None
+    found = reader(line)
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("row", [
+    CHAT,
+    {**CHAT, "system": "Be kind.", "context": " A shelf. "},
+    {"messages": [{"role": "system", "content": "Be \"kind\"."}, *CHAT["messages"]], "id": 7, "source": "s", "x": None},
+    {"messages": CHAT["messages"] * 3, "score": 1.5, "ok": True},
+])  # fmt: skip
+def test_rows_of_the_usual_shape_need_no_careful_look(row: dict[str, Any]) -> None:
+    for line in (json.dumps(row).encode(), json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()):
+        assert quick("sft", line) == careful("sft", line) is not None
+    text = json.dumps({"text": "\tA line.\nAnother\\\" one.", "id": "a"}).encode()
+    assert quick("pretrain", json.dumps({"text": " A line.\nAnother \"one\"."}).encode()) is not None
+    assert quick("pretrain", text) in (None, careful("pretrain", text))
+
+
+@pytest.mark.parametrize("line", [
+    b'{"text": "a", "text": "a"}', b'{"text": "a", "text" :"a"}', b'{"text":"\\":","text" :"b"}',
+    b'{"text": "a\\\\", "text": "b\\""}', b'{"text": "a", "x": {"y": 1, "y": 1}}', b'{"text": "a", "x": ["b"]}',
+    b'{"text": ""}', b'{"text": " \\n"}', b'{"text": 7}', b'{"text": null}', b'{"text": ["a"]}', b'["text"]', b'"text"', b'{}',
+    b'{"text": "a\\u0000"}', b'{"text": "a\\r\\nb"}', b'{"text": "\\ud800"}', b'{"text": "\xff"}', b'{"text": "a"} x',
+    b'{"te\\u0078t": "a", "text": "b"}',
+])  # fmt: skip
+def test_what_is_doubtful_takes_the_careful_way_and_never_another_answer(line: bytes) -> None:
+    assert quick("pretrain", line) in (None, careful("pretrain", line))
+    assert quick("sft", line) is None
+    if line.startswith(b'{"text": "a", "text"') or line.startswith(b'{"text":"\\":"'):
+        assert quick("pretrain", line) is None
+
+
+_TEXTS = st.text(alphabet=st.sampled_from('ab é"\\:{}[], \n\t\r\0\u0301\u2028\U0001f600'), max_size=6)
+_TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool", ""]),
+                               "content": st.one_of(_TEXTS, st.none(), st.integers(), st.lists(_TEXTS, max_size=1))},
+                              optional={"name": _TEXTS})  # fmt: skip
+_ROWS = st.fixed_dictionaries({}, optional={
+    "messages": st.one_of(st.lists(_TURN, max_size=5), _TEXTS, st.fixed_dictionaries({"0": _TURN})),
+    "text": st.one_of(_TEXTS, st.integers()), "system": st.one_of(_TEXTS, st.none(), st.integers()), "context": _TEXTS,
+    "id": st.one_of(_TEXTS, st.integers(), st.floats(allow_nan=False), st.none(), st.lists(_TEXTS, max_size=2),
+                    st.fixed_dictionaries({"a": _TEXTS})),
+})  # fmt: skip
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> bytes:
+    """A row as JSON, sometimes with a key written twice, odd spacing, or a byte changed."""
+    row = draw(_ROWS)
+    pairs = list(row.items())
+    if pairs and draw(st.booleans()):
+        pairs.append(draw(st.sampled_from(pairs)))
+    colon = draw(st.sampled_from([":", ": ", " :", "\t: "]))
+    ascii_only = draw(st.booleans())
+    body = ", ".join(f"{json.dumps(key)}{colon}{json.dumps(value, ensure_ascii=ascii_only)}" for key, value in pairs)
+    data = bytearray(f"{{{body}}}".encode())
+    if data and draw(st.integers(0, 4)) == 0:
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.sampled_from(list(b'"\\,:{}[] a\xff\x00')))
+    return bytes(data).replace(b"\n", b" ")
+
+
+@settings(max_examples=1500, deadline=None)
+@given(lines())
+def test_both_ways_agree_on_whatever_is_written(line: bytes) -> None:
+    for kind in ("sft", "pretrain"):
+        assert quick(kind, line) in (None, careful(kind, line))
+
+
+def good_chats(count: int) -> list[bytes]:
+    turns = [[{"role": "user", "content": f"Is it {n}?"}, {"role": "assistant", "content": f"{n}."}] for n in range(count)]
+    return [json.dumps({"messages": messages, "id": number}).encode() for number, messages in enumerate(turns)]
+
+
+def test_faults_keep_their_line_numbers_between_quick_rows(tmp_path: Path) -> None:
+    rows = good_chats(5000)
+    rows[0] = b"\xef\xbb\xbf" + rows[0]
+    rows[2500], rows[4321], rows[3000] = b"{oops}", b'{"messages": []}', b"  \r"
+    prints: list[bytes] = []
+    tally = scan_jsonl(BytesIO(b"\r\n".join(rows)), "sft", 1 << 20, prints.append)
+    assert (tally.rows, tally.examples, tally.bad, tally.unusable) == (4999, 4997, 1, 1)
+    assert (tally.bad_rows[0].line, tally.unusable_rows[0].line) == (2501, 4322)
+    wanted = [careful("sft", row.removeprefix(b"\xef\xbb\xbf")) for row in rows]
+    assert b"".join(prints) == b"".join(item for item in wanted if item is not None)
+
+
+def test_a_line_too_long_and_a_last_line_cut_off_are_found_among_quick_rows() -> None:
+    rows = good_chats(3000)
+    rows[1500] = b'{"text": "' + b"x" * (3 << 20) + b'"}'
+    tally = scan_jsonl(BytesIO(b"\n".join(rows) + b'\n{"messages": [{"role": "us'), "sft", 1 << 20, lambda _data: None)
+    assert (tally.rows, tally.examples, tally.bad) == (3001, 2999, 2)
+    assert tally.bad_rows[0].line == 1501 and "longer than" in tally.bad_rows[0].reason and tally.truncated_line == 3001
+
+
+def test_repeats_within_a_file_are_counted() -> None:
+    rows = good_chats(200)
+    assert scan_jsonl(BytesIO(b"\n".join(rows + rows[:30] + rows[:10])), "sft", 1 << 20, lambda _data: None).duplicates == 40
