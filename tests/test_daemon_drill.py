@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +263,7 @@ def test_no_drill_begins_while_a_model_trains_and_no_training_while_a_drill_runs
     assert started == []
     toy.engine.runner.current = None
     toy.drop("c.jsonl", chat_of(30, seed=5))
+    toy.until(lambda: started)
     for _ in range(20):
         toy.step()
     assert started == [None] and toy.engine.runner.current is None and len(toy.versions()) == 3
@@ -395,36 +398,40 @@ def test_room_for_the_second_vault_of_a_drill_is_asked_for_before_the_copy(toy: 
     assert copied, "a home alone finds room"
 
 
-class SleepingDrill:
-    """Stands in for `launch`: a child that never gets on, as one that was stopped or waits for a dead disk."""
+class StoppedDrill:
+    """Stands in for `launch`: a child that stops itself, so that it gets no further however long anybody waits."""
 
     def __init__(self) -> None:
-        self.child: JobChild | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, runner: DrillRunner) -> None:
-        self.child = JobChild(runner.reactor, ["-c", "import time; time.sleep(600)"], runner.folder, runner._exited,
-                              ChildLimits(hang_seconds=3600.0))  # fmt: skip
-        runner.child = self.child
-        self.child.start()
+        runner.child = JobChild(runner.reactor, ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"],
+                                runner.folder, runner._exited, ChildLimits(hang_seconds=3600.0))  # fmt: skip
+        runner.child.start()
+        self.process = runner.child.process
+        assert self.process is not None
+        # From here on it uses no processor at all; while it still started, a look would have seen it at work.
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 def test_a_drill_that_hangs_is_ended_recorded_as_failed_and_training_goes_on(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    sleeping = SleepingDrill()
-    monkeypatch.setattr(DrillRunner, "launch", lambda runner: sleeping(runner))
+    stopped = StoppedDrill()
+    monkeypatch.setattr(DrillRunner, "launch", lambda runner: stopped(runner))
     toy.engine.drill.ask()
     toy.drop("c.jsonl", chat_of(30, seed=5))
+    toy.until(lambda: toy.engine.drill.running)
+    process = stopped.process
+    assert process is not None
     for _ in range(20):
         toy.step()
-    assert toy.engine.drill.running and len(toy.versions()) == 3
-    assert sleeping.child is not None and sleeping.child.process is not None
-    now, process = toy.clock.monotonic(), sleeping.child.process
-    while process.poll() is None and now < toy.clock.monotonic() + 3 * STALL_SECONDS:
+    assert toy.engine.drill.running and process.poll() is None and len(toy.versions()) == 3
+    now = toy.clock.monotonic()
+    for _ in range(2 * int(STALL_SECONDS) // 5):
         now += 5
         toy.engine.drill.tick(now, calm=False)
-        toy.reactor.poll(0.01)
-    assert process.wait(10) == -9
+    assert process.wait() == -9, "it was told to end, and a stopped process can be killed"
     while toy.engine.drill.running:
-        toy.reactor.poll(1.0)
+        assert toy.reactor.poll(60.0), "the end of the child is heard of"
     last = drill_state(toy.keeper)["last"]
     assert last["ok"] is False and "it did nothing for" in last["reason"]
     toy.settle()

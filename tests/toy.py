@@ -184,6 +184,14 @@ class Toy:
         self.engine.loop(self.clock.monotonic())
         self.server.deliver()
 
+    def until(self, happened: Callable[[], object], rounds: int = 200) -> Toy:
+        """Rounds until something is so; fails when it never is."""
+        for _ in range(rounds):
+            if happened():
+                return self
+            self.step()
+        raise AssertionError(f"it did not happen in {rounds} rounds: {self.jobs()}")
+
     def settle(self, rounds: int = 200) -> Toy:
         """Rounds until nothing is left; fails when that never comes."""
         quiet = 0
