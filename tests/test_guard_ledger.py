@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,24 @@ def by_hand(path: Path, sql: str, *values: object) -> None:
     with sqlite3.connect(path) as database:
         database.execute(sql, values)
     database.close()
+
+
+def test_a_ledger_that_is_refused_is_not_left_open(ledger: Ledger, path: Path) -> None:
+    """Whoever keeps the error keeps the half-made ledger with it: doctor asks again and again in one process."""
+    ledger.close()
+    for content in (b"no database at all" * 500, path.read_bytes()):
+        path.write_bytes(content)
+        if content.startswith(b"SQLite"):
+            by_hand(path, f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+        for read_only in (False, True):
+            with pytest.raises(Damage) as kept:
+                Ledger(path, read_only=read_only)
+            assert open_below(path.parent) == [], (kept.value, content[:9])
+
+
+def open_below(folder: Path) -> list[str]:
+    links = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link))
+    return [link for link in links if link.startswith(f"{folder}/")]
 
 
 # --- transactions -------------------------------------------------------------------------------------------------

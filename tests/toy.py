@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from homes import at_the_end
+
 from daemon.engine import Engine
 from daemon.reactor import Reactor
 from guard.clock import ManualClock
@@ -158,7 +160,8 @@ class Toy:
         ledger = Ledger(self.home.ledger, clock=self.clock, actor="toy")
         ledger._db.execute("PRAGMA synchronous=OFF")  # the power stays on here; the process is what dies
         self.keeper = Keeper(self.home, ledger, load_settings(self.home.root, {}, self.flags), self.clock)
-        self.reactor = Reactor()
+        self.reactor, self.alive = Reactor(), True
+        at_the_end.append(self._let_go)
         self.engine = Engine(self.keeper, self.reactor)
         self.engine.pool = self.engine.intake.pool = InlineReaders()  # type: ignore[assignment]
         self.server = ToyServer(self.engine.runner._exited)
@@ -171,6 +174,12 @@ class Toy:
         try:
             self.keeper.ledger.close()
         finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self.alive:
+            self.alive = False
+            self.keeper.ledger._db.close()
             self.reactor.close()
 
     def again(self) -> Toy:
