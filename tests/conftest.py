@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import stat
@@ -39,13 +40,16 @@ def open_files() -> set[tuple[int, str]]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays_open() -> Iterator[None]:
+def _nothing_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
     """A session of two thousand tests has 1,024 descriptors: each test gives back what it opened, or fails."""
     before, kept = open_files(), len(homes.at_the_end)
     yield
     for close in homes.at_the_end[kept:]:
         close()
     del homes.at_the_end[kept:]
+    request.node.funcargs.clear()  # pytest keeps what the fixtures gave a moment longer than they live
+    if open_files() - before:
+        gc.collect()  # what only a cycle of references held does not pile up
     left = sorted(path for _number, path in open_files() - before)
     assert left == [], "the test left these open"
 

@@ -11,8 +11,9 @@ import random
 from pathlib import Path
 
 import pytest
-from disk import crash_at
-from scenes import Birth, Care, Journey, Scene, calls_of, cut_short, killed_then_cut, templates
+from faults import crash_at
+from playing import calls_of, cut_short, killed_then_cut, templates
+from scenes import Birth, Care, Journey, Scene
 
 KINDS: dict[str, type[Scene]] = {"journey": Journey, "care": Care, "birth": Birth}
 # In the sweep every so-manieth call; a plain power cut on the journey is played more often than its variations.
