@@ -47,7 +47,7 @@ corruption: venv
 
 vault: venv
 	$(BIN)/python -m pytest tests/test_guard_frames.py tests/test_guard_vault.py tests/test_guard_vault_frames.py \
-		tests/test_daemon_drill.py
+		tests/test_daemon_drill.py tests/test_daemon_drill_runner.py
 
 keeping: venv
 	$(BIN)/python -m pytest tests/test_guard_deletion.py tests/test_guard_trash.py tests/test_guard_purge.py \

@@ -81,7 +81,7 @@ def test_a_drill_reads_archived_versions_in_the_vault_and_leaves_them_archived(t
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("action", ["enospc", "eio"])
+@pytest.mark.parametrize("action", ["enospc", pytest.param("eio", marks=pytest.mark.sweep)])
 def test_a_fault_of_the_disk_is_told_and_the_scratch_goes(toy: Toy, point: str, action: str) -> None:
     failpoints.arm(point, action)
     found = hold(toy)
