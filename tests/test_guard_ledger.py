@@ -55,6 +55,19 @@ def test_a_ledger_that_is_refused_is_not_left_open(ledger: Ledger, path: Path) -
             assert open_below(path.parent) == [], (kept.value, content[:9])
 
 
+def test_rows_are_followed_from_the_first_transaction_on_also_after_one_that_failed(ledger: Ledger) -> None:
+    assert ledger.rows("SELECT name FROM sqlite_temp_master") == [], "a writer that only looks pays for no triggers"
+    with pytest.raises(ZeroDivisionError), ledger.transaction():
+        ledger.set_meta("one", str(1 // 0))
+    with ledger.transaction():
+        ledger.set_meta("two", "2")
+    assert ledger.changed_tables() == []
+    ledger._db.execute("DROP TRIGGER row_meta_UPDATE")
+    with ledger.transaction():
+        ledger.set_meta("two", "3")
+    assert ledger.changed_tables() == ["meta"]
+
+
 def open_below(folder: Path) -> list[str]:
     links = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link))
     return [link for link in links if link.startswith(f"{folder}/")]

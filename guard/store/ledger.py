@@ -263,11 +263,19 @@ class Ledger:
             # Before the first change, so that no mark ever stands beside a file it does not describe.
             clear_mark(self.path)
             self._marked = False
+        if not self.read_only:
+            self._follow_rows()
         self.run("BEGIN IMMEDIATE")
         self._depth = 1
         self._new_events = []
         if not self.read_only:
             self._digests.begin()
+
+    def _follow_rows(self) -> None:
+        try:
+            self._digests.follow()
+        except sqlite3.DatabaseError as error:
+            raise _translate(error, self.path) from error
 
     def _export_new(self) -> None:
         """Tell the export what was just committed. The commit stands, whatever becomes of it."""
