@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # The default of OpenMP collapses when the cores are shared (tests, children, a daemon beside them).
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
+# Without byte code every run rewrites and compiles all tests (15 s), and each child all of our modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: venv demo test test-all crash powercut mutants locks corruption vault keeping scale bench lint clean
 
@@ -45,7 +47,7 @@ corruption: venv
 
 vault: venv
 	$(BIN)/python -m pytest tests/test_guard_frames.py tests/test_guard_vault.py tests/test_guard_vault_frames.py \
-		tests/test_daemon_drill.py
+		tests/test_daemon_drill.py tests/test_daemon_drill_runner.py
 
 keeping: venv
 	$(BIN)/python -m pytest tests/test_guard_deletion.py tests/test_guard_trash.py tests/test_guard_purge.py \

@@ -211,6 +211,8 @@ class JobChild:
     limits: ChildLimits = field(default_factory=ChildLimits)
     process: subprocess.Popen[bytes] | None = None
     vigil: Vigil | None = None
+    _read: int = -1
+    """Our end of the pipe that closes with it; -1 while there is none."""
 
     def start(self) -> None:
         """Start it. The end is noticed through a pipe that closes with the process. Raises OSError."""
@@ -222,6 +224,7 @@ class JobChild:
                     pass_fds=[write], env=child_environment(), start_new_session=True)  # fmt: skip
         except OSError:
             os.close(self._read)
+            self._read = -1
             raise
         finally:
             os.close(write)
@@ -240,14 +243,18 @@ class JobChild:
 
     def _readable(self) -> None:
         assert self.process is not None
+        self._let_go()
+        self.exited(self.process.wait())
+
+    def _let_go(self) -> None:
         self.reactor.remove(self._read)
         os.close(self._read)
-        self.exited(self.process.wait())
+        self._read = -1
 
     def kill(self) -> None:
         """End it; `exited` is not called."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-            self.reactor.remove(self._read)
-            os.close(self._read)
+        if self.process is None or self._read < 0:
+            return
+        self.process.kill()
+        self.process.wait()
+        self._let_go()  # also of one that ended by itself a moment ago, of which the reactor has not heard yet

@@ -7,7 +7,6 @@ instructions. Not here: signals, sockets and systemd.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from daemon.drill_runner import DrillRunner
@@ -120,11 +119,11 @@ class Engine:
         self.intake.views_dirty = self.intake.views_dirty or sequence != self._views_sequence
         if not self.intake.views_dirty or now < self._views_due():
             return
-        begun = time.monotonic()
+        begun = self.keeper.clock.monotonic()
         views.refresh(self.keeper)
         self._views_sequence = sequence
         point("admit.viewed")
-        self._views_cost, self._views_at = time.monotonic() - begun, now
+        self._views_cost, self._views_at = self.keeper.clock.monotonic() - begun, now
         self.intake.views_dirty = False
 
     def _views_due(self) -> float:
@@ -152,9 +151,9 @@ class Engine:
             if self._backup_due is None or now < self._backup_due or not self.keeper.settings.backup.auto:
                 return
             self._backup, self._backup_due = backup_steps(self.keeper), None
-        stop = time.monotonic() + BACKUP_SLICE_SECONDS
+        stop = self.keeper.clock.monotonic() + BACKUP_SLICE_SECONDS
         try:
-            while time.monotonic() < stop:
+            while self.keeper.clock.monotonic() < stop:
                 if next(self._backup, None) is None:
                     self._backup, self.backup_problem = None, ""
                     return

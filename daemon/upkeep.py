@@ -7,10 +7,8 @@ Not here: what the index is (`guard/store/known.py`).
 
 from __future__ import annotations
 
-import time
-
 from guard.errors import HeirloomError
-from guard.steps import Steps
+from guard.steps import Steps, advance
 from guard.store.keeper import Keeper
 from guard.store.known import FLUSH_FILES, FLUSH_KEYS, keep_index_steps, open_index
 
@@ -43,12 +41,10 @@ class Upkeep:
             if now < self._look_at or not self._due(calm):
                 return
             self._work = keep_index_steps(self.keeper)
-        stop = time.monotonic() + SLICE_SECONDS
         try:
-            while time.monotonic() < stop:
-                next(self._work)
-        except StopIteration:
-            self._work, self.problem = None, ""
+            done, _keys = advance(self._work, self.keeper.clock.monotonic, SLICE_SECONDS)
+            if done:
+                self._work, self.problem = None, ""
         except (OSError, HeirloomError) as error:
             # Derived data: what cannot be written now costs speed and nothing else.
             self._work, self.problem = None, f"the index of known examples was not brought up to date: {error}"

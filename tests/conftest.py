@@ -1,7 +1,9 @@
-"""Fixtures for every test: no settings from outside, no fail point left armed, and a fast scratch place for homes."""
+"""Fixtures for every test: no settings from outside, no fail point armed or file open afterwards, and a fast scratch place."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import shutil
 import stat
@@ -9,10 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import homes
 import pytest
 
 from guard import failpoints
 
+_SCRATCH = ("/heirloom-test-", "/heirloom-session-", "/pytest-of-")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -24,6 +28,30 @@ def _clean_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     failpoints.disarm()
     yield
     failpoints.disarm()
+
+
+def open_files() -> set[tuple[int, str]]:
+    """What this process has open and the scratch folders of tests hold: (descriptor, path)."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add((int(number), os.readlink(f"/proc/self/fd/{number}")))
+    return {item for item in found if any(place in item[1] for place in _SCRATCH)}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A session of two thousand tests has 1,024 descriptors: each test gives back what it opened, or fails."""
+    before, kept = open_files(), len(homes.at_the_end)
+    yield
+    for close in homes.at_the_end[kept:]:
+        close()
+    del homes.at_the_end[kept:]
+    request.node.funcargs.clear()  # pytest keeps what the fixtures gave a moment longer than they live
+    if open_files() - before:
+        gc.collect()  # what only a cycle of references held does not pile up
+    left = sorted(path for _number, path in open_files() - before)
+    assert left == [], "the test left these open"
 
 
 def remove_sealed(path: Path) -> None:

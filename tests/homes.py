@@ -39,6 +39,7 @@ __all__ = [
     "add_version",
     "clone",
     "keeper_of",
+    "at_the_end",
     "make_home",
     "places_of",
     "run_as_ordinary_user",
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 NOBODY = 65534
+at_the_end: list[Callable[[], None]] = []
+"""What gives back whatever a test opened and did not close itself: `conftest.py` calls a test's own when it ends."""
 
 
 def make_home(root: Path) -> Keeper:
@@ -64,6 +67,7 @@ def keeper_of(root: Path, **settings: object) -> Keeper:
     home, clock = Home(root), ManualClock()
     flags = {name.replace("__", "."): value for name, value in settings.items()}
     ledger = Ledger(home.ledger, clock=clock, actor="tester")
+    at_the_end.append(ledger._db.close)
     ledger._db.execute("PRAGMA synchronous=OFF")
     return Keeper(home, ledger, load_settings(root, {}, flags), clock)
 

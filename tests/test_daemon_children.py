@@ -236,6 +236,18 @@ def test_a_one_shot_child_tells_its_end_and_leaves_its_words(tmp_path: Path) -> 
     reactor.close()
 
 
+def test_a_child_that_ended_just_before_it_is_ended_leaves_nothing_open_and_tells_nothing(tmp_path: Path) -> None:
+    reactor = Reactor()
+    before, ends = sorted(os.listdir("/proc/self/fd")), []  # type: ignore[var-annotated]
+    child = JobChild(reactor, ["-c", "pass"], tmp_path, ends.append)
+    child.start()
+    assert child.process is not None and child.process.wait() == 0
+    child.kill()
+    child.kill()
+    assert reactor.poll(0) == 0 and ends == [] and sorted(os.listdir("/proc/self/fd")) == before
+    reactor.close()
+
+
 # --- what a death costs the file ----------------------------------------------------------------------------------
 
 

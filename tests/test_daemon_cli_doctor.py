@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_a_torn_ledger_is_damage_and_the_other_questions_are_still_asked(keeper:
 def test_a_changed_event_breaks_the_chain(keeper: Keeper) -> None:
     import sqlite3
 
-    with sqlite3.connect(keeper.home.ledger) as database:
+    with contextlib.closing(sqlite3.connect(keeper.home.ledger)) as database, database:
         database.execute("UPDATE events SET actor = 'nobody' WHERE seq = 2")
     assert _verdicts(keeper)["Audit trail is unbroken"] is False
 
@@ -77,7 +78,7 @@ def test_a_changed_event_breaks_the_chain(keeper: Keeper) -> None:
 def test_a_changed_row_is_damage(keeper: Keeper) -> None:
     import sqlite3
 
-    with sqlite3.connect(keeper.home.ledger) as database:
+    with contextlib.closing(sqlite3.connect(keeper.home.ledger)) as database, database:
         database.execute("UPDATE learnt SET count = 1 WHERE version_id = 2")
     assert _verdicts(keeper)["Ledger is sound"] is False
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from disk import Disk
-from scenes import Birth, Care, last_life, templates
+from playing import last_life, templates
+from scenes import Birth, Care
 
 from guard import durable, failpoints
 from guard.durable import clear_temporaries, seal_tree, sync_parents

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disk import Fault, fail_at, full_from, lie_about_fsync, short_at
-from scenes import Care, Journey, Scene, calls_of, faulty, templates
+from faults import Fault, fail_at, full_from, lie_about_fsync, short_at
+from playing import calls_of, faulty, templates
+from scenes import Care, Journey, Scene
 
 FAULTS: dict[str, Callable[[int], Fault]] = {
     "no space, once": lambda number: fail_at(number, errno.ENOSPC),

@@ -10,7 +10,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from scenes import Birth, Care, Scene, last_life, templates
+from playing import last_life, templates
+from scenes import Birth, Care, Scene
 from test_daemon_crash import JOURNEY
 from test_daemon_points import CARE
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk import Disk, Fault, crash_at, lie_about_fsync
-from scenes import Birth, Scene, calls_of, cut_short, faulty, templates
+from disk import Disk
+from faults import Fault, crash_at, lie_about_fsync
+from playing import calls_of, cut_short, faulty, templates
+from scenes import Birth, Scene
 
 from daemon import publish, runner
 from guard import durable, failpoints

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scenes import Birth, Care, Journey, Scene, calls_of, last_life, templates
+from playing import calls_of, last_life, templates
+from scenes import Birth, Care, Journey, Scene
 from test_daemon_crash import JOURNEY
 from toy import Toy
 

@@ -11,13 +11,14 @@ import random
 from pathlib import Path
 
 import pytest
-from disk import crash_at
-from scenes import Birth, Care, Journey, Scene, calls_of, cut_short, killed_then_cut, templates
+from faults import crash_at
+from playing import calls_of, cut_short, killed_then_cut, templates
+from scenes import Birth, Care, Journey, Scene
 
 KINDS: dict[str, type[Scene]] = {"journey": Journey, "care": Care, "birth": Birth}
 # In the sweep every so-manieth call; a plain power cut on the journey is played more often than its variations.
 STRIDES = {("journey", True): 3, ("journey", False): 6, ("care", True): 2, ("care", False): 2}
-QUICK = {"journey": 8, "care": 12}
+QUICK = {"journey": 6, "care": 10}
 
 
 @pytest.fixture(scope="module")

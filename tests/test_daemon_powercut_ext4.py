@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 from disk import Disk
-from scenes import Care, Journey, Scene, calls_of, last_life, reader_s_complaints, templates
+from playing import calls_of, last_life, templates
+from scenes import Care, Journey, Scene, reader_s_complaints
 
 from guard import durable
 from guard.store.ledger import Ledger

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ def until(happened: Any, seconds: float = 90.0) -> Any:
     raise AssertionError("it did not happen in time")
 
 
+def published(home: Path) -> str:
+    """The state that a running daemon publishes: asking a command for it takes the processor from the daemon."""
+    status = home / ".heirloom" / "status.json"
+    return json.loads(status.read_text())["state"] if status.exists() else ""
+
+
 def snapshots(home: Path) -> list[Path]:
     return [path for path in (home / "models" / ".staging").glob("job-*/snapshots/*") if not path.name.startswith(".")]
 
@@ -87,19 +94,26 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quiet(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which nothing ever went wrong."""
+def quiet(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A home in which nothing ever went wrong, and its daemon, which has trained the text and is idle."""
     home = tmp_path_factory.mktemp("quiet") / "home"
     shutil.copytree(fresh, home, symlinks=True)
-    heirloom(home, "run", "--once")
-    return home
+    daemon = start(home)
+    try:
+        until(lambda: list(home.glob("models/v002_*")) and published(home) == "idle")
+        yield home, daemon
+    finally:
+        daemon.kill()
+        daemon.wait()
 
 
 def weights(home: Path) -> dict[str, str]:
     return {path.parent.name: sha256_file(path) for path in sorted(home.glob("models/v*/model.safetensors"))}
 
 
-def test_daemon_and_child_killed_with_9_end_in_the_bits_of_an_undisturbed_run(fresh: Path, quiet: Path, tmp_path: Path) -> None:
+def test_daemon_and_child_killed_with_9_end_in_the_bits_of_an_undisturbed_run(
+    fresh: Path, quiet: tuple[Path, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     shutil.copytree(fresh, home, symlinks=True)
     daemon = start(home, "--once")
@@ -112,7 +126,8 @@ def test_daemon_and_child_killed_with_9_end_in_the_bits_of_an_undisturbed_run(fr
     daemon.wait()
     until(lambda: not Path(f"/proc/{child}").exists())
     heirloom(home, "run", "--once")
-    assert weights(home) == weights(quiet)
+    undisturbed = weights(quiet[0])
+    assert weights(home) == {name: undisturbed[name] for name in ("v001_baseline", "v002_text")}
     record = told(home, "show", "v002")
     assert record["exactness"] == "RESUMED-EXACT" and record["metrics"]["resumes"] >= 1
     steps = [json.loads(line)["step"] for line in (home / "models" / record["name"] / "metrics.jsonl").read_text().splitlines()]
@@ -120,27 +135,18 @@ def test_daemon_and_child_killed_with_9_end_in_the_bits_of_an_undisturbed_run(fr
     assert told(home, "verify", "--all")["ok"]
 
 
-def test_a_running_daemon_takes_commands_stops_politely_and_goes_on_later(quiet: Path) -> None:
-    home = quiet
-    daemon = start(home)
-    try:
-        until(lambda: told(home, "status")["state"] == "idle")
-        refused = heirloom(home, "run", code=11)
-        assert f"pid {daemon.pid}" in refused.stderr
-        (home / "inbox" / "chat.jsonl").write_text(chat_of(250))
-        until(snapshots_of(home))
-        daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(timeout=60) == 0
-    finally:
-        daemon.kill()
-        daemon.wait()
+def test_a_running_daemon_takes_commands_stops_politely_and_goes_on_later(quiet: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    home, daemon = quiet
+    assert until(lambda: told(home, "status")["state"] == "idle")
+    refused = heirloom(home, "run", code=11)
+    assert f"pid {daemon.pid}" in refused.stderr
+    (home / "inbox" / "chat.jsonl").write_text(chat_of(250))
+    until(lambda: snapshots(home))
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(timeout=60) == 0
     assert told(home, "status")["state"] == "stopped"
     assert heirloom(home, "status", "--check", code=10)
     heirloom(home, "run", "--once")
     record = told(home, "show", "v003")
     assert record["stage"] == "sft" and record["parent"] == "v002_text" and record["replay"]["tokens"] > 0
     assert told(home, "verify", "--all")["ok"]
-
-
-def snapshots_of(home: Path) -> Any:
-    return lambda: snapshots(home)

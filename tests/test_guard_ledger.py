@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,37 @@ def by_hand(path: Path, sql: str, *values: object) -> None:
     with sqlite3.connect(path) as database:
         database.execute(sql, values)
     database.close()
+
+
+def test_a_ledger_that_is_refused_is_not_left_open(ledger: Ledger, path: Path) -> None:
+    """Whoever keeps the error keeps the half-made ledger with it: doctor asks again and again in one process."""
+    ledger.close()
+    for content in (b"no database at all" * 500, path.read_bytes()):
+        path.write_bytes(content)
+        if content.startswith(b"SQLite"):
+            by_hand(path, f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+        for read_only in (False, True):
+            with pytest.raises(Damage) as kept:
+                Ledger(path, read_only=read_only)
+            assert open_below(path.parent) == [], (kept.value, content[:9])
+
+
+def test_rows_are_followed_from_the_first_transaction_on_also_after_one_that_failed(ledger: Ledger) -> None:
+    assert ledger.rows("SELECT name FROM sqlite_temp_master") == [], "a writer that only looks pays for no triggers"
+    with pytest.raises(ZeroDivisionError), ledger.transaction():
+        ledger.set_meta("one", str(1 // 0))
+    with ledger.transaction():
+        ledger.set_meta("two", "2")
+    assert ledger.changed_tables() == []
+    ledger._db.execute("DROP TRIGGER row_meta_UPDATE")
+    with ledger.transaction():
+        ledger.set_meta("two", "3")
+    assert ledger.changed_tables() == ["meta"]
+
+
+def open_below(folder: Path) -> list[str]:
+    links = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link))
+    return [link for link in links if link.startswith(f"{folder}/")]
 
 
 # --- transactions -------------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_a_second_death_in_the_recovery_of_the_first_changes_nothing(keeper: Kee
     assert verify(after, everything=True, backup=True).ok
 
 
-@pytest.mark.parametrize("action", ["enospc", "eio"])
+@pytest.mark.parametrize("action", ["enospc", pytest.param("eio", marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_purge_that_the_disk_refuses_leaves_a_sound_home(keeper: Keeper, point: str, action: str) -> None:
     failpoints.arm(point, action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def test_the_copied_ledger_knows_the_newest_event_and_the_copies(keeper: Keeper)
     run_backup(keeper)
     newest = max((vault_of(keeper) / "ledger").glob("ledger-*.db"))
     assert newest.name == f"ledger-{keeper.ledger.sequence():010d}.db"
-    with sqlite3.connect(newest) as database:
+    with contextlib.closing(sqlite3.connect(newest)) as database:
         assert database.execute("SELECT count(*) FROM backups WHERE what = 'version'").fetchone()[0] == 4
     assert ledger_head(newest) == tuple(keeper.ledger.row("SELECT seq, hash FROM events ORDER BY seq DESC") or ())
 

@@ -48,7 +48,9 @@ def text(home: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def chat(home: Path) -> Any:
-    return trainer_help.make_dataset(home / "chat", "sft")
+    made = trainer_help.make_dataset(home / "chat", "sft")
+    assert len(made.train.examples) and len(made.train.fingerprints)  # mapped now, and not by the first test that asks
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -93,13 +93,15 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = os.pidfd_open(int(parent.stdout.readline()))
-        opener = threading.Thread(target=lambda: os.open(folder / "fox.txt", os.O_WRONLY), daemon=True)
+        writers: list[int] = []
+        opener = threading.Thread(target=lambda: writers.append(os.open(folder / "fox.txt", os.O_WRONLY)), daemon=True)
         opener.start()
         opener.join(60)
         assert not opener.is_alive(), "the child never came to read its document"
         os.kill(parent.pid, signal.SIGKILL)
-        waiting = select.poll()  # takes any descriptor, however many the other tests hold
+        waiting = select.poll()
         waiting.register(child, select.POLLIN)
         ended = waiting.poll(60_000)
-    os.close(child)
+    for descriptor in (child, *writers):
+        os.close(descriptor)
     assert ended

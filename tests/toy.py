@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from homes import at_the_end
+
 from daemon.engine import Engine
 from daemon.reactor import Reactor
 from guard.clock import ManualClock
@@ -24,6 +26,7 @@ from guard.home import Home
 from guard.identify_child import answer
 from guard.settings import load_settings
 from guard.store.create import create_home
+from guard.store.estimate import forget_all
 from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
@@ -136,6 +139,7 @@ class InlineReaders:
         waiting, self.queue = self.queue, []
         for body, done in waiting:
             done(answer(json.dumps(body).encode()))
+        forget_all()  # a reader's process would end with its life
 
     def close(self) -> None:
         self.queue.clear()
@@ -158,7 +162,8 @@ class Toy:
         ledger = Ledger(self.home.ledger, clock=self.clock, actor="toy")
         ledger._db.execute("PRAGMA synchronous=OFF")  # the power stays on here; the process is what dies
         self.keeper = Keeper(self.home, ledger, load_settings(self.home.root, {}, self.flags), self.clock)
-        self.reactor = Reactor()
+        self.reactor, self.alive = Reactor(), True
+        at_the_end.append(self._let_go)
         self.engine = Engine(self.keeper, self.reactor)
         self.engine.pool = self.engine.intake.pool = InlineReaders()  # type: ignore[assignment]
         self.server = ToyServer(self.engine.runner._exited)
@@ -171,6 +176,12 @@ class Toy:
         try:
             self.keeper.ledger.close()
         finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self.alive:
+            self.alive = False
+            self.keeper.ledger._db.close()
             self.reactor.close()
 
     def again(self) -> Toy:
@@ -183,6 +194,14 @@ class Toy:
         self.clock.advance(0.5)
         self.engine.loop(self.clock.monotonic())
         self.server.deliver()
+
+    def until(self, happened: Callable[[], object], rounds: int = 200) -> Toy:
+        """Rounds until something is so; fails when it never is."""
+        for _ in range(rounds):
+            if happened():
+                return self
+            self.step()
+        raise AssertionError(f"it did not happen in {rounds} rounds: {self.jobs()}")
 
     def settle(self, rounds: int = 200) -> Toy:
         """Rounds until nothing is left; fails when that never comes."""

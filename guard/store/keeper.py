@@ -63,11 +63,14 @@ def _open(home: Home, *, actor: str, clock: Clock, read_only: bool, flags: Mappi
         raise Damage(f"{home.ledger}: {problem}", subject=str(home.ledger),
                      hint="heirloom verify says what is wrong; heirloom doctor --rebuild makes it again")  # fmt: skip
     ledger = Ledger(home.ledger, clock=clock, actor=actor, read_only=read_only)
-    recorded = ledger.meta("store_id")
-    if recorded != home.store_id():
+    try:
+        recorded = ledger.meta("store_id")
+        if recorded != home.store_id():
+            raise Damage(f"{home.root} carries store id {home.store_id()} but its ledger belongs to {recorded}",
+                         subject=str(home.root), hint="two homes were mixed up; put the right data/ back")  # fmt: skip
+    except BaseException:
         ledger.close()
-        raise Damage(f"{home.root} carries store id {home.store_id()} but its ledger belongs to {recorded}",
-                     subject=str(home.root), hint="two homes were mixed up; put the right data/ back")  # fmt: skip
+        raise
     return Keeper(home, ledger, settings, clock)
 
 

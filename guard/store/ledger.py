@@ -48,11 +48,24 @@ class Ledger:
             raise Damage(f"{path} is missing", subject=str(path), hint=_REBUILD)
         try:
             self._db = self._connect()
-            self._check_schema()
-            if not read_only:
-                self._open_for_writing()
+            self._take_up()
         except sqlite3.DatabaseError as error:
             raise _translate(error, path) from error
+
+    def _take_up(self) -> None:
+        """Check what was opened; a ledger that is refused is not left open."""
+        try:
+            if not self.read_only:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA foreign_keys=ON")
+            self._check_schema()
+            if not self.read_only:
+                self._open_for_writing()
+        except BaseException:
+            # The error's traceback holds this object, and three descriptors with it, for as long as somebody keeps it.
+            self._db.close()
+            raise
 
     def _open_for_writing(self) -> None:
         """Refuse a ledger that is older than its own export; then follow its rows and bring the export up to date."""
@@ -84,10 +97,6 @@ class Ledger:
         quoted = str(self.path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         connection = sqlite3.connect(f"file:{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=10.0)
         connection.row_factory = sqlite3.Row
-        if not self.read_only:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
     def _check_schema(self) -> None:
@@ -254,11 +263,19 @@ class Ledger:
             # Before the first change, so that no mark ever stands beside a file it does not describe.
             clear_mark(self.path)
             self._marked = False
+        if not self.read_only:
+            self._follow_rows()
         self.run("BEGIN IMMEDIATE")
         self._depth = 1
         self._new_events = []
         if not self.read_only:
             self._digests.begin()
+
+    def _follow_rows(self) -> None:
+        try:
+            self._digests.follow()
+        except sqlite3.DatabaseError as error:
+            raise _translate(error, self.path) from error
 
     def _export_new(self) -> None:
         """Tell the export what was just committed. The commit stands, whatever becomes of it."""

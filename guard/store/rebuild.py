@@ -225,10 +225,12 @@ def _finish(home: Home, clock: Clock, actor: str) -> None:
 def _renew_views(home: Home, clock: Clock, actor: str, dry_run: bool) -> dict[str, Any]:
     """The ledger is sound: it stays; an export that does not tell the same is replaced, and the views are made again."""
     ledger = Ledger(home.ledger, clock=clock, actor=actor, read_only=True)
-    rows = ledger.events_after(0)
-    counts = {key: ledger.value(f"SELECT count(*) FROM {key}") for key in ("versions", "files", "jobs", "drops")}
-    lines = {row[0]: row[1] for row in ledger.rows("SELECT l.name, v.name FROM lines l JOIN versions v ON v.id = l.tip_id")}
-    ledger.close()
+    try:
+        rows = ledger.events_after(0)
+        counts = {key: ledger.value(f"SELECT count(*) FROM {key}") for key in ("versions", "files", "jobs", "drops")}
+        lines = {row[0]: row[1] for row in ledger.rows("SELECT l.name, v.name FROM lines l JOIN versions v ON v.id = l.tip_id")}
+    finally:
+        ledger.close()
     aside: list[str] = []
     if not dry_run:
         scratch = home.data / ".rebuild"

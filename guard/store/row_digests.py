@@ -72,13 +72,25 @@ class RowDigests:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._changes: dict[str, int] = {}
-        database.create_function("heirloom_row", 3, self._note)
-        for name, content in _tables(database).items():
+        self._following = False
+
+    def follow(self) -> None:
+        """Listen to every change from now on; once, before the first transaction. Raises sqlite3.DatabaseError.
+
+        Three triggers a table cost more than all the rest of opening a ledger, and many a writer only looks. Inside a
+        transaction a rollback would take them away again.
+        """
+        if self._following:
+            return
+        self._database.create_function("heirloom_row", 3, self._note)
+        for name, content in _tables(self._database).items():
             for verb, tells in {"INSERT": [(1, "NEW")], "DELETE": [(-1, "OLD")],
                                 "UPDATE": [(-1, "OLD"), (1, "NEW")]}.items():  # fmt: skip
                 told = "; ".join(f"SELECT heirloom_row('{name}', {sign}, {content.format(row)}) WHERE {_which(name, row)}"
                                  for sign, row in tells)  # fmt: skip
-                database.execute(f'CREATE TEMP TRIGGER "row_{name}_{verb}" AFTER {verb} ON main."{name}" BEGIN {told}; END')
+                self._database.execute(f'CREATE TEMP TRIGGER IF NOT EXISTS "row_{name}_{verb}" AFTER {verb} ON main."{name}" '
+                                       f"BEGIN {told}; END")  # fmt: skip
+        self._following = True
 
     def _note(self, table: str, sign: int, content: bytes) -> None:
         self._changes[table] = self._changes.get(table, 0) + sign * _hash(content)
