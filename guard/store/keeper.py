@@ -10,7 +10,6 @@ import getpass
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from guard.clock import SYSTEM_CLOCK, Clock
 from guard.errors import Damage
@@ -19,6 +18,7 @@ from guard.seal import require_seal
 from guard.settings import Settings, load_settings
 from guard.store.closed_mark import mark_problem
 from guard.store.ledger import Ledger
+from guard.store.view_memory import ViewMemory
 
 __all__ = ["Keeper", "default_actor", "open_reader", "open_writer"]
 
@@ -31,8 +31,8 @@ class Keeper:
     ledger: Ledger
     settings: Settings
     clock: Clock = SYSTEM_CLOCK
-    view_parts: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
-    """What the views show of sealed versions and what never changes; filled and read by `views.py` alone."""
+    views: ViewMemory = field(default_factory=ViewMemory, compare=False, repr=False)
+    """What the views showed last, so that only what changed is made again."""
 
     @property
     def salt(self) -> str:

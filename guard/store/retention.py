@@ -68,7 +68,7 @@ def _candidates(keeper: Keeper) -> list[Candidate]:
             needed_by=users.get(version.id, ()), jobs=jobs.get(version.id, ()),
             annotation="a person rolled back to it" if version.name in chosen else
                        "a person named it in a plan" if version.id in planned else "")
-        for version in all_versions(ledger) if version.state in ("sealed", "quarantined")
+        for version in all_versions(ledger, "sealed", "quarantined")
     ]  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def _bring_marks(vault: Path, home: Home) -> None:
 def _bring_everything(
     keeper: Keeper, vault: Path, copy: Path, second_vault: bool
 ) -> Generator[str, None, dict[str, Any]]:  # fmt: skip
-    kept = [version for version in all_versions(keeper.ledger) if version.state in ("sealed", "quarantined", "trashed")]
+    kept = all_versions(keeper.ledger, "sealed", "quarantined", "trashed")
     hashes = [row[0] for row in keeper.ledger.rows("SELECT sha256 FROM files ORDER BY sha256")]
     size = _room(keeper, vault, kept, second_vault)
     brought: list[str] = []
@@ -99,10 +99,9 @@ def _bring_everything(
         brought.append(version.name)
         point("drill.version")
         yield version.name
-    for version in all_versions(keeper.ledger):
-        if version.state == "archived":  # it stays archived: its copy lies in the vault, and is read there
-            _require_sound(vault / "versions" / version.name, version)
-            yield version.name
+    for version in all_versions(keeper.ledger, "archived"):  # they stay archived: their copies are read in the vault
+        _require_sound(vault / "versions" / version.name, version)
+        yield version.name
     for sha256 in hashes:
         _bring_original(keeper, vault / "files" / sha256, sha256)
         yield sha256
