@@ -21,7 +21,7 @@ from guard.store.birth import hash_folder_steps, sums_text
 from guard.store.files import StoredFile, stored_path
 from guard.store.jobs import jobs_in
 from guard.store.keeper import Keeper
-from guard.store.learnt import judge_novelty, read_sidecar
+from guard.store.learnt import novelty_steps, read_sidecar
 from guard.store.sums import hash_steps
 from guard.store.versions import GONE, Version, number_is_free
 
@@ -90,7 +90,7 @@ def fact_steps(
     return Facts(
         data=data, base=base.name, base_present=present, base_intact=intact,
         base_is_intended=intended, base_problem=problem or "the line's tip has moved",
-        examples_new=_examples_new(keeper, target, prepared),
+        examples_new=(yield from _examples_new(keeper, target, prepared)),
         examples_too_long=int(prepared["counts"].get("too_long", 0)) if prepared else 0,
         repeat_allowed=bool(job.request.get("allow_repeat")),
         free_bytes=keeper.home.free_bytes(), needed_bytes=needed_bytes(keeper, target, tokens) if present else None,
@@ -125,7 +125,7 @@ def _inconsistencies(keeper: Keeper) -> list[str]:
     return problems
 
 
-def _examples_new(keeper: Keeper, target: Target, prepared: Mapping[str, Any] | None) -> int:
+def _examples_new(keeper: Keeper, target: Target, prepared: Mapping[str, Any] | None) -> Steps[int]:
     repeat = bool(target.job.request.get("allow_repeat"))
     if prepared is not None:
         counts = prepared["counts"]
@@ -133,5 +133,5 @@ def _examples_new(keeper: Keeper, target: Target, prepared: Mapping[str, Any] | 
     fingerprints: list[bytes] = []
     for file in target.files:
         fingerprints += read_sidecar(keeper.home.files / file.sha256)
-    novelty = judge_novelty(keeper, fingerprints, target.base.id, target.job.stage)
+    novelty = yield from novelty_steps(keeper, fingerprints, target.base.id, target.job.stage)
     return novelty.new + (novelty.known if repeat else 0)

@@ -33,6 +33,8 @@ class Keeper:
     clock: Clock = SYSTEM_CLOCK
     views: ViewMemory = field(default_factory=ViewMemory, compare=False, repr=False)
     """What the views showed last, so that only what changed is made again."""
+    known: dict[str, tuple[int, bytes]] = field(default_factory=dict, compare=False, repr=False)
+    """By objective the version asked about last and what its ancestry has learnt; filled and read by `learnt.py` alone."""
 
     @property
     def salt(self) -> str:

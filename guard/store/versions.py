@@ -140,13 +140,14 @@ def line_tip(ledger: Ledger, line: str) -> Version | None:
     return _version(row) if row else None
 
 
-def learnt_by(ledger: Ledger, number: int, objective: str) -> list[sqlite3.Row]:
-    """What a version and its ancestors learnt under an objective: rows of version_id, sha256, count, bitmap."""
+def learnt_by(ledger: Ledger, number: int, objective: str, *, after: int = 0) -> list[sqlite3.Row]:
+    """What a version and its ancestors (of a number above `after`) learnt under an objective: rows of version_id, sha256,
+    count, bitmap."""
     return ledger.rows(
         "WITH RECURSIVE up(id) AS (SELECT ? UNION SELECT v.parent_id FROM versions v JOIN up ON v.id = up.id "
         "WHERE v.parent_id IS NOT NULL) SELECT l.version_id, l.sha256, l.count, l.bitmap FROM learnt l "
-        "JOIN up ON up.id = l.version_id WHERE l.objective = ? ORDER BY l.version_id, l.sha256",
-        (number, objective))  # fmt: skip
+        "JOIN up ON up.id = l.version_id WHERE l.objective = ? AND l.version_id > ? ORDER BY l.version_id, l.sha256",
+        (number, objective, after))  # fmt: skip
 
 
 def learnt_rows(ledger: Ledger, version_id: int) -> list[sqlite3.Row]:
