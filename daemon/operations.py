@@ -8,7 +8,8 @@ Not here: confirming with a person (`daemon/cli/`) and the acts themselves (`gua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from guard.store.indexes import current_documents
 from guard.store.intake import claim
 from guard.store.jobs import Job, add_job, find_job, jobs_in, queued_with_file, set_job
 from guard.store.keeper import Keeper
-from guard.store.purge import purge
-from guard.store.restore import restore
-from guard.store.retention import retention_apply
-from guard.store.rollback import rollback
+from guard.store.purge import purge_steps
+from guard.store.restore import restore_steps
+from guard.store.retention import retention_apply_steps
+from guard.store.rollback import rollback_steps
 from guard.store.trash import delete
 from guard.store.vault import backup_steps, plan_backup
 from guard.store.versions import Version, find_version, line_tip, tips
@@ -40,6 +41,8 @@ from trainer.retrieval.chunk import estimate_chunks
 __all__ = ["OPERATIONS", "begin", "perform"]
 
 Arguments = Mapping[str, Any]
+
+_MOVING = ("delete", "restore", "purge", "retention.apply")
 
 
 def perform(engine: Engine, operation: str, arguments: Arguments) -> dict[str, Any]:
@@ -51,17 +54,36 @@ def begin(engine: Engine, operation: str, arguments: Arguments) -> Steps[dict[st
     """`perform` in slices: what reads much yields between pieces of it, so that the daemon's loop goes on."""
     if operation not in OPERATIONS:
         raise UsageError(f"unknown operation {operation!r}", hint="daemon and command are of different versions?")
-    result = OPERATIONS[operation](engine, arguments)
-    if isinstance(result, Generator):
-        result = yield from result
+    with _alone(engine, operation, arguments):
+        result = OPERATIONS[operation](engine, arguments)
+        if isinstance(result, Generator):
+            result = yield from result
     engine.hint()
     return result
+
+
+@contextlib.contextmanager
+def _alone(engine: Engine, operation: str, arguments: Arguments) -> Iterator[None]:
+    """Of the operations that move versions one at a time: each first ends what it finds unfinished, and would take the
+    other's half-done work for such. They are served in slices, so a second one may well be asked for in between.
+    """
+    if operation not in _MOVING or arguments.get("dry_run"):
+        yield
+        return
+    if engine.moving:
+        raise Busy(f"{engine.moving} is under way, and {operation} has to wait for it", subject=operation,
+                   hint="try again when it is done: heirloom log -f tells")  # fmt: skip
+    engine.moving = operation
+    try:
+        yield
+    finally:
+        engine.moving = ""
 
 
 # --- versions -----------------------------------------------------------------------------------------------------
 
 
-def _rollback(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+def _rollback(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     keeper = engine.keeper
     line = arguments.get("line") or find_version(keeper.ledger, arguments["version"]).line
 
@@ -73,8 +95,8 @@ def _rollback(engine: Engine, arguments: Arguments) -> dict[str, Any]:
         on_line = running is not None and find_job(keeper.ledger, running).line == line
         return engine.runner.stop_current("parked") if on_line else None
 
-    return rollback(keeper, arguments["version"], line, str(arguments.get("reason") or ""),
-                    dry_run=bool(arguments.get("dry_run")), park=park)  # fmt: skip
+    return rollback_steps(keeper, arguments["version"], line, str(arguments.get("reason") or ""),
+                          dry_run=bool(arguments.get("dry_run")), park=park)  # fmt: skip
 
 
 def _delete(engine: Engine, arguments: Arguments) -> dict[str, Any]:
@@ -83,16 +105,17 @@ def _delete(engine: Engine, arguments: Arguments) -> dict[str, Any]:
                   dry_run=bool(arguments.get("dry_run")))  # fmt: skip
 
 
-def _restore(engine: Engine, arguments: Arguments) -> dict[str, Any]:
-    return restore(engine.keeper, arguments["version"], source=arguments.get("source"),
-                   dry_run=bool(arguments.get("dry_run")))  # fmt: skip
+def _restore(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
+    return restore_steps(engine.keeper, arguments["version"], source=arguments.get("source"),
+                         dry_run=bool(arguments.get("dry_run")))  # fmt: skip
 
 
-def _purge(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+def _purge(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     days = arguments.get("older_than_days")
-    return purge(engine.keeper, arguments.get("version"), older_than_days=None if days is None else float(days),
-                 no_backup=bool(arguments.get("no_backup")), confirm=arguments.get("confirm"),
-                 yes=bool(arguments.get("yes")), dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
+    return purge_steps(
+        engine.keeper, arguments.get("version"), older_than_days=None if days is None else float(days),
+        no_backup=bool(arguments.get("no_backup")), confirm=arguments.get("confirm"), yes=bool(arguments.get("yes")),
+        dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
 
 
 def _names(arguments: Arguments) -> list[str] | None:
@@ -100,10 +123,11 @@ def _names(arguments: Arguments) -> list[str] | None:
     return None if arguments.get("shown") is None else [str(name) for name in arguments["shown"]]
 
 
-def _retention_apply(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+def _retention_apply(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     newest = arguments.get("newest")
-    return retention_apply(engine.keeper, confirm=arguments.get("confirm"), newest=None if newest is None else int(newest),
-                           dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
+    return retention_apply_steps(
+        engine.keeper, confirm=arguments.get("confirm"), newest=None if newest is None else int(newest),
+        dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
 
 
 def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:

@@ -10,6 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import itertools
+
 from benchmarks.scale import fill_home
 from daemon import planning
 from daemon.planning import MAX_REPLAY_LOOKS, replay_sources, spread_evenly
@@ -37,7 +39,7 @@ def test_a_spread_holds_the_first_and_the_last_and_no_item_twice() -> None:
     for count in (256, 257, 300, 511, 512, 10_000):
         chosen = spread_evenly(list(range(count)), 256)
         assert len(set(chosen)) == 256 and chosen == sorted(chosen) and (chosen[0], chosen[-1]) == (0, count - 1)
-        gaps = {after - before for before, after in zip(chosen, chosen[1:], strict=False)}
+        gaps = {after - before for before, after in itertools.pairwise(chosen)}
         assert max(gaps) - min(gaps) <= 1
 
 

@@ -67,7 +67,7 @@ def test_an_earlier_version_and_a_sibling_never_know_what_a_later_one_learnt(kee
     assert list(known_fingerprints(keeper, 12, "sft")) == []
 
 
-def test_an_ancestry_too_long_to_hold_is_read_each_time(keeper: Keeper, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ancestry_too_long_to_hold_is_read_anew(keeper: Keeper, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learnt, "HELD_BYTES", 16 * 100)
     for _ in range(2):
         assert list(known_fingerprints(keeper, 12, "pretrain")) == _expected(keeper, 12)

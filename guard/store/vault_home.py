@@ -20,13 +20,14 @@ from guard.durable import copy_verified, make_dir, seal_tree, sha256_file, write
 from guard.errors import CheckFailed, Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.home import Home
+from guard.steps import drain
 from guard.store.copying import folder_digest, listing
 from guard.store.files import get_file, original_hashes
 from guard.store.jobs import jobs_in, set_job
 from guard.store.keeper import Keeper, open_writer
-from guard.store.sums import SUMS, read_sums
+from guard.store.sums import read_sums
 from guard.store.trash import trash_folder
-from guard.store.vault_frames import copy_stored, stored_problems, stored_size
+from guard.store.vault_frames import stored_problems, stored_size, take_out_steps
 from guard.store.vault_state import LEDGER_NAME, ledger_head
 from guard.store.versions import Version, all_versions
 
@@ -142,9 +143,7 @@ def _bring_version(keeper: Keeper, folder: Path, version: Version) -> None:
     _require_sound(folder, version)
     trashed = trash_folder(keeper, version.name) if version.state == "trashed" else None
     target = keeper.home.trash / (trashed or version.name) if version.state == "trashed" else keeper.home.models / version.name
-    for name, expected in {**read_sums(folder), SUMS: version.sums_sha256}.items():
-        make_dir((target / name).parent)
-        copy_stored(folder, name, target / name, expected)
+    drain(take_out_steps(folder, target, version.sums_sha256))
     seal_tree(target)
 
 
