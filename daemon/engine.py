@@ -140,8 +140,6 @@ class Engine:
     def end_backup_by_hand(self) -> None:
         """It is done or failed. The automatic one looks once more, a little later: what it finds done costs nothing."""
         self.backup_by_hand = False
-        self.moving = ""
-        """The operation that moves versions at this moment, served in slices; "" when none is (`operations.py`)."""
         self._backup_due = self.keeper.clock.monotonic() + RETRY_BACKUP_SECONDS
 
     def _back_up(self, now: float) -> None:

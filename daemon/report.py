@@ -28,6 +28,7 @@ from guard.store.drills import drill_state
 from guard.store.jobs import Job, counts, jobs_in
 from guard.store.keeper import Keeper, open_reader
 from guard.store.standing import standing_damage
+from guard.store.vault_state import vault_free_bytes
 from guard.store.versions import tips, tokens_trained
 
 __all__ = ["compose", "daemon_running", "publish_status", "status"]
@@ -207,6 +208,17 @@ def _vanished(keeper: Keeper) -> list[dict[str, str]]:
             for line, version in tips(keeper.ledger).items() if not (keeper.home.models / version.name).is_dir()]  # fmt: skip
 
 
+def _vault_room(keeper: Keeper) -> list[dict[str, str]]:
+    """Told before the next birth: its version will be kept in models/, and its backup held until there is room."""
+    free = vault_free_bytes(keeper)
+    size = keeper.ledger.value("SELECT size_bytes FROM versions ORDER BY id DESC LIMIT 1") or 0
+    if free is None or free > size:
+        return []
+    return [{"what": f"the vault has {free / GB:.2f} GB free, and another version takes up to {size / GB:.2f} GB: "
+                     "backups wait until there is room",
+             "remedy": "free space there, or set backup.path to a larger disk"}]  # fmt: skip
+
+
 def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) -> list[dict[str, str]]:
     alerts = [{"what": text, "remedy": "heirloom doctor"} for text in live.get("problems", [])]
     alerts += _vanished(keeper)
@@ -215,6 +227,7 @@ def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) ->
         alerts.append({"what": f"only {disk['free_bytes'] / GB:.1f} GB free; {disk['reserve_bytes'] / GB:.1f} GB stay reserved, "
                                "so training waits and goes on by itself when there is room",
                        "remedy": "free space (heirloom retention plan proposes what), or lower disk.reserve_gb"})  # fmt: skip
+    alerts += _vault_room(keeper)
     for state, remedy in (("held", "it is retried by itself: heirloom queue"), ("parked", "heirloom queue retry ID"),
                           ("failed", "heirloom queue retry ID"),
                           ("quarantined", "heirloom queue; heirloom show VERSION")):  # fmt: skip

@@ -133,7 +133,7 @@ def purge_steps(
     confirm: str | None = None, yes: bool = False, dry_run: bool = False, shown: Collection[str] | None = None,
 ) -> Steps[dict[str, Any]]:  # fmt: skip
     """Erase from the trash, reading copies back in slices; returns purged (the list of `purge_plan`), bytes, kept (versions
-    without a sound copy), unseen, same_device (the copy in the vault lies on the disk of the models: it is lost together with it).
+    without a sound copy), unseen, same_device (the copy in the vault lies on the models' own disk).
 
     `shown`: the folders that the person who confirmed was shown as going; what else might go is left and told as `unseen`.
     None: there was no list, everything is meant.
