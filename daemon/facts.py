@@ -23,7 +23,7 @@ from guard.store.jobs import jobs_in
 from guard.store.keeper import Keeper
 from guard.store.learnt import novelty_steps, read_sidecar
 from guard.store.sums import hash_steps
-from guard.store.vault_state import vault_free_bytes
+from guard.store.vault_room import vault_free_bytes
 from guard.store.versions import GONE, Version, number_is_free
 
 __all__ = ["check_base", "fact_steps", "gather_facts", "parts_sha256"]

@@ -28,7 +28,7 @@ from guard.store.drills import drill_state
 from guard.store.jobs import Job, counts, jobs_in
 from guard.store.keeper import Keeper, open_reader
 from guard.store.standing import standing_damage
-from guard.store.vault_state import vault_free_bytes
+from guard.store.vault_room import vault_free_bytes
 from guard.store.versions import tips, tokens_trained
 
 __all__ = ["compose", "daemon_running", "publish_status", "status"]

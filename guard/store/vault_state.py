@@ -9,7 +9,6 @@ and no new one is begun in its place. Not here: copying into it (`vault.py`), re
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import urllib.parse
 from collections.abc import Mapping
@@ -34,7 +33,6 @@ __all__ = [
     "ledger_head",
     "open_vault",
     "other_device",
-    "vault_free_bytes",
     "vault_of",
 ]
 
@@ -106,17 +104,6 @@ def other_device(keeper: Keeper, vault: Path) -> bool:
     """Whether the vault lies, or would be begun, on another device than the models: only then it protects."""
     there = next(place for place in (vault, *vault.parents) if place.exists())
     return os.stat(there).st_dev != os.stat(keeper.home.models).st_dev
-
-
-def vault_free_bytes(keeper: Keeper) -> int | None:
-    """Bytes free where the vault lies, or would be begun; None where nobody can tell, and with backups switched off."""
-    vault = vault_of(keeper)
-    if not keeper.settings.backup.auto:
-        return None
-    try:
-        return shutil.disk_usage(next(place for place in (vault, *vault.parents) if place.exists())).free
-    except OSError:
-        return None
 
 
 def config_files(home: Home) -> dict[str, bytes]:
