@@ -9,12 +9,13 @@ from typing import Any
 
 from daemon.targets import Target, numbers_of, shape_of
 from guard.store.keeper import Keeper
+from guard.store.vault_state import other_device, vault_of
 from trainer.estimate import Estimate, estimate_job
 from trainer.hardware import Numbers, hardware_facts
 from trainer.model_config import ModelConfig
 from trainer.recipe import Recipe
 
-__all__ = ["cost_of", "estimate", "needed_bytes", "tokens_approx"]
+__all__ = ["backup_bytes", "cost_of", "estimate", "needed_bytes", "tokens_approx"]
 
 
 def cost_of(
@@ -43,9 +44,17 @@ def tokens_approx(target: Target) -> int:
 
 
 def needed_bytes(keeper: Keeper, target: Target, tokens: int) -> int:
-    """Room for shards (3 bytes a token at most), snapshots, the new version and its backup."""
+    """Room beside the models for shards (3 bytes a token at most), snapshots, the new version, and its backup where the
+    vault lies on the same device."""
     _steps, cost = _cost(keeper, target, tokens)
-    return cost.staging_bytes + cost.version_bytes + 3 * tokens
+    shared = keeper.settings.backup.auto and not other_device(keeper, vault_of(keeper))
+    return cost.staging_bytes + cost.version_bytes + 3 * tokens + (backup_bytes(keeper, target, tokens) if shared else 0)
+
+
+def backup_bytes(keeper: Keeper, target: Target, tokens: int) -> int:
+    """Room in the vault for the backup after the job: the version (a frame is never larger), its originals, and a ledger."""
+    _steps, cost = _cost(keeper, target, tokens)
+    return cost.version_bytes + sum(file.size_bytes for file in target.files) + keeper.home.ledger.stat().st_size
 
 
 def estimate(keeper: Keeper, target: Target) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class Engine:
         self.home_problem = ""
         self.machine_problem = ""
         self.backup_by_hand = False
+        self.moving = ""
+        """The operation that moves versions at this moment, served in slices; "" when none is (`operations.py`)."""
         self.scrub_problem = ""
         self._backup: Iterator[str] | None = None
         self._scrub: Iterator[int] | None = None

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from daemon.costs import needed_bytes, tokens_approx
+from daemon.costs import backup_bytes, needed_bytes, tokens_approx
 from daemon.targets import Target, base_of
 from guard.checks.preflight import DataFact, Facts
 from guard.durable import sha256_bytes, sha256_file
@@ -24,6 +24,7 @@ from guard.store.keeper import Keeper
 from guard.store.known import sidecar_bytes
 from guard.store.learnt import novelty_steps
 from guard.store.sums import hash_steps
+from guard.store.vault_room import vault_free_bytes
 from guard.store.versions import GONE, Version, number_is_free
 
 __all__ = ["check_base", "fact_steps", "gather_facts", "parts_sha256"]
@@ -95,6 +96,7 @@ def fact_steps(
         examples_too_long=int(prepared["counts"].get("too_long", 0)) if prepared else 0,
         repeat_allowed=bool(job.request.get("allow_repeat")),
         free_bytes=keeper.home.free_bytes(), needed_bytes=needed_bytes(keeper, target, tokens) if present else None,
+        vault_free_bytes=vault_free_bytes(keeper), vault_needed_bytes=backup_bytes(keeper, target, tokens) if present else None,
         reserve_bytes=int(keeper.settings.disk.reserve_gb * 1e9), device="CPU", device_free=True,
         unfinished_jobs=others, inconsistencies=_inconsistencies(keeper),
         tokenizer_base=base.record.get("tokenizer_hash"),

@@ -8,10 +8,12 @@ Not here: confirming with a person (`daemon/cli/`) and the acts themselves (`gua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from daemon import queue_acts
 from daemon.costs import estimate
 from daemon.engine import Engine
 from daemon.facts import fact_steps
@@ -26,13 +28,13 @@ from guard.store.admission import queue_index
 from guard.store.files import StoredFile, find_file
 from guard.store.indexes import current_documents
 from guard.store.intake import claim
-from guard.store.jobs import Job, add_job, find_job, jobs_in, queued_with_file, set_job
+from guard.store.jobs import Job, add_job, find_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.prune import prune_indexes
-from guard.store.purge import purge
-from guard.store.restore import restore
-from guard.store.retention import retention_apply
-from guard.store.rollback import rollback
+from guard.store.purge import purge_steps
+from guard.store.restore import restore_steps
+from guard.store.retention import retention_apply_steps
+from guard.store.rollback import rollback_steps
 from guard.store.trash import delete
 from guard.store.vault import backup_steps, plan_backup
 from guard.store.vault_state import adopt_vault, begin_anew
@@ -42,6 +44,8 @@ from trainer.retrieval.chunk import estimate_chunks
 __all__ = ["OPERATIONS", "begin", "perform"]
 
 Arguments = Mapping[str, Any]
+
+_MOVING = ("delete", "restore", "purge", "retention.apply")
 
 
 def perform(engine: Engine, operation: str, arguments: Arguments) -> dict[str, Any]:
@@ -53,17 +57,36 @@ def begin(engine: Engine, operation: str, arguments: Arguments) -> Steps[dict[st
     """`perform` in slices: what reads much yields between pieces of it, so that the daemon's loop goes on."""
     if operation not in OPERATIONS:
         raise UsageError(f"unknown operation {operation!r}", hint="daemon and command are of different versions?")
-    result = OPERATIONS[operation](engine, arguments)
-    if isinstance(result, Generator):
-        result = yield from result
+    with _alone(engine, operation, arguments):
+        result = OPERATIONS[operation](engine, arguments)
+        if isinstance(result, Generator):
+            result = yield from result
     engine.hint()
     return result
+
+
+@contextlib.contextmanager
+def _alone(engine: Engine, operation: str, arguments: Arguments) -> Iterator[None]:
+    """Of the operations that move versions one at a time: each first ends what it finds unfinished, and would take the
+    other's half-done work for such. They are served in slices, so a second one may well be asked for in between.
+    """
+    if operation not in _MOVING or arguments.get("dry_run"):
+        yield
+        return
+    if engine.moving:
+        raise Busy(f"{engine.moving} is under way, and {operation} has to wait for it", subject=operation,
+                   hint="try again when it is done: heirloom log -f tells")  # fmt: skip
+    engine.moving = operation
+    try:
+        yield
+    finally:
+        engine.moving = ""
 
 
 # --- versions -----------------------------------------------------------------------------------------------------
 
 
-def _rollback(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+def _rollback(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     keeper = engine.keeper
     line = arguments.get("line") or find_version(keeper.ledger, arguments["version"]).line
 
@@ -75,8 +98,8 @@ def _rollback(engine: Engine, arguments: Arguments) -> dict[str, Any]:
         on_line = running is not None and find_job(keeper.ledger, running).line == line
         return engine.runner.stop_current("parked") if on_line else None
 
-    return rollback(keeper, arguments["version"], line, str(arguments.get("reason") or ""),
-                    dry_run=bool(arguments.get("dry_run")), park=park)  # fmt: skip
+    return rollback_steps(keeper, arguments["version"], line, str(arguments.get("reason") or ""),
+                          dry_run=bool(arguments.get("dry_run")), park=park)  # fmt: skip
 
 
 def _delete(engine: Engine, arguments: Arguments) -> dict[str, Any]:
@@ -85,16 +108,17 @@ def _delete(engine: Engine, arguments: Arguments) -> dict[str, Any]:
                   dry_run=bool(arguments.get("dry_run")))  # fmt: skip
 
 
-def _restore(engine: Engine, arguments: Arguments) -> dict[str, Any]:
-    return restore(engine.keeper, arguments["version"], source=arguments.get("source"),
-                   dry_run=bool(arguments.get("dry_run")))  # fmt: skip
+def _restore(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
+    return restore_steps(engine.keeper, arguments["version"], source=arguments.get("source"),
+                         dry_run=bool(arguments.get("dry_run")))  # fmt: skip
 
 
-def _purge(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+def _purge(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     days = arguments.get("older_than_days")
-    return purge(engine.keeper, arguments.get("version"), older_than_days=None if days is None else float(days),
-                 no_backup=bool(arguments.get("no_backup")), confirm=arguments.get("confirm"),
-                 yes=bool(arguments.get("yes")), dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
+    return purge_steps(
+        engine.keeper, arguments.get("version"), older_than_days=None if days is None else float(days),
+        no_backup=bool(arguments.get("no_backup")), confirm=arguments.get("confirm"), yes=bool(arguments.get("yes")),
+        dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
 
 
 def _names(arguments: Arguments) -> list[str] | None:
@@ -102,10 +126,11 @@ def _names(arguments: Arguments) -> list[str] | None:
     return None if arguments.get("shown") is None else [str(name) for name in arguments["shown"]]
 
 
-def _retention_apply(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+def _retention_apply(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     newest = arguments.get("newest")
-    return retention_apply(engine.keeper, confirm=arguments.get("confirm"), newest=None if newest is None else int(newest),
-                           dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
+    return retention_apply_steps(
+        engine.keeper, confirm=arguments.get("confirm"), newest=None if newest is None else int(newest),
+        dry_run=bool(arguments.get("dry_run")), shown=_names(arguments))  # fmt: skip
 
 
 def _backup(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
@@ -128,96 +153,6 @@ def _adopt(engine: Engine, arguments: Arguments) -> dict[str, Any]:
 def _drill(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     """Want a drill; how it ended is an event after number `after`."""
     return engine.drill.ask(arguments.get("into"))
-
-
-# --- the queue ----------------------------------------------------------------------------------------------------
-
-
-def _pause(engine: Engine, arguments: Arguments) -> dict[str, Any]:
-    if arguments.get("dry_run"):
-        return {"state": "paused", "paused": True}
-    with engine.keeper.ledger.transaction():
-        engine.keeper.ledger.set_meta("paused", "1")
-        engine.keeper.ledger.event("queue.paused", "queue")
-    engine.runner.stop_current("paused")
-    return {"state": "paused", "paused": True}
-
-
-def _resume(engine: Engine, arguments: Arguments) -> dict[str, Any]:
-    if arguments.get("dry_run"):
-        return {"state": "running", "paused": False}
-    with engine.keeper.ledger.transaction():
-        engine.keeper.ledger.set_meta("paused", "0")
-        engine.keeper.ledger.event("queue.resumed", "queue")
-    return {"state": "running", "paused": False}
-
-
-def _cancel(engine: Engine, arguments: Arguments) -> dict[str, Any]:
-    job = find_job(engine.keeper.ledger, int(arguments["job"]))
-    if job.state in ("done", "cancelled", "committing", "quarantined"):
-        raise CheckFailed(f"job {job.id} is {job.state}; there is nothing to cancel", subject=f"job {job.id}",
-                          hint="heirloom queue")  # fmt: skip
-    result = {"job": job.id, "state": "cancelled", "paused": engine.runner.paused}
-    if arguments.get("dry_run"):
-        return result
-    if engine.runner.current == job.id:
-        engine.runner.stop_current("cancelled")
-    # Recorded at once, also while its child still stops: a cancellation that was acknowledged outlives the daemon.
-    with engine.keeper.ledger.transaction():
-        set_job(engine.keeper.ledger, job.id, "cancelled", "cancelled by a person")
-    return result
-
-
-def _retry(engine: Engine, arguments: Arguments) -> dict[str, Any]:
-    """Queue a job again. A parked or held one with a frozen plan goes on where it stopped; others start afresh."""
-    ledger = engine.keeper.ledger
-    job = find_job(ledger, int(arguments["job"]))
-    if job.state not in ("parked", "failed", "held", "cancelled", "quarantined"):
-        raise CheckFailed(f"job {job.id} is {job.state}; there is nothing to try again", subject=f"job {job.id}",
-                          hint="heirloom queue")  # fmt: skip
-    goes_on = job.state in ("parked", "held") and "train" in job.plan
-    state = "training" if goes_on else "queued"
-    if arguments.get("dry_run"):
-        number = None if job.state == "quarantined" else job.id
-        return {"job": number, "state": state, "paused": engine.runner.paused}
-    with ledger.transaction():
-        if job.state == "quarantined":
-            number = add_job(ledger, kind=job.kind, stage=job.stage, line=job.line, slug=job.slug, files=job.files,
-                             request={**job.request, "origin": "retry"}, base_id=job.base_id)  # fmt: skip
-            return {"job": number, "state": "queued", "paused": engine.runner.paused}
-        # Whoever retries a job that waited for one before it wants it trained on the tip as it is.
-        request = {key: value for key, value in job.request.items() if key != "after"}
-        if goes_on:
-            set_job(ledger, job.id, state, "tried again by a person", attempts=0)
-        else:
-            set_job(ledger, job.id, state, "tried again by a person", attempts=0, plan={}, progress=0, request=request,
-                    output_id=None)  # fmt: skip
-    return {"job": job.id, "state": state, "paused": engine.runner.paused}
-
-
-def _move(engine: Engine, arguments: Arguments) -> dict[str, Any]:
-    """Put a queued job at place N (1: next)."""
-    ledger = engine.keeper.ledger
-    queued = jobs_in(ledger, "queued")
-    number, place = int(arguments["job"]), int(arguments["to"])
-    job = find_job(ledger, number)
-    if job.state != "queued":
-        raise CheckFailed(f"job {number} is {job.state}; only queued jobs can be moved", subject=f"job {number}",
-                          hint="heirloom queue")  # fmt: skip
-    if place < 1:
-        raise UsageError(f"--to {place}: places are counted from 1", hint=f"heirloom queue move {number} --to 1")
-    order = [item for item in queued if item.id != number]
-    place = min(place, len(queued))
-    order.insert(place - 1, job)
-    result = {"job": number, "state": "queued", "place": place, "paused": engine.runner.paused}
-    if arguments.get("dry_run"):
-        return result
-    with ledger.transaction():
-        first = min(item.position for item in queued)
-        for position, item in enumerate(order, start=first):
-            ledger.run("UPDATE jobs SET position = ? WHERE id = ?", (position, item.id))
-        ledger.event("queue.moved", f"job {number}", to=place)
-    return result
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -334,11 +269,11 @@ OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[
     "backup.run": _backup,
     "backup.adopt": _adopt,
     "backup.drill": _drill,
-    "queue.pause": _pause,
-    "queue.resume": _resume,
-    "queue.cancel": _cancel,
-    "queue.retry": _retry,
-    "queue.move": _move,
+    "queue.pause": queue_acts.pause,
+    "queue.resume": queue_acts.resume,
+    "queue.cancel": queue_acts.cancel,
+    "queue.retry": queue_acts.retry,
+    "queue.move": queue_acts.move,
     "register": _register,
     "index.rebuild": _rebuild_index,
     "index.prune": _prune_indexes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,9 @@ MAX_ANCESTRY_SETS = 8
 """At most so many earlier sets are measured after a job; the verdict names the ones that were not."""
 MAX_ANCESTRY_LOOKS = 64
 """Of so many ancestors the records are read to find those sets: planning a fork costs the same in any home."""
+MAX_REPLAY_LOOKS = 256
+"""The same for replay. At 10,000 ancestors asking every one took five seconds, and the child opened 10,000 datasets; the
+spread moves on with every version, so over time all of them are drawn from."""
 SHARD_TOKENS = 1 << 24
 
 
@@ -79,11 +82,19 @@ def dataset_folder(keeper: Keeper, version: Version) -> Path | None:
     return next((place for place in places if (place / "dataset_metadata.json").is_file()), None)
 
 
-def replay_sources(keeper: Keeper, base: Version) -> list[dict[str, Any]]:
-    """The prepared datasets of the base's ancestry that still exist, with what each ancestor learnt of them."""
+def replay_sources(keeper: Keeper, base: Version, wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """The prepared datasets of the base's ancestry that still exist, with what each ancestor learnt of them.
+
+    Of a long ancestry MAX_REPLAY_LOOKS ancestors, evenly spread over all of it, so that what was learnt first is replayed
+    as much as what was learnt last; or those that learnt the datasets `wanted` (ids), however many there are.
+    """
     sources = []
-    for number in ancestors(keeper.ledger, base.id):
-        folder = dataset_folder(keeper, version_by_id(keeper.ledger, number))
+    family = ancestors(keeper.ledger, base.id)
+    for number in spread_evenly(family, MAX_REPLAY_LOOKS) if wanted is None else family:
+        version = version_by_id(keeper.ledger, number)
+        if wanted is not None and (version.record.get("dataset") or {}).get("id") not in wanted:
+            continue
+        folder = dataset_folder(keeper, version)
         if folder is None or folder.parent != keeper.home.shards:
             # What a dataset that was split elsewhere calls an ordinal is a row of its own train split: no replay yet.
             continue
@@ -128,6 +139,13 @@ def evaluation_sets(
     if unseen:
         unjudged[f"{len(unseen)} more versions"] = "only some of so long an ancestry are measured after each job"
     return [{"max_tokens": GATE_TOKENS, **item} for item in [*fresh, *chosen]], unjudged
+
+
+def spread_evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, in their order, at equal distances; the first and the last always among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 def choose_spread(items: list[T], most: int) -> tuple[list[T], list[T]]:

@@ -152,7 +152,9 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
 
 def _sources(keeper: Keeper, base: Version, wanted: list[str], scratch: Path, child: Child) -> list[dict[str, Any]]:
     """The very datasets that replay was drawn from; one that was pruned since is prepared again from its originals."""
-    found = {Path(item["path"]).name: item for item in replay_sources(keeper, base)}
+    # A plan looks at some of a long ancestry; a plan of an earlier release looked at all of it.
+    candidates = [*replay_sources(keeper, base, wanted), *replay_sources(keeper, base)]
+    found = {Path(item["path"]).name: item for item in candidates}
     family = [version_by_id(keeper.ledger, number) for number in ancestors(keeper.ledger, base.id)]
     for dataset in wanted:
         if dataset not in found:

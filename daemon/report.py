@@ -29,6 +29,7 @@ from guard.store.glance import lost_things
 from guard.store.jobs import Job, counts, jobs_in
 from guard.store.keeper import Keeper, open_reader
 from guard.store.standing import standing_damage
+from guard.store.vault_room import vault_free_bytes
 from guard.store.versions import tips, tokens_trained
 
 __all__ = ["compose", "daemon_running", "publish_status", "status"]
@@ -203,6 +204,17 @@ def _same_device(vault: Path, keeper: Keeper) -> bool:
     return False
 
 
+def _vault_room(keeper: Keeper) -> list[dict[str, str]]:
+    """Told before the next birth: its version will be kept in models/, and its backup held until there is room."""
+    free = vault_free_bytes(keeper)
+    size = keeper.ledger.value("SELECT size_bytes FROM versions ORDER BY id DESC LIMIT 1") or 0
+    if free is None or free > size:
+        return []
+    return [{"what": f"the vault has {free / GB:.2f} GB free, and another version takes up to {size / GB:.2f} GB: "
+                     "backups wait until there is room",
+             "remedy": "free space there, or set backup.path to a larger disk"}]  # fmt: skip
+
+
 def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) -> list[dict[str, str]]:
     alerts = [{"what": text, "remedy": "heirloom doctor"} for text in live.get("problems", [])]
     # A screen that says "nothing is lost" must have looked.
@@ -212,6 +224,7 @@ def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) ->
         alerts.append({"what": f"only {disk['free_bytes'] / GB:.1f} GB free; {disk['reserve_bytes'] / GB:.1f} GB stay reserved, "
                                "so training waits and goes on by itself when there is room",
                        "remedy": "free space (heirloom retention plan proposes what), or lower disk.reserve_gb"})  # fmt: skip
+    alerts += _vault_room(keeper)
     for state, remedy in (("held", "it is retried by itself: heirloom queue"), ("parked", "heirloom queue retry ID"),
                           ("failed", "heirloom queue retry ID"),
                           ("quarantined", "heirloom queue; heirloom show VERSION")):  # fmt: skip

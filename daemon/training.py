@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,12 @@ from guard.durable import (
     sync_parents,
     write_bytes,
 )
-from guard.errors import CheckFailed, Damage, NotFound, UsageError
+from guard.errors import Busy, CheckFailed, Damage, NotFound, UsageError
 from guard.failpoints import point
 from guard.names import parse_version_number, safe_name, slugify
-from guard.store.birth import hash_folder
+from guard.steps import Steps, drain
+from guard.store.birth import hash_folder_steps
+from guard.store.copying import copy_file_steps
 from guard.store.files import StoredFile, get_file, with_sidecars
 from guard.store.intake import set_aside
 from guard.store.jobs import add_job
@@ -47,21 +50,27 @@ from trainer.tokenizer import load_tokenizer, require_same_tokenizer
 if TYPE_CHECKING:
     from daemon.engine import Engine
 
-__all__ = ["admit_dataset", "train"]
+__all__ = ["admit_dataset", "admit_steps", "train"]
 
 _SPEECHLESS = "fine-tuning starts from a random base: it will not speak. Name one: --init-from-model"
 
 
 def admit_dataset(keeper: Keeper, folder: Path, dataset: Dataset) -> str:
-    """Keep a prepared dataset as an original; returns its hash. Does nothing when these bytes are known. Idempotent."""
-    sha256 = parts_sha256(hash_folder(folder, skip=()))
+    """`admit_steps` run to its end."""
+    return drain(admit_steps(keeper, folder, dataset))
+
+
+def admit_steps(keeper: Keeper, folder: Path, dataset: Dataset) -> Steps[str]:
+    """Keep a prepared dataset as an original, read and copied in slices; returns its hash. Idempotent: bytes that are known
+    are not copied again. Raises Damage when the folder changes meanwhile, Busy while the same bytes are being taken in."""
+    sha256 = parts_sha256((yield from hash_folder_steps(folder, skip=())))
     name = safe_name(folder.name)
     final = keeper.home.files / sha256
     known = get_file(keeper.ledger, sha256)
     mended = known is not None and bool(damaged_parts(keeper.home, known))
     if mended or not final.exists():
         # It goes on under the name it was first stored by: that is where the ledger looks for its parts.
-        _store_folder(keeper, folder, final, str(known.record["stored_as"]) if known else name, sha256)
+        yield from _store_folder(keeper, folder, final, str(known.record["stored_as"]) if known else name, sha256)
     else:
         sync_parents(final)
         seal_tree(final)  # a death may have come between its move and its seal
@@ -91,18 +100,27 @@ def _note_mended(keeper: Keeper, known: StoredFile) -> None:
                             reason="mended: the stored dataset was damaged and is whole again")  # fmt: skip
 
 
-def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: str) -> None:
+_under_way: set[str] = set()
+"""What is being copied at this moment: two requests for the same bytes would take each other's copies away."""
+
+
+def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: str) -> Steps[None]:
+    if sha256 in _under_way:
+        raise Busy(f"{folder} is being taken in already", subject=str(folder), hint="try again in a moment")
+    _under_way.add(sha256)
+    try:
+        yield from _copy_in(keeper, folder, final, name, sha256)
+    finally:
+        _under_way.discard(sha256)
+
+
+def _copy_in(keeper: Keeper, folder: Path, final: Path, name: str, sha256: str) -> Steps[None]:
     ready = keeper.home.incoming / f"dataset-{sha256[:16]}"
     remove_tree(ready)
-    size = 0
-    for place, _names, files in os.walk(folder):
-        for item in files:
-            source = Path(place) / item
-            target = ready / name / source.relative_to(folder)
-            make_dir(target.parent)
-            copy_verified(source, target)
-            size += target.stat().st_size
-    parts = hash_folder(ready / name, skip=())
+    for part, digest in (yield from hash_folder_steps(folder, skip=())).items():
+        make_dir((ready / name / part).parent)
+        yield from copy_file_steps(folder / part, ready / name / part, digest)
+    parts = yield from hash_folder_steps(ready / name, skip=())
     if parts_sha256(parts) != sha256:
         raise Damage(f"{folder} changed while it was copied", subject=str(folder), hint="try again when it is finished")
     dataset = open_dataset(ready / name)
@@ -110,7 +128,8 @@ def _store_folder(keeper: Keeper, folder: Path, final: Path, name: str, sha256: 
     copy_verified(ready / name / "train" / "examples.fp", ready / "examples.fp")
     record = {
         "schema": 1, "sha256": sha256, "name": name, "stored_as": name, "kind": dataset.stage, "prepared": True,
-        "size_bytes": size, "examples": dataset.train.count, "tokens_approx": dataset.train.total_tokens,
+        "size_bytes": sum((ready / name / part).stat().st_size for part in parts), "examples": dataset.train.count,
+        "tokens_approx": dataset.train.total_tokens,
         "parts": parts, "dataset_id": dataset.id, "sources": dataset.files, "bad_rows": [],
     }  # fmt: skip
     write_bytes(ready / "record.json", json_bytes(record))
@@ -136,13 +155,50 @@ def _find_base(keeper: Keeper, text: str) -> Version:
     return resolve_base(keeper, text)
 
 
-def train(engine: Engine, arguments: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Asked:
+    """What a person asks for, judged: the dataset, its line with its tip, the base (None: to be made) and the answer."""
+
+    folder: Path
+    dataset: Dataset
+    line: str
+    tip: Version | None
+    base: Version | None
+    pretraining: str
+    result: dict[str, Any]
+
+
+def train(engine: Engine, arguments: Mapping[str, Any]) -> Steps[dict[str, Any]]:
     """Queue the training of a prepared dataset; returns {job, output, line, base, recipe, examples, estimate, warnings}.
 
-    With `dry_run` everything is checked, and `job` is None: nothing is admitted or queued.
+    With `dry_run` everything is checked, and `job` is None: nothing is admitted or queued. The dataset is read and copied
+    in slices, and what was asked for is judged again after that.
     Raises CheckFailed naming both sides when tokenizers differ, NotFound for a missing folder, recipe or base.
     """
     keeper = engine.keeper
+    asked = _judge(keeper, arguments)
+    if arguments.get("dry_run"):
+        return asked.result
+    sha256 = yield from admit_steps(keeper, asked.folder, asked.dataset)
+    asked = _judge(keeper, arguments)
+    base, tip, line, steps = asked.base, asked.tip, asked.line, arguments.get("max_iters")
+    request: dict[str, Any] = {"recipe": str(Path(arguments["config_file"]).absolute()), "origin": "train"}
+    if steps:
+        request["iterations"] = int(steps)
+    # Asking for more iterations on what a model knows is asking for the repetition (law 4).
+    request["allow_repeat"] = bool(arguments.get("allow_repeat") or (steps and tip is not None))
+    with keeper.ledger.transaction():
+        if base is None:
+            tokenization = str(asked.dataset.tokenizer_state["tokenization"])
+            queue_base(keeper, asked.pretraining, tokenization, line=line, slug=f"{line}_base")
+        asked.result["job"] = add_job(keeper.ledger, kind="train", stage=asked.dataset.stage, line=line, slug=line,
+                                      files=[sha256], request=request,
+                                      base_id=base.id if base and base is not tip else None)  # fmt: skip
+    return asked.result
+
+
+def _judge(keeper: Keeper, arguments: Mapping[str, Any]) -> _Asked:
+    """Everything that `train` checks before it admits anything."""
     folder = Path(arguments["dataset_dir"])
     if not folder.is_dir():
         raise NotFound(f"{folder} is not a folder", subject=str(folder), hint="heirloom prepare text|chat makes one")
@@ -159,29 +215,15 @@ def train(engine: Engine, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if named and tip is not None and base is not None and base.id != tip.id:
         raise CheckFailed(f"the model {line} exists already and stands on {tip.name}", subject=line,
                           hint=f"--model-name for a new one, or leave --init-from-model away to go on with {line}")  # fmt: skip
-    steps = arguments.get("max_iters")
     # A random base takes its shape from the recipe, or from the pretraining one of the same size.
     pretraining = str(arguments["config_file"]) if recipe.model else f"pretrain/{Path(recipe.name).name}"
     result = {
         "job": None, "output": line, "line": line, "base": base.name if base else None, "recipe": recipe.name,
-        "examples": dataset.train.count, "estimate": _estimate(keeper, recipe, base, pretraining, dataset, steps),
+        "examples": dataset.train.count,
+        "estimate": _estimate(keeper, recipe, base, pretraining, dataset, arguments.get("max_iters")),
         "warnings": [_SPEECHLESS] if base is None and dataset.stage == "sft" else [],
     }  # fmt: skip
-    if arguments.get("dry_run"):
-        return result
-    sha256 = admit_dataset(keeper, folder, dataset)
-    request: dict[str, Any] = {"recipe": str(Path(arguments["config_file"]).absolute()), "origin": "train"}
-    if steps:
-        request["iterations"] = int(steps)
-    # Asking for more iterations on what a model knows is asking for the repetition (law 4).
-    request["allow_repeat"] = bool(arguments.get("allow_repeat") or (steps and tip is not None))
-    with keeper.ledger.transaction():
-        if base is None:
-            queue_base(keeper, pretraining, str(dataset.tokenizer_state["tokenization"]), line=line, slug=f"{line}_base")
-        result["job"] = add_job(keeper.ledger, kind="train", stage=dataset.stage, line=line, slug=line,
-                                files=[sha256], request=request,
-                                base_id=base.id if base and base is not tip else None)  # fmt: skip
-    return result
+    return _Asked(folder, dataset, line, tip, base, pretraining, result)
 
 
 def _estimate(

@@ -150,6 +150,22 @@ def test_a_full_disk_is_an_environment_fault_and_costs_nothing(ledger: Ledger) -
     assert len(ledger.meta("big") or "") == 1_000_000
 
 
+def test_a_disk_that_fills_up_at_the_last_write_of_a_transaction_is_the_environment_too(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger._digests, "write", full)
+        with pytest.raises(EnvironmentFault, match="full"), ledger.transaction():
+            ledger.set_meta("a", "1")
+    assert ledger.meta("a") is None and ledger.changed_tables() == []
+    with ledger.transaction():
+        ledger.set_meta("a", "2")
+    assert ledger.meta("a") == "2" and ledger.changed_tables() == []
+
+
 def test_a_mistake_of_ours_is_not_called_damage(ledger: Ledger) -> None:
     with pytest.raises(sqlite3.IntegrityError), ledger.transaction():
         ledger.run("INSERT INTO lines VALUES ('policy', 99, 'now')")

@@ -92,6 +92,14 @@ def test_room_to_the_last_byte_is_enough() -> None:
     assert not judged(free_bytes=100, needed_bytes=60, reserve_bytes=41).ok
 
 
+def test_a_full_vault_is_told_and_refuses_nothing() -> None:
+    for free, needed, warned in ((10, 11, True), (10, 10, True), (11, 10, False), (None, 10, False), (10, None, False)):
+        verdict = judged(vault_free_bytes=free, vault_needed_bytes=needed)
+        check = next(check for check in verdict.checks if check.name == "Disk space")
+        assert verdict.ok and check.warning == warned and ("its backup is held" in check.detail) == warned
+    assert not judged(vault_free_bytes=0, vault_needed_bytes=1, free_bytes=0).ok
+
+
 @pytest.mark.parametrize("ratio, ok, warned", [(0.0999, True, True), (0.10, True, False), (0.999, True, False)])
 def test_few_answer_tokens_are_a_warning(ratio: float, ok: bool, warned: bool) -> None:
     check = next(check for check in judged(mask_ratio=ratio).checks if check.name == "Mask trains answers")

@@ -18,6 +18,7 @@ from guard.store import views
 from guard.store.keeper import Keeper
 from guard.store.recovery import recover
 from guard.store.trash import delete
+from guard.store.view_memory import Remembered
 
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -126,7 +127,7 @@ def test_the_readme_for_people_says_what_stands_on_what(keeper: Keeper) -> None:
 def test_a_file_name_cannot_break_out_of_the_readme_s_table(keeper: Keeper) -> None:
     sha256 = add_original(keeper, "x |\n# <script>`.jsonl")
     add_version(keeper, "odd", "v004_full_stack", learnt={sha256: range(3)})
-    row = next(line for line in views.render_readme(keeper).splitlines() if "v005_odd" in line)
+    row = next(line for line in views.render_readme(keeper).decode().splitlines() if "v005_odd" in line)
     assert row.count("|") == 6 and "<" not in row and "`" not in row
 
 
@@ -183,3 +184,16 @@ def test_a_death_between_the_views_leaves_none_torn(keeper: Keeper, point: str) 
     json.loads(keeper.home.manifest.read_text())
     views.refresh(keeper)
     assert views.stale(keeper) == []
+
+
+def test_remembered_entries_give_the_very_bytes_of_the_whole_object() -> None:
+    awkward = {"plain": {"a": 1}, 'quo"te': {"b": ['x",\n  "y', {"c": []}]}, "": {}, "ünï": {"z": None}, "v10": {"d": "\\"},
+               "v9": [1, 2]}  # fmt: skip
+    view = Remembered()
+    assert view.json({}, lambda facts: facts) == durable.json_bytes({})
+    assert view.json(awkward, lambda facts: facts) == durable.json_bytes(awkward) and len(view) == len(awkward)
+    changed = {**awkward, "plain": {"a": 2}, "new": {"e": 'b",\n  "c'}}
+    del changed["v9"]
+    shaped: list[object] = []
+    assert view.json(changed, lambda facts: shaped.append(facts) or facts) == durable.json_bytes(changed)
+    assert shaped == [changed["new"], changed["plain"]], "what did not change is not made again"

@@ -18,7 +18,7 @@ from daemon.cli.status import progress_line
 from guard.errors import CheckFailed, DaemonNotRunning
 from guard.home import Home
 
-__all__ = ["Teller", "add_to", "finish", "follow_line", "job_lines", "job_record", "read_job", "watch_job"]
+__all__ = ["Teller", "add_to", "finish", "follow_line", "job_lines", "read_job", "watch_job"]
 
 _GOOD_ENDS = ("done",)
 _BAD_ENDS = ("failed", "quarantined", "cancelled", "parked")
@@ -56,42 +56,23 @@ def list_jobs(
     everything: Annotated[bool, typer.Option("--all", help="Finished ones too, however many.")] = False,
 ) -> None:
     """List the jobs in the order they run."""
-    from guard.store.jobs import jobs_in
+    from guard.store.jobs import jobs_told
     from guard.store.keeper import open_reader
 
     caller: Caller = context.obj
     with open_reader(caller.home()) as keeper:
-        records = [job_record(keeper, job) for job in jobs_in(keeper.ledger)]
+        records = jobs_told(keeper.ledger)
     caller.console.emit({"jobs": records})
     caller.console.say(*job_lines(records, everything=everything))
 
 
-def job_record(keeper: Any, job: Any) -> dict[str, Any]:
-    """One job in the shape of `queue --json`."""
-    from guard.names import index_name, version_name
-
-    ledger = keeper.ledger
-    base = ledger.value("SELECT name FROM versions WHERE id = ?", (job.base_id,)) if job.base_id else None
-    output = None
-    if job.kind == "index":
-        output = index_name(job.output_id) if job.output_id else None
-    elif job.output_id or job.wanted_id:
-        output = version_name(job.output_id or job.wanted_id, job.slug)
-    names = [ledger.value("SELECT name FROM files WHERE sha256 = ?", (sha256,)) for sha256 in job.files]
-    return {
-        "id": job.id, "state": job.state, "kind": job.kind, "files": names, "base": base, "output": output,
-        "reason": job.reason, "line": job.line, "stage": job.stage, "created": job.created, "updated": job.updated,
-        "attempts": job.attempts,
-    }  # fmt: skip
-
-
 def read_job(home: Home, number: int) -> dict[str, Any]:
     """One job's record as it is now. Raises NotFound."""
-    from guard.store.jobs import find_job
+    from guard.store.jobs import jobs_told
     from guard.store.keeper import open_reader
 
     with open_reader(home) as keeper:
-        return job_record(keeper, find_job(keeper.ledger, number))
+        return jobs_told(keeper.ledger, number)[0]
 
 
 def job_lines(records: list[dict[str, Any]], *, everything: bool) -> list[str]:

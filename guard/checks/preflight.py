@@ -42,6 +42,9 @@ class Facts:
     repeat_allowed: bool = False
     free_bytes: int | None = None
     needed_bytes: int | None = None
+    vault_free_bytes: int | None = None
+    """None: backups are switched off, or nobody can tell."""
+    vault_needed_bytes: int | None = None
     reserve_bytes: int | None = None
     device: str = "cpu"
     device_free: bool | None = None
@@ -138,7 +141,18 @@ def _disk(facts: Facts) -> Check:
             f" and {facts.reserve_bytes / GB:,.1f} GB stay reserved")  # fmt: skip
     if room < 0:
         return Check(name, False, text, f"free {-room / GB:,.1f} GB, or lower disk.reserve_gb", environment=True)
+    if problem := _vault(facts):
+        return Check(name, True, f"{text}; {problem}", warning=True)
     return Check(name, True, text)
+
+
+def _vault(facts: Facts) -> str:
+    """Never a refusal: a full vault costs no model. The version is born, and its backup waits for room."""
+    free, needed = facts.vault_free_bytes, facts.vault_needed_bytes
+    if free is None or needed is None or free > needed:
+        return ""
+    return (f"the vault has {free / GB:,.2f} GB free and the backup may take {needed / GB:,.2f} GB: the version is born all the "
+            "same, its backup is held and tried again")  # fmt: skip
 
 
 def _device(facts: Facts) -> Check:

@@ -22,6 +22,7 @@ from guard.durable import sync_parents
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, Protected, is_environment
 from guard.failpoints import point
 from guard.seal import erase_sealed, require_openable
+from guard.steps import Steps, drain
 from guard.store.findings import Findings
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
@@ -29,7 +30,7 @@ from guard.store.lineage import needed_to_load
 from guard.store.sums import folder_problems
 from guard.store.trash import free_trash_name, is_folder, move_sealed, note_trash, seal_top
 from guard.store.vault_state import check_vault, other_device
-from guard.store.verify_vault import check_backups
+from guard.store.verify_vault import backup_check_steps
 from guard.store.versions import Version, find_version, tips
 from guard.store.views import refresh
 
@@ -37,13 +38,20 @@ __all__ = ["archive", "copy_problem", "finish_archives", "require_apart"]
 
 _PREFIX = ".archiving-"
 _IN_MODELS = ("sealed", "quarantined")
+_JOBS_ON = ("SELECT id FROM jobs WHERE state IN ('queued', 'held', 'preparing', 'training', 'committing', 'parked') "
+            "AND coalesce(base_id, json_extract(plan, '$.train.base.id')) = ? ORDER BY id")  # fmt: skip
 
 
 def copy_problem(keeper: Keeper, name: str) -> str:
     """Read and hash the vault's copy of a version now; "" when it is what was sealed, else what is wrong with it."""
+    return drain(copy_problem_steps(keeper, name))
+
+
+def copy_problem_steps(keeper: Keeper, name: str) -> Steps[str]:
+    """`copy_problem` in slices."""
     findings = Findings()
     try:
-        check_backups(keeper, findings, [name])
+        yield from backup_check_steps(keeper, findings, [name])
     except HeirloomError as error:
         return error.message
     if findings.damage:
@@ -65,15 +73,23 @@ def require_apart(keeper: Keeper) -> Path:
 
 
 def archive(keeper: Keeper, name: str) -> int:
-    """Take one version out of models/; returns the bytes that became free there.
+    """Take one version out of models/; returns the bytes that became free there. Raises what `archive_steps` raises."""
+    return drain(archive_steps(keeper, name))
+
+
+def archive_steps(keeper: Keeper, name: str) -> Steps[int]:
+    """`archive` with the reading back of the copy in slices; from the first change on it is one step.
 
     Raises CheckFailed when the vault is on the same device or holds no sound copy, Protected for a base, an active
     version or one that others need to load, EnvironmentFault when the disk refuses.
     """
+    _refuse(keeper, find_version(keeper.ledger, name))
+    require_apart(keeper)
+    problem = yield from copy_problem_steps(keeper, name)
+    # Again, for time has passed: a tip may have moved onto it, a job may want it as its base, the vault may have gone.
     version = find_version(keeper.ledger, name)
     _refuse(keeper, version)
     vault = require_apart(keeper)
-    problem = copy_problem(keeper, name)
     if problem:
         raise CheckFailed(f"{name} stays in models/: {problem}", subject=name, hint="heirloom backup run, then try again")
     require_openable(keeper.home.models / name)
@@ -106,9 +122,10 @@ def _refuse(keeper: Keeper, version: Version) -> None:
                           hint=f"heirloom verify {version.name}")  # fmt: skip
     lines = [line for line, tip in tips(keeper.ledger).items() if tip.id == version.id]
     users = needed_to_load(keeper.ledger, version.id)
-    if version.parent_id is None or lines or users:
-        why = "a base" if version.parent_id is None else f"active on {', '.join(lines)}" if lines else \
-            f"what {', '.join(users)} cannot be loaded without"  # fmt: skip
+    jobs = [f"job {row[0]}" for row in keeper.ledger.rows(_JOBS_ON, (version.id,))]
+    if version.parent_id is None or lines or users or jobs:
+        why = ("a base" if version.parent_id is None else f"active on {', '.join(lines)}" if lines else
+               f"what {', '.join(users)} cannot be loaded without" if users else f"what {', '.join(jobs)} forks")  # fmt: skip
         raise Protected(f"{version.name} is {why}: it stays in models/", subject=version.name, hint="heirloom retention plan")
 
 

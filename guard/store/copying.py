@@ -19,7 +19,7 @@ from guard.durable import make_dir, open_new, remove_tree, rename_new, seal_tree
 from guard.errors import Damage
 from guard.store.sums import STEP_BYTES, Problem, hash_steps, listed_problem_steps
 
-__all__ = ["Incoming", "copy_folder_steps", "folder_digest", "listing", "seal_quietly", "set_aside"]
+__all__ = ["Incoming", "copy_file_steps", "copy_folder_steps", "folder_digest", "listing", "seal_quietly", "set_aside"]
 
 
 def listing(folder: Path) -> list[str]:
@@ -82,10 +82,11 @@ def copy_folder_steps(incoming: Incoming) -> Generator[int, None, None]:
         make_dir(target.parent)
         if target.exists() and (yield from hash_steps(target)) == expected:
             continue
-        yield from _copy_file_steps(incoming.source / name, target, expected)
+        yield from copy_file_steps(incoming.source / name, target, expected)
 
 
-def _copy_file_steps(source: Path, target: Path, expected: str) -> Generator[int, None, None]:
+def copy_file_steps(source: Path, target: Path, expected: str) -> Generator[int, None, None]:
+    """Copy one file durably, hashed on the way; yields bytes. Raises Damage when it is not `expected` or unreadable."""
     digest = hashlib.sha256()
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

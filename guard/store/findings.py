@@ -103,9 +103,10 @@ class Findings:
 
     def run(self, steps: Generator[int, None, list[Problem]]) -> list[Problem]:
         """Drain a comparison and count the bytes it read."""
-        return drain(self._counted(steps))
+        return drain(self.counted(steps))
 
-    def _counted(self, steps: Generator[int, None, list[Problem]]) -> Generator[int, None, list[Problem]]:
+    def counted(self, steps: Generator[int, None, list[Problem]]) -> Generator[int, None, list[Problem]]:
+        """`run` in slices."""
         while True:
             try:
                 size = next(steps)

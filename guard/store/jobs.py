@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from guard.errors import NotFound
+from guard.names import index_name, version_name
 from guard.store.ledger import Ledger
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "counts",
     "find_job",
     "jobs_in",
+    "jobs_told",
     "next_queued",
     "queued_with_file",
     "set_job",
@@ -71,7 +73,7 @@ def find_job(ledger: Ledger, number: int) -> Job:
     """The job of that id. Raises NotFound."""
     row = ledger.row("SELECT * FROM jobs WHERE id = ?", (number,))
     if row is None:
-        raise NotFound(f"no job {number}", subject=str(number), hint="heirloom queue lists them")
+        raise _unknown(number)
     return _job(ledger, row)
 
 
@@ -80,6 +82,38 @@ def jobs_in(ledger: Ledger, *states: str) -> list[Job]:
     marks = ", ".join("?" * len(states))
     where = f"WHERE state IN ({marks})" if states else ""
     return [_job(ledger, row) for row in ledger.rows(f"SELECT * FROM jobs {where} ORDER BY position, id", states)]
+
+
+def jobs_told(ledger: Ledger, number: int | None = None) -> list[dict[str, Any]]:
+    """All jobs, or the one of that id, in the shape of `queue --json` and in the order they run.
+
+    Two queries however many there are, and no plan is read: a finished one holds a whole version.json. Raises NotFound.
+    """
+    which, values = ("", ()) if number is None else ("WHERE j.id = ?", (number,))
+    files: dict[int, list[str]] = {}
+    for row in ledger.rows("SELECT j.id, f.name FROM jobs j JOIN job_files i ON i.job_id = j.id LEFT JOIN files f ON "
+                           f"f.sha256 = i.sha256 {which} ORDER BY j.id, i.ordinal", values):  # fmt: skip
+        files.setdefault(row[0], []).append(row[1])
+    rows = ledger.rows(
+        "SELECT j.id, j.state, j.kind, v.name AS base, j.output_id, j.wanted_id, j.slug, j.reason, j.line, j.stage, j.created, "
+        f"j.updated, j.attempts FROM jobs j LEFT JOIN versions v ON v.id = j.base_id {which} ORDER BY j.position, j.id", values)
+    if number is not None and not rows:
+        raise _unknown(number)
+    plain = ("reason", "line", "stage", "created", "updated", "attempts")
+    return [{"id": row["id"], "state": row["state"], "kind": row["kind"], "files": files.get(row["id"], []),
+             "base": row["base"], "output": _output(row), **{key: row[key] for key in plain}} for row in rows]  # fmt: skip
+
+
+def _output(row: sqlite3.Row) -> str | None:
+    """What a job makes, by name; None while it has no number."""
+    if row["kind"] == "index":
+        return index_name(row["output_id"]) if row["output_id"] else None
+    number = row["output_id"] or row["wanted_id"]
+    return version_name(number, row["slug"]) if number else None
+
+
+def _unknown(number: int) -> NotFound:
+    return NotFound(f"no job {number}", subject=str(number), hint="heirloom queue lists them")
 
 
 def next_queued(ledger: Ledger, kinds: Sequence[str]) -> Job | None:

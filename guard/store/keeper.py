@@ -19,6 +19,7 @@ from guard.seal import require_seal
 from guard.settings import Settings, load_settings
 from guard.store.closed_mark import mark_problem
 from guard.store.ledger import Ledger
+from guard.store.view_memory import ViewMemory
 
 __all__ = ["Keeper", "default_actor", "open_reader", "open_writer"]
 
@@ -31,13 +32,13 @@ class Keeper:
     ledger: Ledger
     settings: Settings
     clock: Clock = SYSTEM_CLOCK
-    view_parts: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
-    """What the views show of sealed versions and what never changes; filled and read by `views.py` alone."""
+    views: ViewMemory = field(default_factory=ViewMemory, compare=False, repr=False)
+    """What the views showed last, so that only what changed is made again."""
     glance: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was missing at the last look, and what it depended on; filled and read by `glance.py` alone."""
 
     memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What is derived from the disk and costs time to open; each entry belongs to one module (`known.py`, `learnt.py`)."""
+    """What is derived from the disk and costs time to open; each entry belongs to one module (`known.py`)."""
 
     @property
     def salt(self) -> str:

@@ -248,7 +248,10 @@ class Ledger:
         self._begin()
         try:
             yield
-            self._digests.write()
+            try:
+                self._digests.write()
+            except sqlite3.DatabaseError as error:
+                raise _translate(error, self.path) from error
             self.run("COMMIT")
             self._export_new()
         except BaseException:

@@ -25,17 +25,18 @@ from guard.durable import rename_new
 from guard.errors import CheckFailed, EnvironmentFault, HeirloomError, NotConfirmed, NotFound, Protected, is_environment
 from guard.failpoints import point
 from guard.seal import erase_sealed, open_top, require_openable
-from guard.store.archive import copy_problem
+from guard.steps import Steps, drain
+from guard.store.archive import copy_problem_steps
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
 from guard.store.lineage import needed_to_load
-from guard.store.sums import folder_problems
+from guard.store.sums import problem_steps
 from guard.store.trash import finish_deletes, is_folder, move_sealed, seal_top, trash_folder, trash_notes
 from guard.store.vault_state import other_device, vault_of
 from guard.store.versions import GONE, find_version
 from guard.store.views import refresh
 
-__all__ = ["finish_purges", "purge", "purge_plan"]
+__all__ = ["finish_purges", "purge", "purge_plan", "purge_steps"]
 
 _PREFIX = ".purging-"
 
@@ -55,6 +56,13 @@ class Doomed:
 
 
 def purge_plan(keeper: Keeper, text: str | None, *, older_than_days: float | None, no_backup: bool) -> list[dict[str, Any]]:
+    """`purge_plan_steps` run to its end."""
+    return drain(purge_plan_steps(keeper, text, older_than_days=older_than_days, no_backup=no_backup))
+
+
+def purge_plan_steps(
+    keeper: Keeper, text: str | None, *, older_than_days: float | None, no_backup: bool
+) -> Steps[list[dict[str, Any]]]:  # fmt: skip
     """What a purge would erase, oldest first, each with `backup`: "" when a sound copy was read back just now, else why
     not; and `copy`: where that is (vault, models, or ""). Changes nothing. With `no_backup` no copy is asked for.
 
@@ -66,7 +74,7 @@ def purge_plan(keeper: Keeper, text: str | None, *, older_than_days: float | Non
     found = []
     for item in _chosen(keeper, text, older_than_days):
         _refuse_needed(keeper, item)
-        copy, problem = ("", "") if no_backup else _copy_of(keeper, item)
+        copy, problem = ("", "") if no_backup else (yield from _copy_of(keeper, item))
         found.append({**item.as_dict(), "copy": copy, "backup": problem})
     return found
 
@@ -103,13 +111,13 @@ def _refuse_needed(keeper: Keeper, item: Doomed) -> None:
                         hint=f"heirloom restore {item.version} --from trash; or delete and purge {users[0]} first")  # fmt: skip
 
 
-def _copy_of(keeper: Keeper, item: Doomed) -> tuple[str, str]:
+def _copy_of(keeper: Keeper, item: Doomed) -> Steps[tuple[str, str]]:
     """Where a sound copy was read and hashed at this moment ("models" or "vault"), or why erasing would lose something."""
     version = find_version(keeper.ledger, item.version)
     in_models = keeper.home.models / version.name
-    if version.state not in GONE and not folder_problems(in_models, version.sums_sha256):
+    if version.state not in GONE and not (yield from problem_steps(in_models, version.sums_sha256)):
         return "models", ""  # a leftover of a version that is in models/ and intact
-    problem = copy_problem(keeper, version.name)
+    problem = yield from copy_problem_steps(keeper, version.name)
     return ("", problem) if problem else ("vault", "")
 
 
@@ -117,8 +125,17 @@ def purge(
     keeper: Keeper, text: str | None = None, *, older_than_days: float | None = None, no_backup: bool = False,
     confirm: str | None = None, yes: bool = False, dry_run: bool = False, shown: Collection[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Erase from the trash; returns purged (the list of `purge_plan`), bytes, kept (versions without a sound copy), unseen,
-    same_device (the copy in the vault lies on the disk of the models: it is lost together with it).
+    """`purge_steps` run to its end."""
+    return drain(purge_steps(keeper, text, older_than_days=older_than_days, no_backup=no_backup, confirm=confirm, yes=yes,
+                             dry_run=dry_run, shown=shown))  # fmt: skip
+
+
+def purge_steps(
+    keeper: Keeper, text: str | None = None, *, older_than_days: float | None = None, no_backup: bool = False,
+    confirm: str | None = None, yes: bool = False, dry_run: bool = False, shown: Collection[str] | None = None,
+) -> Steps[dict[str, Any]]:  # fmt: skip
+    """Erase from the trash, reading copies back in slices; returns purged (the list of `purge_plan`), bytes, kept (versions
+    without a sound copy), unseen, same_device (the copy in the vault lies on the models' own disk).
 
     `shown`: the folders that the person who confirmed was shown as going; what else might go is left and told as `unseen`.
     None: there was no list, everything is meant.
@@ -133,7 +150,7 @@ def purge(
     if no_backup and text is None:
         raise NotConfirmed("--no-backup erases the only copy there may be, so it takes one version and its full name",
                            hint="heirloom purge VERSION --no-backup --confirm FULL_NAME")  # fmt: skip
-    plan = purge_plan(keeper, text, older_than_days=older_than_days, no_backup=no_backup)
+    plan = yield from purge_plan_steps(keeper, text, older_than_days=older_than_days, no_backup=no_backup)
     may_go = [item for item in plan if not item["backup"]]
     safe = [item for item in may_go if shown is None or item["folder"] in shown]
     kept = [item for item in plan if item["backup"]]

@@ -15,15 +15,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from guard.durable import fsync_dir, make_dir, remove_tree, rename_new, sha256_file, sync_parents
+from guard.durable import fsync_dir, remove_tree, rename_new, sync_parents
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
 from guard.seal import loosen, open_shelf, open_top, require_openable, seal_folder
+from guard.steps import Steps, drain
 from guard.store.archive import finish_archives
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper
 from guard.store.purge import finish_purges
-from guard.store.sums import SUMS, folder_problems, read_sums
+from guard.store.sums import SUMS, problem_steps, read_sums
 from guard.store.trash import (
     finish_deletes,
     free_trash_name,
@@ -34,15 +35,23 @@ from guard.store.trash import (
     trash_folder,
     trash_notes,
 )
-from guard.store.vault_frames import copy_stored, stored_problems, stored_size
+from guard.store.vault_frames import stored_problem_steps, stored_size, take_out_steps
 from guard.store.versions import Version, find_version
 from guard.store.views import refresh
 
-__all__ = ["finish_restores", "restore"]
+__all__ = ["finish_restores", "restore", "restore_steps"]
 
 
 def restore(keeper: Keeper, text: str, *, source: str | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """Bring a version back into models/; returns version, source (trash, backup or a path) and path (where it is).
+    """`restore_steps` run to its end."""
+    return drain(restore_steps(keeper, text, source=source, dry_run=dry_run))
+
+
+def restore_steps(
+    keeper: Keeper, text: str, *, source: str | None = None, dry_run: bool = False
+) -> Steps[dict[str, Any]]:  # fmt: skip
+    """Bring a version back into models/, reading and copying in slices; returns version, source (trash, backup or a path)
+    and path (where it is).
 
     `source`: "trash", "backup", a folder, or None (the trash when it lies there, else the vault).
     Raises NotFound when version or source do not exist, CheckFailed (3) when the version is present and intact,
@@ -53,12 +62,13 @@ def restore(keeper: Keeper, text: str, *, source: str | None = None, dry_run: bo
             finish(keeper)
     version = find_version(keeper.ledger, text)
     target = keeper.home.models / version.name
-    if version.state in ("sealed", "quarantined") and not folder_problems(target, version.sums_sha256):
+    there = version.state in ("sealed", "quarantined")
+    if there and not (yield from problem_steps(target, version.sums_sha256)):
         raise CheckFailed(f"{version.name} is in models/ and intact: there is nothing to restore", subject=version.name,
                           hint=f"heirloom rollback {version.name} makes it active")  # fmt: skip
     kind, origin = _choose(keeper, version, source)
     hint = f"heirloom restore {version.name} --from {'backup' if kind == 'trash' else 'PATH'}"
-    _prove(origin, version, hint, stored=kind != "trash")
+    yield from _prove(origin, version, hint, stored=kind != "trash")
     if kind != "trash":
         _refuse_full_disk(keeper, version, origin)
     for folder in (target, origin):
@@ -68,7 +78,7 @@ def restore(keeper: Keeper, text: str, *, source: str | None = None, dry_run: bo
         return result
     intent = _intend(keeper, version, kind, origin)
     point("restore.intended")
-    _settle(keeper, intent)
+    yield from _settle(keeper, intent)
     refresh(keeper)
     point("restore.viewed")
     return result
@@ -96,9 +106,10 @@ def _choose(keeper: Keeper, version: Version, source: str | None) -> tuple[str, 
                    hint="name the version's folder, or the vault it lies in")  # fmt: skip
 
 
-def _prove(folder: Path, version: Version, hint: str, *, stored: bool = False) -> None:
+def _prove(folder: Path, version: Version, hint: str, *, stored: bool = False) -> Steps[None]:
     """Read and hash everything; `stored`: as a vault holds it, frames decoded. Raises Damage naming the first file."""
-    problems = (stored_problems if stored else folder_problems)(folder, version.sums_sha256)
+    problems = yield from (stored_problem_steps(folder, version.sums_sha256, whole_chain=True) if stored
+                           else problem_steps(folder, version.sums_sha256))  # fmt: skip
     if problems:
         name, problem = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -148,7 +159,7 @@ def _incoming(keeper: Keeper, intent: dict[str, Any]) -> Path:
     return keeper.home.staging / f"restore-{intent['version']}"
 
 
-def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
+def _finish(keeper: Keeper, intent: dict[str, Any]) -> Steps[None]:
     """Bring an announced restore to its end from wherever it stands; every step may be repeated."""
     version = find_version(keeper.ledger, intent["version"])
     target, incoming = keeper.home.models / version.name, _incoming(keeper, intent)
@@ -156,8 +167,8 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
     placed = os.path.lexists(target) and not os.path.lexists(incoming) and (aside is None or os.path.lexists(aside))
     if not placed:
         if intent["kind"] != "trash":
-            _copy(Path(intent["origin"]), incoming, version)
-        _prove(incoming, version, "heirloom verify --backup")
+            yield from _copy(Path(intent["origin"]), incoming, version)
+        yield from _prove(incoming, version, "heirloom verify --backup")
         point("restore.checked")
         if aside is not None and not os.path.lexists(aside):
             move_sealed(keeper, target, aside)
@@ -172,23 +183,14 @@ def _finish(keeper: Keeper, intent: dict[str, Any]) -> None:
     seal_folder(target, keeper.settings.storage.seal)
     fsync_dir(target)
     point("restore.moved")
-    _prove(target, version, "check the disk: heirloom verify --all")
+    yield from _prove(target, version, "check the disk: heirloom verify --all")
     _record(keeper, intent)
     point("restore.recorded")
 
 
-def _copy(origin: Path, incoming: Path, version: Version) -> None:
-    """Copy into staging, file by file against the sealed hashes; what an earlier attempt copied well is kept."""
-    make_dir(incoming)
-    if sha256_file(origin / SUMS) != version.sums_sha256:
-        raise Damage(f"{origin / SUMS} is not the one that was sealed", subject=version.name,
-                     hint="heirloom verify --backup")  # fmt: skip
-    for name, expected in {**read_sums(origin), SUMS: version.sums_sha256}.items():
-        path = incoming / name
-        make_dir(path.parent)
-        if not path.exists() or sha256_file(path) != expected:
-            copy_stored(origin, name, path, expected)
-        point("restore.copied")
+def _copy(origin: Path, incoming: Path, version: Version) -> Steps[None]:
+    """Copy into staging; what an earlier attempt copied well is kept."""
+    yield from take_out_steps(origin, incoming, version.sums_sha256, lambda: point("restore.copied"))
     for path in [path for path in incoming.rglob(".*.tmp") if path.is_file()]:
         path.unlink()
 
@@ -206,10 +208,10 @@ def _record(keeper: Keeper, intent: dict[str, Any]) -> None:
         ledger.event("version.restored", name, source=intent["kind"], state=intent["was"], aside=intent["aside"])
 
 
-def _settle(keeper: Keeper, intent: dict[str, Any]) -> None:
+def _settle(keeper: Keeper, intent: dict[str, Any]) -> Steps[None]:
     """Finish a restore, or take it back and raise what was in the way."""
     try:
-        _finish(keeper, intent)
+        yield from _finish(keeper, intent)
     except (HeirloomError, OSError) as error:
         if intent in open_intents(keeper.ledger, "restore"):
             _take_back(keeper, intent, str(error), proven=not isinstance(error, Damage))
@@ -253,7 +255,7 @@ def finish_restores(keeper: Keeper) -> list[str]:
     told = []
     for intent in open_intents(keeper.ledger, "restore"):
         try:
-            _settle(keeper, intent)
+            drain(_settle(keeper, intent))
             told.append(f"{intent['version']} was restored from {intent['kind']}")
         except (HeirloomError, OSError) as error:
             if intent in open_intents(keeper.ledger, "restore"):

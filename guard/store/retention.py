@@ -12,13 +12,14 @@ from typing import Any
 
 from guard.checks.retention import Candidate, plan_retention
 from guard.clock import utc_seconds
-from guard.errors import CheckFailed, EnvironmentFault, HeirloomError, NotConfirmed
-from guard.store.archive import archive, finish_archives, require_apart
+from guard.errors import CheckFailed, EnvironmentFault, HeirloomError, NotConfirmed, Protected
+from guard.steps import Steps, drain
+from guard.store.archive import archive_steps, finish_archives, require_apart
 from guard.store.keeper import Keeper
 from guard.store.vault_state import vault_of
 from guard.store.versions import all_versions
 
-__all__ = ["retention_apply", "retention_plan"]
+__all__ = ["retention_apply", "retention_apply_steps", "retention_plan"]
 
 _PLANNED = "SELECT v.id FROM versions v JOIN jobs j ON j.id = v.job_id WHERE json_extract(j.request, '$.origin') = 'plan'"
 _ROLLED_BACK = "SELECT DISTINCT json_extract(payload, '$.after') FROM events WHERE verb = 'line.rolled_back'"
@@ -68,7 +69,7 @@ def _candidates(keeper: Keeper) -> list[Candidate]:
             needed_by=users.get(version.id, ()), jobs=jobs.get(version.id, ()),
             annotation="a person rolled back to it" if version.name in chosen else
                        "a person named it in a plan" if version.id in planned else "")
-        for version in all_versions(ledger) if version.state in ("sealed", "quarantined")
+        for version in all_versions(ledger, "sealed", "quarantined")
     ]  # fmt: skip
 
 
@@ -84,6 +85,14 @@ def retention_apply(
     keeper: Keeper, *, confirm: str | None, newest: int | None = None, dry_run: bool = False,
     shown: Collection[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
+    """`retention_apply_steps` run to its end."""
+    return drain(retention_apply_steps(keeper, confirm=confirm, newest=newest, dry_run=dry_run, shown=shown))
+
+
+def retention_apply_steps(
+    keeper: Keeper, *, confirm: str | None, newest: int | None = None, dry_run: bool = False,
+    shown: Collection[str] | None = None,
+) -> Steps[dict[str, Any]]:  # fmt: skip
     """Archive what the plan of this moment proposes, the oldest first; returns the plan with archived, kept and unseen.
 
     `shown`: the versions that the person who confirmed was shown (None: those of this plan). Of them only what is still
@@ -107,11 +116,11 @@ def retention_apply(
         raise NotConfirmed(f"{typed}, so nothing was archived", hint=f'--confirm "{plan["confirm"]}"')
     for name in plan["archive"]:
         try:
-            archive(keeper, name)
+            yield from archive_steps(keeper, name)
             plan["archived"].append(name)
         except EnvironmentFault:
             raise
-        except CheckFailed as error:
+        except (CheckFailed, Protected) as error:
             plan["kept"].append({"name": name, "reason": error.message})
     sizes = {item["name"]: item["bytes"] for item in plan["versions"]}
     plan["bytes"] = sum(sizes[name] for name in plan["archived"])

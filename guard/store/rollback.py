@@ -19,15 +19,16 @@ import orjson
 from guard.bitmap import unpack_bitmap
 from guard.errors import Busy, CheckFailed, Damage, HeirloomError, UsageError
 from guard.failpoints import point
+from guard.steps import Steps, drain
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.jobs import Job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
-from guard.store.sums import folder_problems
+from guard.store.sums import problem_steps
 from guard.store.versions import GONE, Version, ancestors, find_version, learnt_rows, line_tip, tips
 from guard.store.views import refresh
 
-__all__ = ["finish_rollbacks", "rollback", "trainable_again"]
+__all__ = ["finish_rollbacks", "rollback", "rollback_steps", "trainable_again"]
 
 Learnt = Mapping[tuple[str, str], set[int]]
 """(sha256, objective) -> ordinals learnt."""
@@ -35,7 +36,13 @@ Learnt = Mapping[tuple[str, str], set[int]]
 
 def rollback(keeper: Keeper, text: str, line: str | None = None, reason: str = "", *, dry_run: bool = False,
              park: Callable[[], int | None] | None = None) -> dict[str, Any]:  # fmt: skip
-    """Make a version the tip of a line; returns line, from, to, parked_job, trainable_again and changed.
+    """`rollback_steps` run to its end."""
+    return drain(rollback_steps(keeper, text, line, reason, dry_run=dry_run, park=park))
+
+
+def rollback_steps(keeper: Keeper, text: str, line: str | None = None, reason: str = "", *, dry_run: bool = False,
+                   park: Callable[[], int | None] | None = None) -> Steps[dict[str, Any]]:  # fmt: skip
+    """Make a version the tip of a line, proving it in slices; returns line, from, to, parked_job, trainable_again, changed.
 
     `park` stops and parks what runs on the line and returns its job; jobs that had started and are still not over are
     parked here in any case, for they were built on the abandoned tip. Without `line` it is the version's line of birth.
@@ -43,25 +50,15 @@ def rollback(keeper: Keeper, text: str, line: str | None = None, reason: str = "
     """
     if not dry_run:
         finish_rollbacks(keeper)
-    version = find_version(keeper.ledger, text)
-    name = line or version.line
-    tip = line_tip(keeper.ledger, name)
-    if tip is None:
-        raise UsageError(f"there is no line {name!r}", subject=name,
-                         hint=f"lines are: {', '.join(sorted(tips(keeper.ledger)))}; name one with --line")  # fmt: skip
-    result: dict[str, Any] = {"line": name, "from": tip.name, "to": version.name, "parked_job": None,
-              "trainable_again": trainable_again(keeper.ledger, tip.id, version.id), "changed": False}  # fmt: skip
-    if tip.id == version.id:
+    version, tip, result = _judge(keeper, text, line)
+    if result["changed"]:
+        yield from _prove(keeper, version)
+    if dry_run or not result["changed"]:
         return result
-    committing = [job.id for job in jobs_in(keeper.ledger, "committing") if job.line == name and job.kind != "index"]
-    if committing:
-        raise Busy(f"job {committing[0]} on {name} is just becoming a version", subject=name,
-                   hint="wait until it is done (heirloom queue), then roll back")  # fmt: skip
-    _refuse_strange(keeper.ledger, version, tip, name)
-    _prove(keeper, version)
-    result["changed"] = True
-    if dry_run:
+    version, tip, result = _judge(keeper, text, line)  # again: a version may have been born while this one was read
+    if not result["changed"]:
         return result
+    name = result["line"]
     with keeper.ledger.transaction():
         put_intent(keeper.ledger, "rollback", name, {"line": name, "to": version.name, "reason": reason})
         keeper.ledger.event("line.rolling_back", name, before=tip.name, after=version.name, why=reason)
@@ -73,6 +70,26 @@ def rollback(keeper: Keeper, text: str, line: str | None = None, reason: str = "
     point("rollback.viewed")
     result["parked_job"] = parked if parked is not None else also_parked
     return result
+
+
+def _judge(keeper: Keeper, text: str, line: str | None) -> tuple[Version, Version, dict[str, Any]]:
+    """The version to go back to, the tip of this moment, and what the rollback will answer. Raises why it may not be."""
+    version = find_version(keeper.ledger, text)
+    name = line or version.line
+    tip = line_tip(keeper.ledger, name)
+    if tip is None:
+        raise UsageError(f"there is no line {name!r}", subject=name,
+                         hint=f"lines are: {', '.join(sorted(tips(keeper.ledger)))}; name one with --line")  # fmt: skip
+    result = {"line": name, "from": tip.name, "to": version.name, "parked_job": None,
+              "trainable_again": trainable_again(keeper.ledger, tip.id, version.id), "changed": tip.id != version.id}  # fmt: skip
+    if tip.id == version.id:
+        return version, tip, result
+    committing = [job.id for job in jobs_in(keeper.ledger, "committing") if job.line == name and job.kind != "index"]
+    if committing:
+        raise Busy(f"job {committing[0]} on {name} is just becoming a version", subject=name,
+                   hint="wait until it is done (heirloom queue), then roll back")  # fmt: skip
+    _refuse_strange(keeper.ledger, version, tip, name)
+    return version, tip, result
 
 
 def _refuse_strange(ledger: Ledger, version: Version, tip: Version, line: str) -> None:
@@ -97,8 +114,8 @@ def _regrown_from(ledger: Ledger, line: str) -> str | None:
     return str(orjson.loads(noted)["of"]) if noted else None
 
 
-def _prove(keeper: Keeper, version: Version) -> None:
-    problems = folder_problems(keeper.home.models / version.name, version.sums_sha256)
+def _prove(keeper: Keeper, version: Version) -> Steps[None]:
+    problems = yield from problem_steps(keeper.home.models / version.name, version.sums_sha256)
     if problems:
         raise Damage(f"{version.name} is damaged: {problems[0][0]} {problems[0][1]}".replace("  ", " "),
                      subject=version.name, hint=f"heirloom restore {version.name} --from backup")  # fmt: skip
@@ -137,7 +154,7 @@ def finish_rollbacks(keeper: Keeper) -> list[str]:
     for intent in open_intents(keeper.ledger, "rollback"):
         try:
             version = find_version(keeper.ledger, intent["to"])
-            _prove(keeper, version)
+            drain(_prove(keeper, version))
         except HeirloomError as error:
             with keeper.ledger.transaction():
                 clear_intent(keeper.ledger, "rollback", intent["line"])

@@ -24,7 +24,7 @@ __all__ = ["archived_in_steps", "archived_problem_steps", "archived_versions"]
 
 def archived_versions(keeper: Keeper) -> list[Version]:
     """All versions whose only copy is the vault's, the oldest first."""
-    return [version for version in all_versions(keeper.ledger) if version.state == "archived"]
+    return all_versions(keeper.ledger, "archived")
 
 
 def archived_problem_steps(

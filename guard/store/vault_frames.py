@@ -12,15 +12,16 @@ import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from guard.durable import copy_verified, open_new, sha256_file
+from guard.durable import make_dir, open_new, sha256_file
 from guard.errors import Damage, HeirloomError
 from guard.frames import FrameHeader, FrameReader, decode_steps, frame_hash_steps, read_header
 from guard.steps import drain
-from guard.store.sums import SUMS, Problem, listed_problem_steps, read_sums, sums_problem
+from guard.store.copying import copy_file_steps
+from guard.store.sums import SUMS, Problem, hash_steps, listed_problem_steps, read_sums, sums_problem
 from guard.tensors import FileBytes, Readable
 
-__all__ = ["chain_of", "copy_stored", "frame_name", "is_framed", "needed_by", "open_stored", "stored_bytes",
-           "stored_problem_steps", "stored_problems", "stored_size", "stored_whole"]  # fmt: skip
+__all__ = ["chain_of", "frame_name", "is_framed", "needed_by", "open_stored", "stored_bytes",
+           "stored_problem_steps", "stored_problems", "stored_size", "stored_whole", "take_out_steps"]  # fmt: skip
 
 WEIGHTS = ".safetensors"
 FRAME = ".frame"
@@ -184,23 +185,38 @@ def stored_bytes(folder: Path) -> int:
         return 0
 
 
-def copy_stored(folder: Path, name: str, target: Path, expected: str) -> None:
-    """Take a file out of the vault: durable, read back, and its old bytes kept until it is proven.
+def take_out_steps(
+    folder: Path, into: Path, sums_sha256: str, copied: Callable[[], object] = lambda: None
+) -> Generator[int, None, None]:  # fmt: skip
+    """Take a whole version out of the vault, or out of any folder that holds it, file by file against the sealed hashes.
 
-    Raises Damage when what comes out, or was written, is not `expected` (SHA-256 in hex).
+    What lies well in `into` already is kept; `copied` is called after each file. Yields bytes. Raises Damage when the list
+    is not the one that was sealed, or when what comes out of a file, or what was written of it, is not what it says.
     """
-    if not is_framed(folder, name):
-        copy_verified(folder / name, target, expected)
-        return
+    make_dir(into)
+    if sha256_file(folder / SUMS) != sums_sha256:
+        raise Damage(f"{folder / SUMS} is not the one that was sealed", subject=folder.name, hint="heirloom verify --backup")
+    for name, expected in {**read_sums(folder), SUMS: sums_sha256}.items():
+        target = into / name
+        make_dir(target.parent)
+        if not target.exists() or (yield from hash_steps(target)) != expected:
+            yield from (_decoded_steps if is_framed(folder, name) else _copied_steps)(folder, name, target, expected)
+            if (yield from hash_steps(target)) != expected:
+                raise Damage(f"read back, the copy {target} is not what was written", subject=folder.name,
+                             hint="check the disk; the original was not touched")  # fmt: skip
+        copied()
 
-    def check(copy: Path) -> None:
-        if sha256_file(copy) != expected:
-            raise Damage(f"{folder / name} did not come out of its frame as it was sealed", subject=folder.name,
-                         hint="heirloom verify --backup")  # fmt: skip
 
+def _copied_steps(folder: Path, name: str, target: Path, expected: str) -> Generator[int, None, None]:
+    return copy_file_steps(folder / name, target, expected)
+
+
+def _decoded_steps(folder: Path, name: str, target: Path, expected: str) -> Generator[int, None, None]:
     reader = open_stored(folder, name)
     try:
-        with open_new(target, check=check) as writer:
-            drain(decode_steps(reader, writer.write))
+        with open_new(target) as writer:
+            if (yield from decode_steps(reader, writer.write)) != expected:
+                raise Damage(f"{folder / name} did not come out of its frame as it was sealed", subject=folder.name,
+                             hint="heirloom verify --backup")  # fmt: skip
     finally:
         reader.close()

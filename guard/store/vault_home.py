@@ -20,13 +20,14 @@ from guard.durable import copy_verified, make_dir, seal_tree, sha256_file, write
 from guard.errors import CheckFailed, Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.home import Home
+from guard.steps import drain
 from guard.store.copying import folder_digest, listing
 from guard.store.files import get_file, original_hashes
 from guard.store.jobs import jobs_in, set_job
 from guard.store.keeper import Keeper, open_writer
-from guard.store.sums import SUMS, read_sums
+from guard.store.sums import read_sums
 from guard.store.trash import trash_folder
-from guard.store.vault_frames import copy_stored, stored_problems, stored_size
+from guard.store.vault_frames import stored_problems, stored_size, take_out_steps
 from guard.store.vault_state import LEDGER_NAME, ledger_head
 from guard.store.versions import Version, all_versions
 
@@ -90,7 +91,7 @@ def _bring_marks(vault: Path, home: Home) -> None:
 def _bring_everything(
     keeper: Keeper, vault: Path, copy: Path, second_vault: bool
 ) -> Generator[str, None, dict[str, Any]]:  # fmt: skip
-    kept = [version for version in all_versions(keeper.ledger) if version.state in ("sealed", "quarantined", "trashed")]
+    kept = all_versions(keeper.ledger, "sealed", "quarantined", "trashed")
     hashes = [row[0] for row in keeper.ledger.rows("SELECT sha256 FROM files ORDER BY sha256")]
     size = _room(keeper, vault, kept, second_vault)
     brought: list[str] = []
@@ -101,10 +102,9 @@ def _bring_everything(
         brought.append(version.name)
         point("drill.version")
         yield version.name
-    for version in all_versions(keeper.ledger):
-        if version.state == "archived":  # it stays archived: its copy lies in the vault, and is read there
-            _require_sound(vault / "versions" / version.name, version)
-            yield version.name
+    for version in all_versions(keeper.ledger, "archived"):  # they stay archived: their copies are read in the vault
+        _require_sound(vault / "versions" / version.name, version)
+        yield version.name
     for sha256 in hashes:
         _bring_original(keeper, vault / "files" / sha256, sha256)
         yield sha256
@@ -145,9 +145,7 @@ def _bring_version(keeper: Keeper, folder: Path, version: Version) -> None:
     _require_sound(folder, version)
     trashed = trash_folder(keeper, version.name) if version.state == "trashed" else None
     target = keeper.home.trash / (trashed or version.name) if version.state == "trashed" else keeper.home.models / version.name
-    for name, expected in {**read_sums(folder), SUMS: version.sums_sha256}.items():
-        make_dir((target / name).parent)
-        copy_stored(folder, name, target / name, expected)
+    drain(take_out_steps(folder, target, version.sums_sha256))
     seal_tree(target)
 
 

@@ -235,10 +235,10 @@ def backup_status(keeper: Keeper) -> dict[str, Any]:
     rows = [] if problem else recorded  # a row alone vouches for nothing while its vault cannot be looked at
     held = {(row["what"], row["name"]): row["sums_sha256"] for row in rows}
     versions = {version.name: held.get(("version", version.name)) == version.sums_sha256
-                for version in all_versions(keeper.ledger) if version.state in ("sealed", "quarantined", "archived")}  # fmt: skip
+                for version in all_versions(keeper.ledger, "sealed", "quarantined", "archived")}
     # The only copy of an archived version is worth a look; a row alone would vouch for a folder that is gone.
     versions |= {version.name: versions[version.name] and stored_whole(vault / "versions" / version.name, version.sums_sha256)
-                 for version in all_versions(keeper.ledger) if version.state == "archived"}  # fmt: skip
+                 for version in all_versions(keeper.ledger, "archived")}
     originals = {row[0]: ("original", row[0]) in held for row in keeper.ledger.rows("SELECT sha256 FROM files")}
     apart = not problem and other_device(keeper, vault)
     newest = max((name for what, name in held if what == "ledger"), default=None)

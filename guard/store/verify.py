@@ -26,7 +26,7 @@ from guard.store.trash import is_folder, trash_folder
 from guard.store.verify_data import check_datasets, check_indexes, check_originals
 from guard.store.verify_events import check_export
 from guard.store.verify_vault import check_archived, check_backups
-from guard.store.versions import Version, all_versions, find_version, tips
+from guard.store.versions import Version, all_versions, find_version, tips, version_states
 
 __all__ = ["Report", "verify"]
 
@@ -127,8 +127,8 @@ def _misplaced(keeper: Keeper, names: set[str] | None) -> list[Finding]:
     """Folders without a version, versions without a folder, unsealed ones, and tips that cannot be one."""
     found = Findings()
     moving = {item["version"] for word in ("delete", "restore", "archive", "purge") for item in open_intents(keeper.ledger, word)}
-    versions = [version for version in all_versions(keeper.ledger) if names is None or version.name in names]
-    for version in versions:
+    chosen = all_versions(keeper.ledger) if names is None else [find_version(keeper.ledger, name) for name in sorted(names)]
+    for version in chosen:
         problems = _place_problems(keeper, version, moving)
         below = descendants(keeper.ledger, version.id) if problems else []
         for name, problem in problems:
@@ -166,7 +166,7 @@ def _vouched(keeper: Keeper, version: Version) -> bool:
 
 def _check_strangers(keeper: Keeper, found: Findings) -> None:
     """Everything in models/ that no version accounts for."""
-    known = {version.name for version in all_versions(keeper.ledger) if version.state in _IN_MODELS}
+    known = {name for name, state in version_states(keeper.ledger).items() if state in _IN_MODELS}
     try:
         entries = sorted(os.listdir(keeper.home.models))
     except OSError as error:

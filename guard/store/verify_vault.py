@@ -26,13 +26,18 @@ from guard.store.vault_ledger import ledger_problem_steps
 from guard.store.vault_state import check_vault, config_files
 from guard.store.versions import Version, find_version, high_water
 
-__all__ = ["check_archived", "check_backups"]
+__all__ = ["backup_check_steps", "check_archived", "check_backups"]
 
 _Steps = Generator[int, None, list[Problem]]
 
 
 def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None) -> None:
     """Read back what the vault holds (only these versions, when named). Raises what `check_vault` raises."""
+    drain(backup_check_steps(keeper, findings, versions))
+
+
+def backup_check_steps(keeper: Keeper, findings: Findings, versions: list[str] | None) -> Generator[int, None, None]:
+    """`check_backups` in slices."""
     vault = check_vault(keeper)
     rows = _rows(keeper, vault, versions)
     wanted = [version.name for version in archived_versions(keeper)] if versions is None else versions
@@ -40,7 +45,7 @@ def check_backups(keeper: Keeper, findings: Findings, versions: list[str] | None
         findings.add(_what(keeper, name), name, "", "the vault holds no copy that was read back")
     needed: dict[str, list[str]] | None = None
     for row in rows:
-        problems = findings.run(_row_steps(keeper, vault, row, findings))
+        problems = yield from findings.counted(_row_steps(keeper, vault, row, findings))
         if not problems:
             continue
         version = find_version(keeper.ledger, row["name"]) if row["what"] == "version" else None

@@ -6,8 +6,9 @@ Ancestry is computed here and nowhere stored twice. Not here: making a version (
 
 from __future__ import annotations
 
+import functools
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -38,6 +39,7 @@ __all__ = [
     "tips",
     "tokens_trained",
     "version_by_id",
+    "version_states",
 ]
 
 # Trashed and purged versions still count as ancestors of what was born from them: their lessons are in the children's weights.
@@ -49,7 +51,7 @@ DEFAULT_LINE = "policy"
 
 @dataclass(frozen=True)
 class Version:
-    """One row of `versions`; `record` is the sealed version.json."""
+    """One row of `versions`."""
 
     id: int
     name: str
@@ -60,20 +62,32 @@ class Version:
     tokens: int
     size_bytes: int
     sums_sha256: str
-    record: dict[str, Any]
+    record_text: str = field(repr=False)
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """The sealed version.json. Parsed when it is asked for: most who look at ten thousand versions never do."""
+        found: dict[str, Any] = orjson.loads(self.record_text)
+        return found
 
 
 def _version(row: sqlite3.Row) -> Version:
     return Version(
         row["id"], row["name"], row["parent_id"], row["line"], row["state"], row["created"], row["tokens"],
-        row["size_bytes"], row["sums_sha256"], orjson.loads(row["record"]),
+        row["size_bytes"], row["sums_sha256"], row["record"],
     )  # fmt: skip
 
 
-def all_versions(ledger: Ledger, *, newest: int | None = None) -> list[Version]:
-    """Every version ever sealed, or the `newest` so many, ascending by id."""
-    rows = ledger.rows("SELECT * FROM versions ORDER BY id DESC LIMIT ?", (-1 if newest is None else newest,))
+def all_versions(ledger: Ledger, *states: str, newest: int | None = None) -> list[Version]:
+    """Every version ever sealed, or those in the given states, or the `newest` so many; ascending by id."""
+    where = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
+    rows = ledger.rows(f"SELECT * FROM versions {where} ORDER BY id DESC LIMIT ?", (*states, -1 if newest is None else newest))
     return [_version(row) for row in reversed(rows)]
+
+
+def version_states(ledger: Ledger) -> dict[str, str]:
+    """Name -> state of every version; reads none of the records."""
+    return {row[0]: row[1] for row in ledger.rows("SELECT name, state FROM versions ORDER BY id")}
 
 
 def version_by_id(ledger: Ledger, number: int) -> Version:
@@ -126,13 +140,14 @@ def line_tip(ledger: Ledger, line: str) -> Version | None:
     return _version(row) if row else None
 
 
-def learnt_by(ledger: Ledger, number: int, objective: str) -> list[sqlite3.Row]:
-    """What a version and its ancestors learnt under an objective: rows of version_id, sha256, count, bitmap."""
+def learnt_by(ledger: Ledger, number: int, objective: str, *, after: int = 0) -> list[sqlite3.Row]:
+    """What a version and its ancestors (of a number above `after`) learnt under an objective: rows of version_id, sha256,
+    count, bitmap."""
     return ledger.rows(
         "WITH RECURSIVE up(id) AS (SELECT ? UNION SELECT v.parent_id FROM versions v JOIN up ON v.id = up.id "
         "WHERE v.parent_id IS NOT NULL) SELECT l.version_id, l.sha256, l.count, l.bitmap FROM learnt l "
-        "JOIN up ON up.id = l.version_id WHERE l.objective = ? ORDER BY l.version_id, l.sha256",
-        (number, objective))  # fmt: skip
+        "JOIN up ON up.id = l.version_id WHERE l.objective = ? AND l.version_id > ? ORDER BY l.version_id, l.sha256",
+        (number, objective, after))  # fmt: skip
 
 
 def learnt_rows(ledger: Ledger, version_id: int) -> list[sqlite3.Row]:

@@ -8,14 +8,14 @@ Not here: `status.json`, which the daemon publishes (`daemon/report.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 from tinydb import TinyDB
 from tinydb.storages import Storage
-from tinydb.table import Document, Table
+from tinydb.table import Table
 
 from guard.durable import json_bytes, sha256_bytes, sha256_file, write_bytes, write_json
 from guard.failpoints import point
@@ -60,27 +60,6 @@ def open_registry(path: Path) -> Table:
     return _Registry(path, storage=DurableStorage).table(_TABLE, cache_size=0)
 
 
-def _sealed_parts(keeper: Keeper) -> dict[int, dict[str, Any]]:
-    """What the views show of each version and what never changes: read once in the life of a process, by id.
-
-    A version.json has kilobytes, ten thousand of them a hundred megabytes: reading all at every birth took seconds.
-    """
-    known: dict[int, dict[str, Any]] = keeper.view_parts
-    after = max(known, default=0)
-    rows = keeper.ledger.rows("SELECT id, name, parent_id, line, created, record FROM versions WHERE id > ? ORDER BY id",
-                              (after,))  # fmt: skip
-    for row in rows:
-        record = orjson.loads(row["record"])
-        metrics = record.get("metrics", {})
-        known[row["id"]] = {
-            "name": row["name"], "parent_id": row["parent_id"], "line": row["line"], "created": row["created"],
-            "data": [{"file": item["file"], "hash": item["sha256"], "tokens": item["tokens"]} for item in record.get("data", [])],
-            "metrics": {"final_loss": metrics.get("final_loss"), "steps": metrics.get("steps")},
-            "learnt": ", ".join(_plain(item["file"]) for item in record.get("data", [])) or "nothing yet (base)",
-        }  # fmt: skip
-    return known
-
-
 def _states(keeper: Keeper) -> dict[int, str]:
     return {row[0]: row[1] for row in keeper.ledger.rows("SELECT id, state FROM versions ORDER BY id")}
 
@@ -90,49 +69,52 @@ def _active(keeper: Keeper) -> dict[int, str]:
     return {row[0]: row[1] for row in keeper.ledger.rows("SELECT tip_id, name FROM lines ORDER BY name")}
 
 
+def _registry_facts(keeper: Keeper) -> dict[str, tuple[Any, ...]]:
+    """Every version that is in models/ or comes back from the vault by itself: (part, parent's name, active, state)."""
+    parts, active = keeper.views.sealed(keeper.ledger), _active(keeper)
+    return {
+        parts[number]["name"]: (parts[number], _name(parts, parts[number]["parent_id"]), number in active, state)
+        for number, state in _states(keeper).items() if state not in ("trashed", "purged")
+    }  # fmt: skip
+
+
+def _name(parts: Mapping[int, Mapping[str, Any]], number: int | None) -> str | None:
+    return parts[number]["name"] if number else None
+
+
+def _registry_entry(facts: tuple[Any, ...]) -> dict[str, Any]:
+    part, parent, active, state = facts
+    return {"name": part["name"], "parent": parent, "training_data": part["data"], "created": part["created"],
+            "metrics": part["metrics"], "active": active, "line": part["line"], "state": state}  # fmt: skip
+
+
 def render_registry(keeper: Keeper) -> dict[str, dict[str, Any]]:
-    """Every version that is in models/ or comes back from the vault by itself, in seed 002's shape."""
-    parts, active = _sealed_parts(keeper), _active(keeper)
-    registry = {}
-    for number, state in _states(keeper).items():
-        if state in ("trashed", "purged"):
-            continue
-        part = parts[number]
-        registry[part["name"]] = {
-            "name": part["name"],
-            "parent": parts[part["parent_id"]]["name"] if part["parent_id"] else None,
-            "training_data": part["data"],
-            "created": part["created"],
-            "metrics": part["metrics"],
-            "active": number in active,
-            "line": part["line"],
-            "state": state,
-        }
-    return registry
+    """The registry in seed 002's shape, keyed by name, ascending by id."""
+    return {name: _registry_entry(facts) for name, facts in _registry_facts(keeper).items()}
 
 
-def render_manifest(keeper: Keeper) -> dict[str, dict[str, Any]]:
-    """Every admitted file, keyed by its SHA-256, in seed 002's shape."""
+def _manifest_facts(keeper: Keeper) -> dict[str, tuple[Any, ...]]:
+    """Every admitted file: (its row, names of the versions that learnt of it, its status)."""
     ledger = keeper.ledger
-    trained: dict[str, list[str]] = {}
-    for row in ledger.rows("SELECT DISTINCT l.sha256, v.name FROM learnt l JOIN versions v ON v.id = l.version_id "
-                           "WHERE l.count > 0 ORDER BY v.id"):  # fmt: skip
-        trained.setdefault(row["sha256"], []).append(row["name"])
+    trained, indexed = keeper.views.trained(ledger), _indexed_files(keeper)
     waiting = {row[0]: row[1] for row in ledger.rows(
         "SELECT f.sha256, j.state FROM job_files f JOIN jobs j ON j.id = f.job_id WHERE j.state IN "
         "('queued', 'held', 'parked', 'preparing', 'training', 'committing', 'failed', 'quarantined') "
         "ORDER BY j.id")}  # fmt: skip
-    indexed = _indexed_files(keeper)
-    return {
-        row["sha256"]: {
-            "filename": row["name"], "hash": row["sha256"], "size_bytes": row["size_bytes"],
-            "num_examples": row["examples"], "tokens_approx": row["tokens_approx"], "first_seen": row["first_seen"],
-            "trained_in": trained.get(row["sha256"], []), "kind": row["kind"], "description": row["description"],
-            "status": _file_status(row["sha256"], trained, waiting, indexed),
-        }
-        for row in ledger.rows("SELECT sha256, name, kind, size_bytes, examples, tokens_approx, description, first_seen "
-                               "FROM files ORDER BY first_seen, sha256")
-    }  # fmt: skip
+    return {sha256: (row, trained.get(sha256, ()), _file_status(sha256, trained, waiting, indexed))
+            for sha256, row in keeper.views.files(ledger).items()}  # fmt: skip
+
+
+def _manifest_entry(facts: tuple[Any, ...]) -> dict[str, Any]:
+    row, names, status = facts
+    return {"filename": row["name"], "hash": row["sha256"], "size_bytes": row["size_bytes"], "num_examples": row["examples"],
+            "tokens_approx": row["tokens_approx"], "first_seen": row["first_seen"], "trained_in": list(names),
+            "kind": row["kind"], "description": row["description"], "status": status}  # fmt: skip
+
+
+def render_manifest(keeper: Keeper) -> dict[str, dict[str, Any]]:
+    """The manifest in seed 002's shape, keyed by SHA-256."""
+    return {sha256: _manifest_entry(facts) for sha256, facts in _manifest_facts(keeper).items()}
 
 
 def _indexed_files(keeper: Keeper) -> set[str]:
@@ -160,31 +142,36 @@ def file_status(keeper: Keeper, sha256: str) -> str:
                         _indexed_files(keeper))  # fmt: skip
 
 
-def render_readme(keeper: Keeper) -> str:
+_README = (
+    "# The models of this Heirloom\n\n"
+    "Every folder here is one immutable version of a language model. None of them is junk, however old: later\n"
+    "versions were trained from earlier ones. Please do not move, rename or delete them by hand;\n"
+    "`heirloom lineage` shows how they hang together and `heirloom delete` removes one safely.\n\n"
+    "| version | from | learnt | state | what stands on it |\n|---|---|---|---|---|\n"
+)
+
+
+def render_readme(keeper: Keeper) -> bytes:
     """`models/README.md`: what each folder is, what came from it, and how not to lose it."""
-    parts, active, states = _sealed_parts(keeper), _active(keeper), _states(keeper)
-    children: dict[int, list[int]] = {}
+    parts, active, states = keeper.views.sealed(keeper.ledger), _active(keeper), _states(keeper)
+    heirs: dict[int, list[str]] = {}
     for row in keeper.ledger.rows("SELECT parent_id, id FROM versions WHERE parent_id IS NOT NULL "
                                   "UNION SELECT input_id, version_id FROM version_inputs ORDER BY 1, 2"):  # fmt: skip
         if states[row[1]] not in ("trashed", "purged"):
-            children.setdefault(row[0], []).append(row[1])
-    lines = [
-        "# The models of this Heirloom",
-        "",
-        "Every folder here is one immutable version of a language model. None of them is junk, however old: later",
-        "versions were trained from earlier ones. Please do not move, rename or delete them by hand;",
-        "`heirloom lineage` shows how they hang together and `heirloom delete` removes one safely.",
-        "",
-        "| version | from | learnt | state | what stands on it |",
-        "|---|---|---|---|---|",
-    ]
-    for number, state in states.items():
-        part = parts[number]
-        shown = f"ACTIVE on {active[number]}" if number in active else state
-        heirs = ", ".join(parts[child]["name"] for child in children.get(number, ())) or "-"
-        parent = parts[part["parent_id"]]["name"] if part["parent_id"] else "-"
-        lines.append(f"| {part['name']} | {parent} | {part['learnt']} | {shown} | {heirs} |")
-    return "\n".join(lines) + "\n"
+            heirs.setdefault(row[0], []).append(parts[row[1]]["name"])
+    facts = {
+        parts[number]["name"]: (
+            _name(parts, parts[number]["parent_id"]) or "-", parts[number]["files"],
+            f"ACTIVE on {active[number]}" if number in active else state, tuple(heirs.get(number, ["-"])))
+        for number, state in states.items()
+    }  # fmt: skip
+    return _README.encode() + b"".join(keeper.views.readme.texts(facts, _readme_lines))
+
+
+def _readme_lines(entries: Mapping[str, tuple[Any, ...]]) -> Iterator[bytes]:
+    for name, (parent, files, shown, heirs) in entries.items():
+        learnt = ", ".join(map(_plain, files)) or "nothing yet (base)"
+        yield f"| {name} | {parent} | {learnt} | {shown} | {', '.join(heirs)} |\n".encode("utf-8", "backslashreplace")
 
 
 def _plain(name: str) -> str:
@@ -197,9 +184,9 @@ def _plain(name: str) -> str:
 def _rendered(keeper: Keeper) -> dict[str, tuple[Path, bytes]]:
     home = keeper.home
     return {
-        "registry": (home.registry, json_bytes(render_registry(keeper))),
-        "manifest": (home.manifest, json_bytes(render_manifest(keeper))),
-        "readme": (home.models / "README.md", render_readme(keeper).encode("utf-8", "backslashreplace")),
+        "registry": (home.registry, keeper.views.registry.json(_registry_facts(keeper), _registry_entry)),
+        "manifest": (home.manifest, keeper.views.manifest.json(_manifest_facts(keeper), _manifest_entry)),
+        "readme": (home.models / "README.md", render_readme(keeper)),
     }
 
 
@@ -217,7 +204,7 @@ def refresh(keeper: Keeper) -> bool:
             changed = True
             with open_shelf(keeper.home.models):
                 if name == "registry":
-                    _write_registry(path, data)
+                    _write_registry(path, data, len(keeper.views.registry))
                 else:
                     write_bytes(path, data)
         point("view.written")
@@ -251,11 +238,10 @@ def _path(keeper: Keeper, name: str) -> Path:
     return {"registry": home.registry, "manifest": home.manifest, "readme": home.models / "README.md"}[name]
 
 
-def _write_registry(path: Path, data: bytes) -> None:
-    """Replace the registry in one durable write, and read it back through TinyDB's own door."""
+def _write_registry(path: Path, data: bytes, count: int) -> None:
+    """Replace the registry in one durable write, and count its entries through TinyDB's own door."""
     write_bytes(path, data)
-    table = open_registry(path)
-    assert len(table) == len(orjson.loads(data)) and all(isinstance(item, Document) for item in table)
+    assert len(open_registry(path)) == count
 
 
 def stale(keeper: Keeper) -> list[str]:
