@@ -190,7 +190,8 @@ def left_over(keeper: Keeper) -> tuple[Keeper, Path]:
     vault = keeper.home.vault(keeper.settings.backup.path)
     vault.rename(vault.with_name("elsewhere"))
     after = keeper_of(keeper.home.root)
-    assert any("left for later: there is no vault" in line for line in recover(after))
+    told = recover(after)
+    assert any("left for later: the vault" in line for line in told), told
     assert restore(after, OLD, source=str(vault.with_name("elsewhere")))["path"] == str(after.home.models / OLD)
     vault.with_name("elsewhere").rename(vault)
     return keeper_of(keeper.home.root), keeper.home.trash / f".archiving-{OLD}"
