@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
+from guard.checks.columns import Reading
 from guard.checks.jsonl import Fault, Row, read_rows
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.rows import Fields, text_chunks, text_examples, validate
@@ -78,20 +79,21 @@ class Tally:
             self.unusable_rows.append(RowFault(row.line_number, *faults[0]))
 
 
-def detect_kind(stream: BinaryIO, max_line_bytes: int) -> tuple[Detected | None, list[str]]:
+def detect_kind(stream: BinaryIO, max_line_bytes: int, reading: Reading | None = None) -> tuple[Detected | None, list[str]]:
     """The kind of the first row that says one, within the first rows, and the columns of the first object."""
     columns: list[str] = []
     for row, _ in zip(read_rows(stream, max_line_bytes), range(ROWS_TO_DETECT), strict=False):
         if row.value is None:
             continue
         columns = columns or list(row.value)
-        detected = detect_columns(row.value)
+        detected = detect_columns(reading.apply(row.value) if reading else row.value)
         if detected:
             return detected, columns
     return None, columns
 
 
-def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: Callable[[bytes], Any]) -> Tally:
+def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: Callable[[bytes], Any],
+               reading: Reading | None = None) -> Tally:  # fmt: skip
     """Judge every row; `write` gets the fingerprint of each usable example in order.
 
     Without a kind (no row said one) rows are only read: what is an object then counts as unusable.
@@ -104,9 +106,11 @@ def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: C
         if row.value is None:
             tally.refuse_bad(row, row.fault or Fault("", "not valid JSON"))
             continue
-        fields = validate(kind, row.value) if kind else [Fault("", "the columns say no known kind")]
+        if reading:
+            row = row._replace(value=reading.apply(row.value))
+        fields = validate(kind, row.value or {}) if kind else [Fault("", "the columns say no known kind")]
         if isinstance(fields, list):
-            tally.refuse_unusable(row, fields)
+            tally.refuse_unusable(row, reading.told(fields) if reading else fields)
             continue
         fingerprint = example_fingerprint(fields)
         write(fingerprint)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Decision:
     priority: int = 0
     new_examples: int = 0
     known_examples: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+    max_steps: int = 0
 
 
 def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path) -> Decision:
@@ -52,7 +54,8 @@ def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any]
         return _decide_document(keeper, record, known is not None)
     line = str(options.get("line") or DEFAULT_LINE)
     common: dict[str, Any] = {"line": line, "slug": str(options.get("slug") or slugify(Path(str(record["name"])).stem)),
-              "recipe": str(options.get("recipe") or ""), "priority": int(options.get("priority") or 0)}  # fmt: skip
+              "recipe": str(options.get("recipe") or ""), "priority": int(options.get("priority") or 0),
+              "overrides": dict(options.get("overrides") or {}), "max_steps": int(options.get("max_steps") or 0)}  # fmt: skip
     job = queued_with_file(keeper.ledger, record["sha256"])
     if known and not original_is_sound(keeper.home, known.sha256, known):
         return Decision("admit", "none" if job else "train", "replaces the stored copy, which was damaged", **common)
@@ -150,6 +153,7 @@ def _queue(keeper: Keeper, record: Mapping[str, Any], decision: Decision) -> int
         return queue_index(keeper)
     if decision.queue == "train":
         request = {"recipe": decision.recipe, "origin": "drop"}
+        request |= {key: value for key in ("overrides", "max_steps") if (value := getattr(decision, key))}
         return add_job(keeper.ledger, kind="train", stage=record["kind"], line=decision.line, slug=decision.slug,
                        files=[record["sha256"]], request=request, priority=decision.priority)  # fmt: skip
     return None
