@@ -44,7 +44,7 @@ class Intake:
     def __init__(self, keeper: Keeper, pool: ReaderPool) -> None:
         self.keeper, self.pool = keeper, pool
         self.settler = Settler(keeper.settings.inbox.settle_seconds)
-        self.sides = Sides(keeper, pool, self.settler)
+        self.sides = Sides(keeper, lambda *request: self.pool.submit(*request), self.settler)
         self.last = Sweep()
         self.inbox_problem = ""
         self.views_dirty = False

@@ -11,25 +11,26 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from daemon.readers import ReaderPool
 from daemon.scan import Sweep, forced_kind, has_writer
 from daemon.settle import Settler, Sighting
 from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS, container_of, kind_reason
-from guard.errors import HeirloomError
+from guard.errors import HeirloomError, UsageError
 from guard.names import safe_name
 from guard.store.files import get_file
 from guard.store.intake import set_drop
 from guard.store.keeper import Keeper
 from guard.store.versions import line_tip, tips
 
-__all__ = ["Side", "Sides", "beside", "read_otherwise", "settled_options", "wish_problem"]
+__all__ = ["Side", "Sides", "beside", "only_beside", "read_otherwise", "settled_options", "wish_problem"]
+
+Submit = Callable[[Mapping[str, Any], int, Callable[[dict[str, Any]], None]], None]
 
 _FOR_TRAINING = ("recipe", "line", "training", "max_steps", "columns", "roles")
 
@@ -49,8 +50,8 @@ class Side:
 class Sides:
     """What is known of side files between ticks; all of it can be had again."""
 
-    def __init__(self, keeper: Keeper, pool: ReaderPool, settler: Settler) -> None:
-        self.keeper, self.pool, self.settler = keeper, pool, settler
+    def __init__(self, keeper: Keeper, submit: Submit, settler: Settler) -> None:
+        self.keeper, self.submit, self.settler = keeper, submit, settler
         self.reading: set[Path] = set()
         self._read: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
 
@@ -114,7 +115,7 @@ class Sides:
                 return  # the machine's fault: it is read again at the next look
             self._read[side.path] = (side.signature, {"problem": problem, "settings": answer.get("settings") or {}})
 
-        self.pool.submit({"id": 0, "task": "meta", "path": str(side.path), "name": safe_name(side.path.name)}, 0, done)
+        self.submit({"id": 0, "task": "meta", "path": str(side.path), "name": safe_name(side.path.name)}, 0, done)
 
     def _wish(self, data: Path, settings: Mapping[str, Any]) -> str:
         folder = forced_kind(self.keeper.home, data)
@@ -129,6 +130,14 @@ def beside(data: Path, known: list[Path]) -> list[Path]:
     fresh = [data.with_name(data.name + suffix) for suffix in SIDE_SUFFIXES if len(os.fsencode(data.name)) + len(suffix) < 256]
     return [path for path in known if os.path.lexists(path)] + [
         path for path in fresh if path not in known and os.path.lexists(path)]  # fmt: skip
+
+
+def only_beside(data: Path) -> Side | None:
+    """The side file of a file that a person names. Raises UsageError when there are two."""
+    found = beside(data, [])
+    if len(found) > 1:
+        raise UsageError(f"{data.name} has two side files", subject=str(data), hint=f"take {found[1].name} away")
+    return Side(found[0], {}) if found else None
 
 
 def wish_problem(keeper: Keeper, settings: Mapping[str, Any], kind: str, container: str) -> str:
@@ -168,7 +177,7 @@ def _recipe_problem(keeper: Keeper, settings: Mapping[str, Any], kind: str) -> s
     return problems[0]
 
 
-def read_otherwise(keeper: Keeper, row: sqlite3.Row, answer: Mapping[str, Any]) -> dict[str, Any] | str:
+def read_otherwise(keeper: Keeper, row: sqlite3.Row | Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any] | str:
     """Stored bytes are read as they were when they were admitted: other columns would be other examples.
 
     Returns how to read them instead, when nobody asked for anything else; the reason to refuse, when somebody did;
