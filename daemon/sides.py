@@ -75,7 +75,11 @@ class Sides:
 
     def ready(self, item: Sighting, sides: list[Sighting], now: float) -> Side | str | None:
         """The side file to take with a settled drop, None when there is none, or why the drop has to wait."""
-        if [side.path for side in sides] != beside(item.path, [side.path for side in sides]):
+        now_here = beside(item.path, [side.path for side in sides])
+        folder = next((path for path in now_here if path.is_dir() and not path.is_symlink()), None)
+        if folder is not None:
+            return f"its side file {folder.name} is a folder: take it away"
+        if [side.path for side in sides] != now_here:
             return "its side file changed a moment ago"
         if not sides:
             return None

@@ -104,13 +104,15 @@ def _file(row: sqlite3.Row) -> dict[str, Any]:
         "examples": row["examples"], "tokens": row["tokens_approx"], "description": row["description"],
         "first_seen": row["first_seen"], "bad_rows": record.get("bad_rows") or [],
         "bad_rows_count": record.get("bad_rows_count") or len(record.get("bad_rows") or []),
+        "reading": record.get("reading") or {}, "settings": record.get("settings") or {},
         "unusable_rows": record.get("unusable_rows") or [], "unusable_rows_count": record.get("unusable_rows_count") or 0,
     }  # fmt: skip
 
 
 def _drop(row: sqlite3.Row) -> dict[str, Any]:
-    verdict = orjson.loads(row["verdict"])
+    verdict, side = orjson.loads(row["verdict"]), orjson.loads(row["options"]).get("side")
     return {
+        "side": {"name": side.get("name"), "settings": side.get("settings") or {}} if side else None,
         "id": row["id"], "name": row["name"], "state": row["state"], "reason": row["reason"], "origin": row["origin"],
         "sha256": row["sha256"], "seen": row["seen"], "updated": row["updated"], "attempts": row["attempts"],
         "returned_to": row["returned_to"], "bad_rows": verdict.get("bad_rows") or [], "why": verdict.get("why") or "",

@@ -52,6 +52,8 @@ def _line(value: object) -> str:
 
 def _recipe(value: object) -> str:
     sound = isinstance(value, str) and _RECIPE.fullmatch(value)
+    if sound and str(value).endswith((".yaml", ".yml", ".json")):
+        return "names a recipe in configs/ without .yaml"
     return "" if sound else "must be the name of a recipe in configs/, such as sft/small"
 
 
