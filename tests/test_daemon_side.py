@@ -214,8 +214,9 @@ def test_what_cannot_be_had_keeps_both_where_they_are_with_the_reason_until_it_i
     assert states(toy) == {"a.jsonl": "admitted"}
 
 
-@pytest.mark.parametrize("what", ["link", "pipe", "folder", "huge", "utf16", "empty", "unreadable", "two", "contradicts"])
-def test_a_side_file_that_is_none_keeps_its_data_waiting_and_others_go_on(toy: Toy, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "what", ["link", "pipe", "folder", "huge", "utf16", "empty", "unreadable", "two", "contradicts"])  # fmt: skip
+def test_a_side_file_that_is_none_keeps_its_data_waiting_and_others_go_on(toy: Toy, what: str) -> None:
     place = toy.home.inbox / ("pretrain" if what == "contradicts" else ".")
     place.mkdir(exist_ok=True)
     side = place / "a.jsonl.meta.yaml"
@@ -240,7 +241,9 @@ def test_a_side_file_that_is_none_keeps_its_data_waiting_and_others_go_on(toy: T
     assert "side file" in waiting(toy)["a.jsonl"], waiting(toy)
 
 
-def test_a_side_file_spoilt_between_the_look_and_the_claim_comes_back_with_its_drop(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_side_file_spoilt_between_the_look_and_the_claim_comes_back_with_its_drop(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy.drop("a.jsonl.meta.yaml", "description: x\n")
     toy.drop("a.jsonl", chat_of(9))
     claiming = claim
@@ -305,7 +308,8 @@ def test_refused_data_comes_back_with_its_side_file_and_both_work_again_when_men
         toy.drop("a.jsonl", f'{{"messages": {number}}}\n')
         toy.settle()
     assert sorted(path.name for path in toy.home.rejected.glob("a*")) == [
-        "a (2).jsonl", "a (2).jsonl.meta.yaml", "a (2).jsonl.why.txt", "a.jsonl", "a.jsonl.meta.yaml", "a.jsonl.why.txt"]  # fmt: skip
+        "a (2).jsonl", "a (2).jsonl.meta.yaml", "a (2).jsonl.why.txt", "a.jsonl", "a.jsonl.meta.yaml",
+        "a.jsonl.why.txt"]  # fmt: skip
     (toy.home.rejected / "a.jsonl.meta.yaml").rename(toy.home.inbox / "a.jsonl.meta.yaml")
     toy.drop("a.jsonl", chat_of(9))
     toy.settle()
@@ -349,7 +353,8 @@ def test_the_same_bytes_under_other_columns_are_refused_and_under_none_read_as_t
 
 
 def test_the_same_bytes_forced_to_another_kind_are_refused(toy: Toy) -> None:
-    both = "".join(json.dumps({"text": f"row {row}", **json.loads(line)}) + "\n" for row, line in enumerate(chat_of(9).splitlines()))
+    rows = [{"text": f"row {row}", **json.loads(line)} for row, line in enumerate(chat_of(9).splitlines())]
+    both = "".join(json.dumps(row) + "\n" for row in rows)
     toy.drop("a.jsonl", both)
     toy.settle()
     toy.drop("pretrain/a.jsonl", both)

@@ -200,8 +200,8 @@ def test_columns_beside_what_has_no_rows_and_against_the_folder_are_refused(tmp_
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.recursive(st.none() | st.text(max_size=5) | st.integers(), lambda part: st.lists(part, max_size=3)
-                    | st.dictionaries(st.sampled_from(["a", "b", "from", "value", "a.b", "0"]), part, max_size=3), max_leaves=8))  # fmt: skip
+@given(st.recursive(st.none() | st.text(max_size=5) | st.integers(), lambda part: st.lists(part, max_size=3) | st.dictionaries(
+    st.sampled_from(["a", "b", "from", "value", "a.b", "0"]), part, max_size=3), max_leaves=8))  # fmt: skip
 def test_no_row_makes_a_reading_raise(value: Any) -> None:
     row = value if isinstance(value, dict) else {"a": value}
     for columns in ({"a.b.0": "text"}, {"a": "messages", "a.from": "messages.role"}, {"a": "user", "b.0": "assistant"}):

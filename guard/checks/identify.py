@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from guard import durable
 from guard.checks import kinds
 from guard.checks.columns import Reading
-from guard.checks.jsonl import MAX_LINE_BYTES
+from guard.checks.jsonl import FOREIGN, MAX_LINE_BYTES
 from guard.checks.rows import RULES_VERSION, open_regular
 from guard.checks.scan import RowFault, Tally, detect_kind, scan_document, scan_jsonl, scan_text
 from guard.checks.why import why_text
@@ -287,6 +287,8 @@ def _judge(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> 
 def _reject_reason(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> tuple[str, str]:
     if not tally.rows:
         return "no usable example: the file is only white space", ""
+    if tally.bad_rows and tally.bad_rows[0].reason.startswith(FOREIGN):  # A70: the encoding, or the format, by its name
+        return tally.bad_rows[0].reason, "save it as UTF-8 text, one JSON object per line"
     for count, limit, what in ((tally.bad, limits.max_bad_rows, "cannot be read"),
                                (0 if not base.kind else tally.unusable, limits.max_unusable_rows,
                                 "cannot be trained on")):  # fmt: skip
