@@ -21,6 +21,7 @@ from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, sweep
 from daemon.settle import Settler, Sighting
 from daemon.sides import Side, Sides, read_otherwise, settled_options
 from guard.checks.kinds import ignore_reason
+from guard.checks.why import printable
 from guard.errors import HeirloomError, is_environment
 from guard.names import safe_name
 from guard.store.admission import Decision, decide, finish_admission
@@ -244,21 +245,22 @@ class Intake:
             # A writer that had it open when it was taken still writes: read it again when it holds still.
             self._retry_at[drop] = self.keeper.clock.monotonic() + RETRY_SECONDS
             return
+        shown = printable(str(row["name"]))
         otherwise = read_otherwise(self.keeper, row, answer)
         if isinstance(otherwise, dict):
             self._identify(drop, **otherwise)
             return
         if otherwise:
-            self._refuse(drop, row["name"], otherwise, answer)
+            self._refuse(drop, shown, otherwise, answer)
             return
         if answer["verdict"] == "ignore":
             # Its name promised data and its content is none: it was taken already, so it goes back with a word.
-            why = f"{row['name']} came back: {answer['reason']}.\n\nNothing of it was trained on, and nothing was lost.\n"
+            why = f"{shown} came back.\n\nWhy: {answer['reason']}\n\nNothing of it was trained on, and nothing was lost.\n"
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] == "wait":
             # Our own copy changes no more: whoever waits for it would wait for ever.
-            why = f"{row['name']} was rejected.\n\nWhy: {answer['reason']}\n\nWhat to do: mend the file and bring it again.\n"
+            why = f"{shown} was rejected.\n\nWhy: {answer['reason']}\n\nWhat to do: mend the file and bring it again.\n"
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] != "ok":
@@ -266,12 +268,12 @@ class Intake:
             return
         options, problem = settled_options(self.keeper, row, answer)
         if problem:
-            self._refuse(drop, row["name"], problem, answer)
+            self._refuse(drop, shown, problem, answer)
             return
         record = {**answer, "name": row["name"], "dropped_as": options.get("dropped_as", row["name"])}
         decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity")
         if decision.verdict == "duplicate":
-            why = f"{row['name']} is a duplicate: {decision.reason}.\n\nNothing was trained from it and nothing was lost.\n"
+            why = f"{shown} is a duplicate: {decision.reason}.\n\nNothing was trained from it and nothing was lost.\n"
             self._return(drop, "duplicate", decision.reason, why, {**record, "decision": asdict(decision)})
             return
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))

@@ -15,13 +15,17 @@ from typing import Any
 
 import orjson
 
-from guard.checks.kinds import ignore_reason
+from guard.bitmap import unpack_bitmap
+from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS, ignore_reason
 from guard.durable import sha256_file
-from guard.errors import NotFound
+from guard.errors import HeirloomError, NotFound
+from guard.heldout import held_out_mask
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.keeper import Keeper
+from guard.store.learnt import read_sidecar
 from guard.store.lineage import regrown_lines
+from guard.store.versions import learnt_by, tips
 
 __all__ = ["tell_story"]
 
@@ -51,8 +55,9 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
         "name": name,
         "status": status,
         "reason": reason,
-        "files": [_file(row) for row in files],
-        "drops": [_drop(row) for row in drops],
+        "files": [_file(row) | {"left": _left(keeper, row)} for row in files],
+        "drops": _linked([_drop(row) for row in drops]),
+        "waits": _waits(keeper.home, name),
         "jobs": jobs,
         "versions": versions,
         "left_out": _left_out(keeper, {row["sha256"] for row in files}),
@@ -91,10 +96,55 @@ def _drops(keeper: Keeper, text: str, hashes: set[str]) -> list[sqlite3.Row]:
     name = safe_name(Path(text).name)
     places = [str(place / Path(text).name) for place in (keeper.home.rejected, keeper.home.duplicates)]
     marks = ", ".join("?" * len(hashes))
+    # Asked by hash, the refusals that went before under the same name belong to the story too (A66).
     return keeper.ledger.rows(
-        f"SELECT * FROM drops WHERE name = ? OR returned_to IN (?, ?) OR sha256 IN ({marks}) ORDER BY id",
+        "WITH asked AS (SELECT * FROM drops WHERE name = ? OR returned_to IN (?, ?) "
+        f"OR sha256 IN ({marks})) SELECT * FROM drops WHERE id IN (SELECT id FROM asked) "
+        "OR (state = 'rejected' AND name IN (SELECT name FROM asked)) ORDER BY id",
         [name, *places, *sorted(hashes)],
     )
+
+
+def _linked(drops: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each arrival with the refusals of its name that it mends: those since the last arrival that was taken."""
+    open_refusals: dict[str, list[int]] = {}
+    for drop in drops:
+        drop["mends"] = []
+        if drop["state"] == "rejected":
+            open_refusals.setdefault(drop["name"], []).append(drop["id"])
+        elif drop["state"] in ("admitted", "registered"):
+            drop["mends"] = open_refusals.pop(drop["name"], [])
+    return drops
+
+
+def _left(keeper: Keeper, row: sqlite3.Row) -> dict[str, int] | None:
+    """By line, how many distinct examples of a file its tip and ancestors have not learnt from it; held out ones aside.
+
+    None for documents, and where its sidecar cannot be read (`heirloom verify` tells of that).
+    """
+    if row["kind"] not in TRAINABLE_KINDS:
+        return None
+    try:
+        fingerprints = read_sidecar(keeper.home.files / row["sha256"])
+    except (HeirloomError, OSError):
+        return None
+    fraction = float(keeper.ledger.meta("validation_fraction") or keeper.settings.validation.fraction)
+    held = held_out_mask(b"".join(fingerprints), keeper.salt, fraction)
+    trainable = {item for item, out in zip(fingerprints, held, strict=True) if not out}
+    found = {}
+    for line, tip in tips(keeper.ledger).items():
+        learnt = [fingerprints[ordinal] for item in learnt_by(keeper.ledger, tip.id, row["kind"])
+                  if item["sha256"] == row["sha256"] for ordinal in unpack_bitmap(item["bitmap"])]  # fmt: skip
+        found[line] = len(trainable.difference(learnt))
+    return found
+
+
+def _waits(home: Home, name: str) -> list[dict[str, str]]:
+    """What of that name, or for it, lies in the inbox now."""
+    wanted = {name, *(name + suffix for suffix in SIDE_SUFFIXES)}
+    return [{"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "reason": _waiting_reason(home, path)}
+            for place, _names, files in os.walk(home.inbox) for path in (Path(place) / item for item in files if item in wanted)
+            if not path.is_relative_to(home.rejected) and not path.is_relative_to(home.duplicates)]  # fmt: skip
 
 
 def _file(row: sqlite3.Row) -> dict[str, Any]:
@@ -182,7 +232,7 @@ def _not_taken_yet(home: Home, text: str) -> dict[str, Any]:
         if name in files:
             reason = _waiting_reason(home, Path(place) / name)
             return {"query": text, "name": name, "status": "waiting", "reason": reason, "files": [], "drops": [],
-                    "jobs": [], "versions": [], "left_out": [], "events": []}  # fmt: skip
+                    "jobs": [], "versions": [], "left_out": [], "events": [], "waits": _waits(home, name)}  # fmt: skip
     raise NotFound(f"no file {text!r} was ever seen here", subject=text,
                    hint="heirloom register FILE makes it known; or copy it into inbox/")  # fmt: skip
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table reads better in long rows
 """Files that mean no good, or were made by accident: a table of names, bytes, and what must become of each.
 
 Made by code, so that nothing hostile lies in the repository. `verdict` is `admitted`, `rejected`, `ignored` (stays in the
@@ -89,7 +90,7 @@ _ENCODINGS = [
     Hostile(f"{name}.jsonl".encode(), lambda encoding=encoding: _good().decode().encode(encoding), verdict, words)  # type: ignore[misc]
     for name, encoding, verdict, words in _ENCODED
 ] + [
-    Hostile(b"utf7.jsonl", _of("+AHsAIg-".encode()), "rejected", "cannot be read"),
+    Hostile(b"utf7.jsonl", _of(b"+AHsAIg-"), "rejected", "cannot be read"),
     Hostile(b"latin1.jsonl", _of('{"text": "caf\u00e9"}\n'.encode("latin-1")), "rejected", "invalid UTF-8 (byte 0xe9) at column"),
     Hostile(b"shift_jis.jsonl", _of('{"text": "\u65e5\u672c"}\n'.encode("shift_jis")), "rejected", "cannot be read"),
     Hostile(b"mixed.jsonl", _of(_text("fine") * 5 + '{"text": "caf\u00e9"}\n'.encode("latin-1")), "rejected", "line 6"),

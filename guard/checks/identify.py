@@ -28,7 +28,7 @@ from guard.checks.columns import Reading
 from guard.checks.jsonl import FOREIGN, MAX_LINE_BYTES
 from guard.checks.rows import RULES_VERSION, open_regular
 from guard.checks.scan import RowFault, Tally, detect_kind, scan_document, scan_jsonl, scan_text
-from guard.checks.why import why_text
+from guard.checks.why import printable, why_text
 from guard.errors import DataFault, UsageError
 from guard.fingerprint import CANONICAL_VERSION
 from guard.segment import SEGMENTER_VERSION
@@ -38,6 +38,7 @@ __all__ = ["EXAMPLES_FILE", "RECORD_FILE", "Identity", "Limits", "identify", "wh
 EXAMPLES_FILE = "examples.fp"
 RECORD_FILE = "record.json"
 BYTES_PER_TOKEN = 4  # GPT-2 on English prose; the exact count is made when the file is prepared
+_COUNTED_BAD_ROWS = 100_000  # up to here all are counted, for whoever wants to know
 _READ_BYTES = 1 << 20
 _FILE_TYPES = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO",
                stat.S_IFSOCK: "a socket"}  # fmt: skip
@@ -259,8 +260,13 @@ def _jsonl(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Li
         return _ignore(base, kinds.form_reason(detected))
     if detected and not forced_kind and kinds.kind_reason(kind, base.container):
         return _ignore(base, kinds.kind_reason(kind, base.container))
-    tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write, reading)
+    tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write, reading, _hopeless(base.size_bytes, limits))
     return _judge(_counted(base, tally), tally, columns, limits)
+
+
+def _hopeless(size_bytes: int, limits: Limits) -> int:
+    """So many bad rows are too many however many good ones follow: a row takes two bytes at least, with its line end."""
+    return max(_COUNTED_BAD_ROWS, int(limits.max_bad_rows * size_bytes / 2) + 1)
 
 
 def _counted(base: Identity, tally: Tally) -> Identity:
@@ -295,7 +301,7 @@ def _reject_reason(base: Identity, tally: Tally, columns: list[str], limits: Lim
         if count > limit * tally.rows + 1e-9:
             return f"{count} of {tally.rows} rows {what}; at most {limit:.2%} may be", _shape_hint(tally)
     if not base.kind:
-        named = ", ".join(columns[:8]) or "none"
+        named = ", ".join(printable(column[:40]) for column in columns[:8]) or "none"
         return f"no kind of data has these columns: {named}", f"supported: {kinds.SUPPORTED}"
     return ("no usable example", _shape_hint(tally)) if not tally.examples else ("", "")
 

@@ -93,10 +93,11 @@ def detect_kind(stream: BinaryIO, max_line_bytes: int, reading: Reading | None =
 
 
 def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: Callable[[bytes], Any],
-               reading: Reading | None = None) -> Tally:  # fmt: skip
+               reading: Reading | None = None, hopeless: int | None = None) -> Tally:  # fmt: skip
     """Judge every row; `write` gets the fingerprint of each usable example in order.
 
     Without a kind (no row said one) rows are only read: what is an object then counts as unusable.
+    With more bad rows than `hopeless` reading stops there: nothing that may follow could save the file.
     """
     tally = Tally()
     for row in read_rows(stream, max_line_bytes):
@@ -105,6 +106,8 @@ def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: C
             tally.first_raw = row.raw[:200]
         if row.value is None:
             tally.refuse_bad(row, row.fault or Fault("", "not valid JSON"))
+            if hopeless is not None and tally.bad > hopeless:
+                break
             continue
         if reading:
             row = row._replace(value=reading.apply(row.value))
