@@ -30,7 +30,8 @@ BACKUP_SLICE_SECONDS = 0.05
 RETRY_BACKUP_SECONDS = 60.0
 SCRUB_PAUSE_SECONDS = 0.05
 # Waiting for these reasons is still work; an empty or unreadable file may wait for ever.
-_PASSING_REASONS = ("it changed a moment ago", "its last line is cut off", "it ends in zeroes")
+_PASSING_REASONS = ("it changed a moment ago", "its side file changed a moment ago", "its last line is cut off",
+                    "it ends in zeroes")  # fmt: skip
 
 
 class Engine:

@@ -19,7 +19,9 @@ import orjson
 from daemon.readers import ReaderPool
 from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, sweep
 from daemon.settle import Settler, Sighting
+from daemon.sides import Side, Sides, read_otherwise, settled_options
 from guard.checks.kinds import ignore_reason
+from guard.checks.why import printable
 from guard.errors import HeirloomError, is_environment
 from guard.names import safe_name
 from guard.store.admission import Decision, decide, finish_admission
@@ -27,6 +29,7 @@ from guard.store.estimate import stored_estimate
 from guard.store.files import open_drops
 from guard.store.intake import claim, claimed_content, drop_folder, give_back, resume_claim, set_drop
 from guard.store.keeper import Keeper
+from guard.store.side_files import SIDE
 from guard.store.versions import DEFAULT_LINE
 
 __all__ = ["Intake"]
@@ -44,6 +47,7 @@ class Intake:
     def __init__(self, keeper: Keeper, pool: ReaderPool) -> None:
         self.keeper, self.pool = keeper, pool
         self.settler = Settler(keeper.settings.inbox.settle_seconds)
+        self.sides = Sides(keeper, lambda *request: self.pool.submit(*request), self.settler)
         self.last = Sweep()
         self.inbox_problem = ""
         self.views_dirty = False
@@ -62,7 +66,7 @@ class Intake:
 
     @property
     def busy(self) -> bool:
-        return bool(self.in_flight or self._peeking)
+        return bool(self.in_flight or self._peeking or self.sides.reading)
 
     @property
     def held(self) -> bool:
@@ -94,15 +98,16 @@ class Intake:
             del self._peeked[gone]
         # A claim that the machine interrupted is finished by `take_up`, never begun a second time.
         taken = {Path(os.fsdecode(row["source"])) for row in open_drops(self.keeper.ledger, "claiming")} | self._peeking
-        ready = [item for item in self.settler.look(files, now) if item.path not in taken]
+        regular = [side for sides in self.last.sides.values() for side in sides if side.signature[1]]
+        ready = [item for item in self.settler.look([*files, *regular], now) if item.path not in taken]
+        self.sides.look(self.last, regular)
+        mine = {item.path for item in regular}
+        ready = [item for item in ready if item.path not in mine]
         for item in ready[:CLAIMS_PER_TICK]:
             self._consider(item, now)
 
     def _consider(self, item: Sighting, now: float) -> None:
         try:
-            if os.path.lexists(f"{item.path}.meta.yaml"):
-                self.settler.postpone(item.path, "its side file cannot be read by this version: take .meta.yaml away")
-                return
             if has_writer(item.path):
                 self.settler.postpone(item.path, "somebody still writes to it")
                 return
@@ -114,7 +119,11 @@ class Intake:
             if problem and self.settler.still_for(item.path, now) < grace:
                 self.settler.postpone(item.path, problem)
                 return
-            self._claim(item)
+            side = self.sides.ready(item, self.last.sides.get(item.path, []), now)
+            if isinstance(side, str):
+                self.settler.postpone(item.path, side)
+                return
+            self._claim(item, side)
         except FileNotFoundError:
             self.settler.forget(item.path)
         except (OSError, HeirloomError) as error:
@@ -134,9 +143,9 @@ class Intake:
         body = {"id": 0, "task": "tail", "path": str(item.path), "name": safe_name(item.path.name)}
         self.pool.submit(body, 0, done)
 
-    def _claim(self, item: Sighting) -> None:
+    def _claim(self, item: Sighting, side: Side | None) -> None:
         options: dict[str, Any] = {"dropped_as": safe_name(dropped_as(self.keeper.home, item.path)),
-                                   "signature": _mark(item)}  # fmt: skip
+                                   "signature": _mark(item), **({"side": side.as_dict()} if side else {})}  # fmt: skip
         drop = claim(self.keeper, item.path, forced_kind=forced_kind(self.keeper.home, item.path), options=options)
         self.settler.forget(item.path)
         self._peeked.pop(item.path, None)
@@ -177,7 +186,7 @@ class Intake:
             give_back(self.keeper, row["id"], record["verdict"], row["reason"], record["why"], record)
         self.views_dirty = True
 
-    def _identify(self, drop: int) -> None:
+    def _identify(self, drop: int, **otherwise: object) -> None:
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
         assert row is not None
         content = claimed_content(self.keeper, drop)
@@ -187,12 +196,13 @@ class Intake:
             return
         out = drop_folder(self.keeper, drop) / "identity"
         out.mkdir(exist_ok=True)
-        intake = self.keeper.settings.intake
+        intake, side = self.keeper.settings.intake, drop_folder(self.keeper, drop) / SIDE
         body = {
             "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
             "out_folder": str(out), "home": str(self.keeper.home.root),
             "line": str(orjson.loads(row["options"]).get("line") or DEFAULT_LINE),
             "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
+            "side": str(side) if side.exists() else None, **otherwise,
         }  # fmt: skip
         self.in_flight.add(drop)
         self.pool.submit(body, content.stat().st_size, lambda answer: self._identified(drop, answer))
@@ -238,29 +248,46 @@ class Intake:
             # A writer that had it open when it was taken still writes: read it again when it holds still.
             self._retry_at[drop] = self.keeper.clock.monotonic() + RETRY_SECONDS
             return
+        shown = printable(str(row["name"]))
+        otherwise = read_otherwise(self.keeper, row, answer)
+        if isinstance(otherwise, dict):
+            self._identify(drop, **otherwise)
+            return
+        if otherwise:
+            self._refuse(drop, shown, otherwise, answer)
+            return
         if answer["verdict"] == "ignore":
             # Its name promised data and its content is none: it was taken already, so it goes back with a word.
-            why = f"{row['name']} came back: {answer['reason']}.\n\nNothing of it was trained on, and nothing was lost.\n"
+            why = f"{shown} came back.\n\nWhy: {answer['reason']}\n\nNothing of it was trained on, and nothing was lost.\n"
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] == "wait":
             # Our own copy changes no more: whoever waits for it would wait for ever.
-            why = f"{row['name']} was rejected.\n\nWhy: {answer['reason']}\n\nWhat to do: mend the file and bring it again.\n"
+            why = f"{shown} was rejected.\n\nWhy: {answer['reason']}\n\nWhat to do: mend the file and bring it again.\n"
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] != "ok":
             self._return(drop, "rejected", str(answer["reason"]), str(answer["why"]), answer)
             return
-        options = orjson.loads(row["options"])
+        options, problem = settled_options(self.keeper, row, answer)
+        if problem:
+            self._refuse(drop, shown, problem, answer)
+            return
         novelty = stored_estimate(self.keeper, str(options.get("line") or DEFAULT_LINE), answer.pop("novelty", None))
         record = {**answer, "name": row["name"], "dropped_as": options.get("dropped_as", row["name"])}
         decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity", novelty)
         if decision.verdict == "duplicate":
-            why = f"{row['name']} is a duplicate: {decision.reason}.\n\nNothing was trained from it and nothing was lost.\n"
+            why = f"{shown} is a duplicate: {decision.reason}.\n\nNothing was trained from it and nothing was lost.\n"
             self._return(drop, "duplicate", decision.reason, why, {**record, "decision": asdict(decision)})
             return
+        row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
+        assert row is not None
         finish_admission(self.keeper, row, record, decision)
         self.views_dirty = True
+
+    def _refuse(self, drop: int, name: str, problem: str, record: Mapping[str, Any]) -> None:
+        why = f"{name} was rejected.\n\nWhy: {problem}\n\nNothing of it was trained on.\n"
+        self._return(drop, "rejected", problem, why, record)
 
     def _return(self, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> None:
         """Give a file back with its reason; an earlier rejection of the same name is not forgotten by `why`."""

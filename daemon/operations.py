@@ -18,6 +18,7 @@ from daemon.costs import estimate
 from daemon.engine import Engine
 from daemon.facts import fact_steps
 from daemon.regrow import regrow
+from daemon.sides import only_beside
 from daemon.targets import Target, fork_recipe, recipe_for, resolve_base
 from daemon.training import train
 from guard.checks.preflight import preflight
@@ -167,7 +168,8 @@ def _register(engine: Engine, arguments: Arguments) -> dict[str, Any]:
         path = Path(text)
         if not path.is_absolute() or not path.is_file() or path.is_symlink():
             raise NotFound(f"{text} is not a regular file", subject=str(text), hint="heirloom register FILE")
-        named = {**options, "dropped_as": safe_name(path.name)}
+        side = only_beside(path)
+        named = {**options, "dropped_as": safe_name(path.name), **({"side": side.as_dict()} if side else {})}
         drops.append(claim(engine.keeper, path, origin="register", move=False, forced_kind=arguments.get("kind"),
                            options=named))  # fmt: skip
     return {"drops": drops}

@@ -18,6 +18,7 @@ from typing import Any
 from daemon.client import drop_result
 from daemon.reactor import Reactor
 from daemon.readers import ReaderPool
+from daemon.sides import only_beside, read_otherwise, wish_problem
 from guard.errors import EnvironmentFault
 from guard.home import Home
 from guard.names import safe_name
@@ -34,21 +35,31 @@ def rehearse_registration(
     """What `client.call_register` would return for these files. Raises EnvironmentFault when one cannot be read now."""
     with open_reader(home) as keeper, tempfile.TemporaryDirectory(prefix="heirloom-") as scratch:
         folders = [Path(scratch) / str(number) for number in range(len(paths))]
-        answers = _read_all(keeper, paths, kind, folders)
+        answers = _read_all(keeper, paths, folders, [{"forced_kind": kind} for _path in paths])
+        for number, answer in enumerate(answers):
+            otherwise = read_otherwise(keeper, {"forced_kind": kind}, answer)
+            if isinstance(otherwise, dict):
+                answers[number] = _read_all(keeper, paths[number : number + 1], folders[number : number + 1], [otherwise])[0]
+            elif otherwise:
+                answers[number] = {**answer, "verdict": "reject", "reason": otherwise, "why": ""}
         return [judge_registration(keeper, Path(path), answer, folder, queue=queue)
                 for path, answer, folder in zip(paths, answers, folders, strict=True)]  # fmt: skip
 
 
-def _read_all(keeper: Keeper, paths: Sequence[str], kind: str | None, folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every file's identity, by limited readers."""
+def _read_all(
+    keeper: Keeper, paths: Sequence[str], folders: Sequence[Path], more: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every file's identity, by limited readers; `more` goes into each request."""
     reactor, intake = Reactor(), keeper.settings.intake
     pool = ReaderPool(reactor, intake.memory_mb)
     limits = {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True}
     answers: dict[int, dict[str, Any]] = {}
     try:
         for number, path in enumerate(paths):
+            side = only_beside(Path(path))
             body = {"id": number, "task": "identify", "path": path, "name": safe_name(Path(path).name),
-                    "forced_kind": kind, "out_folder": str(folders[number]), "limits": limits}  # fmt: skip
+                    "out_folder": str(folders[number]), "limits": limits, "side": str(side.path) if side else None,
+                    **more[number]}  # fmt: skip
             pool.submit(body, Path(path).stat().st_size, partial(answers.__setitem__, number))
         while len(answers) < len(paths):
             pool.tick(time.monotonic())
@@ -72,7 +83,11 @@ def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], fo
     record = {**answer, "name": name, "dropped_as": name, "why": why}
     if answer["verdict"] != "ok":
         return drop_result(name, "rejected", str(answer["reason"]), answer.get("sha256"), record)
-    decision = decide(keeper, record, {"queue": queue}, folder)
+    settings = answer.get("settings") or {}
+    if problem := wish_problem(keeper, settings, str(answer["kind"]), str(answer["container"])):
+        return drop_result(name, "rejected", f"its side file: {problem}", answer.get("sha256"), record)
+    wishes = {key: settings[key] for key in ("line", "recipe", "priority") if key in settings}
+    decision = decide(keeper, record, {**wishes, "queue": queue}, folder)
     verdict = "duplicate" if decision.verdict == "duplicate" else "admitted" if decision.queue != "none" else "registered"
     found = drop_result(name, verdict, decision.reason, str(answer["sha256"]), {**record, "decision": asdict(decision)})
     mended = found["mended"] and verdict == "registered"

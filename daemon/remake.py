@@ -22,7 +22,7 @@ from daemon.planning import prepare_request, replay_sources
 from daemon.targets import Target
 from guard.durable import make_dir, remove_tree, write_json
 from guard.errors import CheckFailed, Damage, EnvironmentFault, NotFound
-from guard.store.files import StoredFile, get_file, original_hashes
+from guard.store.files import SIDECARS, StoredFile, get_file, original_hashes
 from guard.store.jobs import Job
 from guard.store.keeper import Keeper
 from guard.store.learnt import write_known
@@ -123,7 +123,7 @@ def _originals(keeper: Keeper, version: Version) -> tuple[StoredFile, ...]:
     for item in version.record["data"]:
         file = get_file(keeper.ledger, item["sha256"])
         folder = keeper.home.files / item["sha256"]
-        problems = drain(listed_problem_steps(folder, original_hashes(file), frozenset({"examples.fp", "record.json"}))) \
+        problems = drain(listed_problem_steps(folder, original_hashes(file), frozenset(SIDECARS))) \
             if file else [("", "is not known any more")]  # fmt: skip
         if file is None or problems:
             raise Damage(f"the original {item['file']} {problems[0][1]}", subject=item["sha256"],

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon.settle import Sighting
+from guard.checks.kinds import SIDE_REASON, SIDE_SUFFIXES
 from guard.home import Home
 
 __all__ = ["KIND_FOLDERS", "Sweep", "dropped_as", "forced_kind", "has_writer", "sweep"]
@@ -24,9 +25,10 @@ KIND_FOLDERS = ("pretrain", "sft", "preference", "task", "mutation", "docs")
 
 @dataclass
 class Sweep:
-    """What one look found: files to watch, and what is ignored with the reason."""
+    """What one look found: files to watch, side files by the file they are for, and what is ignored with the reason."""
 
     files: list[Sighting] = field(default_factory=list)
+    sides: dict[Path, list[Sighting]] = field(default_factory=dict)
     ignored: dict[Path, str] = field(default_factory=dict)
 
 
@@ -36,13 +38,24 @@ def sweep(home: Home, ignore_reason: Callable[[str], str]) -> Sweep:
     for path, facts in _walk(home.inbox, top=home.inbox, found=found):
         relative = os.path.relpath(path, home.inbox)
         reason = ignore_reason(relative)
-        if reason:
+        if reason == SIDE_REASON and path.name.lower().endswith(SIDE_SUFFIXES):
+            _add_side(found, path, facts)
+        elif reason:
             found.ignored[path] = reason
         elif not stat.S_ISREG(facts.st_mode):
             found.ignored[path] = "not a regular file"
         else:
             found.files.append(_sighting(path, facts))
     return found
+
+
+def _add_side(found: Sweep, path: Path, facts: os.stat_result) -> None:
+    data = path.with_name(path.name[: path.name.rindex(".", 0, path.name.rindex("."))])
+    if stat.S_ISREG(facts.st_mode):
+        found.sides.setdefault(data, []).append(_sighting(path, facts))
+        return
+    found.ignored[path] = f"{SIDE_REASON}, and not a regular file"
+    found.sides.setdefault(data, []).append(Sighting(path, (0, 0, 0, 0, 0), 0, "it is not a regular file"))
 
 
 def _walk(folder: Path, *, top: Path, found: Sweep) -> Iterator[tuple[Path, os.stat_result]]:

@@ -46,4 +46,8 @@ def _coalesce(keeper: Keeper, first: Job) -> Job:
 def _batchable(job: Job, first: Job) -> bool:
     """Plain drops of one stage on one line, nobody having asked for anything special about them."""
     plain = job.kind == "train" and job.request.get("origin") == "drop" and job.base_id is None
-    return plain and (job.stage, job.line, job.request.get("recipe")) == (first.stage, first.line, first.request.get("recipe"))
+    return plain and _asked(job) == _asked(first)
+
+
+def _asked(job: Job) -> tuple[object, ...]:
+    return (job.stage, job.line, *(job.request.get(key) for key in ("recipe", "overrides", "max_steps")))

@@ -110,6 +110,7 @@ class Service:
                                     coalesce=True)  # fmt: skip
         self._scheduler.start()
         self.watcher.check()
+        self.engine.watch_problem = self.watcher.problem
         publish_status(self.keeper, live_facts(self.engine))
         self.notifier.send("READY=1", "STATUS=ready")
 

@@ -15,13 +15,16 @@ from typing import Any
 
 import orjson
 
-from guard.checks.kinds import ignore_reason
+from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS, ignore_reason
 from guard.durable import sha256_file
-from guard.errors import NotFound
+from guard.errors import HeirloomError, NotFound
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.keeper import Keeper
+from guard.store.known import sidecar_bytes
+from guard.store.learnt import judge_novelty
 from guard.store.lineage import regrown_lines
+from guard.store.versions import tips
 
 __all__ = ["tell_story"]
 
@@ -51,8 +54,9 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
         "name": name,
         "status": status,
         "reason": reason,
-        "files": [_file(row) for row in files],
-        "drops": [_drop(row) for row in drops],
+        "files": [_file(row) | {"left": _left(keeper, row)} for row in files],
+        "drops": _linked([_drop(row) for row in drops]),
+        "waits": _waits(keeper.home, name),
         "jobs": jobs,
         "versions": versions,
         "left_out": _left_out(keeper, {row["sha256"] for row in files}),
@@ -91,10 +95,47 @@ def _drops(keeper: Keeper, text: str, hashes: set[str]) -> list[sqlite3.Row]:
     name = safe_name(Path(text).name)
     places = [str(place / Path(text).name) for place in (keeper.home.rejected, keeper.home.duplicates)]
     marks = ", ".join("?" * len(hashes))
+    # Asked by hash, the refusals that went before under the same name belong to the story too (A66).
     return keeper.ledger.rows(
-        f"SELECT * FROM drops WHERE name = ? OR returned_to IN (?, ?) OR sha256 IN ({marks}) ORDER BY id",
+        "WITH asked AS (SELECT * FROM drops WHERE name = ? OR returned_to IN (?, ?) "
+        f"OR sha256 IN ({marks})) SELECT * FROM drops WHERE id IN (SELECT id FROM asked) "
+        "OR (state = 'rejected' AND name IN (SELECT name FROM asked)) ORDER BY id",
         [name, *places, *sorted(hashes)],
     )
+
+
+def _linked(drops: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each arrival with the refusals of its name that it mends: those since the last arrival that was taken."""
+    open_refusals: dict[str, list[int]] = {}
+    for drop in drops:
+        drop["mends"] = []
+        if drop["state"] == "rejected":
+            open_refusals.setdefault(drop["name"], []).append(drop["id"])
+        elif drop["state"] in ("admitted", "registered"):
+            drop["mends"] = open_refusals.pop(drop["name"], [])
+    return drops
+
+
+def _left(keeper: Keeper, row: sqlite3.Row) -> dict[str, int] | None:
+    """By line, how many distinct examples of a file its tip and ancestors have not learnt, from any file; held out ones aside.
+
+    None for documents, and where its sidecar cannot be read (`heirloom verify` tells of that).
+    """
+    if row["kind"] not in TRAINABLE_KINDS:
+        return None
+    try:
+        fingerprints = sidecar_bytes(keeper.home.files / row["sha256"])
+        return {line: judge_novelty(keeper, fingerprints, tip.id, row["kind"]).new for line, tip in tips(keeper.ledger).items()}
+    except (HeirloomError, OSError):
+        return None
+
+
+def _waits(home: Home, name: str) -> list[dict[str, str]]:
+    """What of that name, or for it, lies in the inbox now."""
+    wanted = {name, *(name + suffix for suffix in SIDE_SUFFIXES)}
+    return [{"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "reason": _waiting_reason(home, path)}
+            for place, _names, files in os.walk(home.inbox) for path in (Path(place) / item for item in files if item in wanted)
+            if not path.is_relative_to(home.rejected) and not path.is_relative_to(home.duplicates)]  # fmt: skip
 
 
 def _file(row: sqlite3.Row) -> dict[str, Any]:
@@ -104,13 +145,15 @@ def _file(row: sqlite3.Row) -> dict[str, Any]:
         "examples": row["examples"], "tokens": row["tokens_approx"], "description": row["description"],
         "first_seen": row["first_seen"], "bad_rows": record.get("bad_rows") or [],
         "bad_rows_count": record.get("bad_rows_count") or len(record.get("bad_rows") or []),
+        "reading": record.get("reading") or {}, "settings": record.get("settings") or {},
         "unusable_rows": record.get("unusable_rows") or [], "unusable_rows_count": record.get("unusable_rows_count") or 0,
     }  # fmt: skip
 
 
 def _drop(row: sqlite3.Row) -> dict[str, Any]:
-    verdict = orjson.loads(row["verdict"])
+    verdict, side = orjson.loads(row["verdict"]), orjson.loads(row["options"]).get("side")
     return {
+        "side": {"name": side.get("name"), "settings": side.get("settings") or {}} if side else None,
         "id": row["id"], "name": row["name"], "state": row["state"], "reason": row["reason"], "origin": row["origin"],
         "sha256": row["sha256"], "seen": row["seen"], "updated": row["updated"], "attempts": row["attempts"],
         "returned_to": row["returned_to"], "bad_rows": verdict.get("bad_rows") or [], "why": verdict.get("why") or "",
@@ -180,7 +223,7 @@ def _not_taken_yet(home: Home, text: str) -> dict[str, Any]:
         if name in files:
             reason = _waiting_reason(home, Path(place) / name)
             return {"query": text, "name": name, "status": "waiting", "reason": reason, "files": [], "drops": [],
-                    "jobs": [], "versions": [], "left_out": [], "events": []}  # fmt: skip
+                    "jobs": [], "versions": [], "left_out": [], "events": [], "waits": _waits(home, name)}  # fmt: skip
     raise NotFound(f"no file {text!r} was ever seen here", subject=text,
                    hint="heirloom register FILE makes it known; or copy it into inbox/")  # fmt: skip
 

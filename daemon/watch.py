@@ -1,7 +1,8 @@
 """The watcher: watchdog tells when something stirs in the inbox, and that is all it tells.
 
 Events overflow and observer threads die silently, so a hint only wakes the sweep, the sweep also runs without hints,
-and the observer itself is looked after: a dead one is replaced, and the status says so meanwhile.
+and the observer itself is looked after: a dead one is replaced, and the status says so meanwhile. Network folders give no
+events for what others write there, so they are only swept. Not here: the sweep (`scan.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,29 @@ from pathlib import Path
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-__all__ = ["Watcher"]
+__all__ = ["Watcher", "file_system_of"]
+
+MOUNTS = Path("/proc/self/mountinfo")
+_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "vboxsf", "virtiofs", "davfs")
+
+
+def file_system_of(device: int, mounts: Path = MOUNTS) -> str:
+    """The type of a mounted file system by its device number (proc(5), mountinfo); "" when the kernel does not say."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = mounts.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        before, _dash, after = line.partition(" - ")
+        if before.split()[2:3] == [wanted]:
+            return after.split()[0]
+    return ""
+
+
+def _gives_no_events(kind: str) -> bool:
+    """Whether others may write there without our kernel knowing. `fuseblk` is a local disk."""
+    return kind in _REMOTE or kind == "fuse" or kind.startswith("fuse.")
 
 
 class _Hint(FileSystemEventHandler):
@@ -32,6 +55,7 @@ class Watcher:
     def __init__(self, folder: Path, wake: Callable[[], None]) -> None:
         self.folder, self.wake = folder, wake
         self.problem = ""
+        self.kind_of: Callable[[int], str] = file_system_of
         self._observer: object | None = None
         self._watched: tuple[int, int] | None = None
 
@@ -45,9 +69,17 @@ class Watcher:
             return
         identity = (facts.st_dev, facts.st_ino)
         if self._observer is not None and self._alive() and self._watched == identity:
+            self.problem = ""
             return
+        died = self._observer is not None and self._watched == identity
         self.stop()
+        kind = self.kind_of(facts.st_dev)
+        if _gives_no_events(kind):
+            self.problem = f"the inbox lies on {kind}, which tells of no changes: it is swept instead, every inbox.sweep_seconds"
+            return
         self._start(identity)
+        if died and not self.problem:
+            self.problem = "the watcher of the inbox had died and was replaced; sweeps went on meanwhile"
 
     def _alive(self) -> bool:
         observer = self._observer

@@ -16,9 +16,9 @@ from guard.errors import UsageError
 __all__ = ["POINTS", "Crash", "arm", "arm_from_environment", "disarm", "hits", "point"]
 
 POINTS = (
-    "claim.intended", "claim.foldered", "claim.renamed", "claim.recorded",
+    "claim.intended", "claim.foldered", "claim.sided", "claim.renamed", "claim.recorded",
     "copy.intended", "copy.copied", "copy.unlinked",
-    "verdict.intended", "verdict.returned", "verdict.moved", "verdict.recorded", "verdict.cleared",
+    "verdict.intended", "verdict.returned", "verdict.sided", "verdict.moved", "verdict.recorded", "verdict.cleared",
     "admit.intended", "admit.aside", "admit.stored", "admit.sidecars", "admit.renamed", "admit.recorded",
     "admit.cleared", "admit.viewed",
     "known.written", "known.published", "known.cleared",

@@ -3,6 +3,8 @@
 Request: {"id", "path", "name", "forced_kind", "out_folder", "limits"} (the last three may be left out or null); with
 "home" and "line" the answer says as "novelty" what of the file is new to the line's tip (`guard/store/estimate.py`); with
 "task": "tail" only the end is looked at, before the file is taken, and the answer is {"id", "tail": problem or ""}.
+With "task": "meta" a side file is read before it is taken with its drop; the answer is {"id", "settings", "problem"}.
+"side" and "reading" may go with an identification: the side file that was taken too, and a recorded way to read rows.
 Answer: {"id", ...the identity, "why": the text for a person}
 or {"id", "fault": "environment" | "bug", "error", "errno", "message"}.
 It lives for many files and imports nothing heavy. It dies with its parent and protects nothing by itself: the
@@ -24,7 +26,7 @@ from guard.checks.identify import Limits, identify
 from guard.checks.kinds import TRAINABLE_KINDS
 from guard.checks.tail import tail_problem
 from guard.checks.why import why_text
-from guard.errors import HeirloomError, UsageError, is_environment
+from guard.errors import DataFault, HeirloomError, UsageError, is_environment
 
 __all__ = ["answer", "main", "serve"]
 
@@ -41,9 +43,12 @@ def answer(line: bytes) -> dict[str, Any]:
         request_id = request["id"]
         if request.get("task") == "tail":
             return {"id": request_id, "tail": tail_problem(request["path"], request["name"])}
+        if request.get("task") == "meta":
+            return {"id": request_id, **_side(request["path"])}
         limits = Limits.from_dict(request.get("limits") or {})
         identity = identify(request["path"], request["name"], request.get("forced_kind"), limits,
-                            out_folder=request.get("out_folder"))  # fmt: skip
+                            out_folder=request.get("out_folder"), side=request.get("side"),
+                            reading=request.get("reading"))  # fmt: skip
         found = {"id": request_id, **identity.as_record(), "why": "" if identity.verdict == "ok" else why_text(identity)}
         if identity.verdict == "ok" and request.get("home") and identity.kind in TRAINABLE_KINDS:
             # Heavy, and needed only beside a ledger: most tests and `prepare validate` never load it.
@@ -53,6 +58,15 @@ def answer(line: bytes) -> dict[str, Any]:
         return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}
+
+
+def _side(path: str) -> dict[str, Any]:
+    from guard.checks.side import read_side  # yaml is for those who bring a side file
+
+    try:
+        return {"settings": read_side(path), "problem": ""}
+    except DataFault as fault:
+        return {"settings": {}, "problem": f"{fault.message} ({fault.hint})"}
 
 
 def _fault(error: Exception) -> dict[str, Any]:

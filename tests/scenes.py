@@ -201,6 +201,7 @@ class Journey(Scene):
         "a.jsonl": "admitted", "b.txt": "admitted", "broken.jsonl": "rejected", "guide.md": "admitted",
         "again.jsonl": "duplicate"}  # fmt: skip
     VERSIONS: ClassVar[list[str]] = ["a", "b", "baseline"]
+    SIDES: ClassVar[dict[str, str]] = {"a.jsonl": "description: sums\n", "broken.jsonl": "description: not one row\n"}
     toy: Toy
 
     @staticmethod
@@ -210,6 +211,7 @@ class Journey(Scene):
 
     def prepare(self, progress: Any) -> None:
         self.dropped: list[str] = list(progress or ())
+        self.sided: list[str] = []
         for name in () if progress else self.DROPS:
             if name != "again.jsonl":
                 self._drop(name)
@@ -221,6 +223,9 @@ class Journey(Scene):
         """A person's hand, on a disk that keeps what a person gave it."""
         path = self.home.inbox / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if name in self.SIDES:
+            path.with_name(f"{name}.meta.yaml").write_text(self.SIDES[name])
+            self.sided.append(name)
         path.write_bytes(self.DROPS[name].encode())
         self.dropped.append(name)
 
@@ -265,7 +270,9 @@ class Journey(Scene):
                     places[digest] = places.get(digest, 0) + 1
         counts = {name: places.get(sha256_bytes(text.encode()), 0) for name, text in self.DROPS.items()}
         # The duplicate has the bytes of its original: one copy stored, one given back.
-        return [f"{name} is there {count} times" for name, count in counts.items()
+        sides = [places.get(sha256_bytes(self.SIDES[name].encode()), 0) for name in self.sided]
+        return [f"side files are there {sides} times" for _ in [0] if set(sides) - {1}] + [
+                f"{name} is there {count} times" for name, count in counts.items()
                 if count != list(self.DROPS.values()).count(self.DROPS[name])]  # fmt: skip
 
 

@@ -49,6 +49,8 @@ def undisturbed(template: Path, shared_scratch: Path) -> dict[str, str]:
 def begin(template: Path, root: Path) -> Toy:
     subprocess.run(["cp", "-a", "--", template, root], check=True)
     toy = Toy(root)
+    toy.drop("a.jsonl.meta.yaml", "description: sums\npriority: 1\n")
+    toy.drop("broken.jsonl.meta.yaml", "description: not one row\n")
     toy.drop("a.jsonl", chat_of(40))
     toy.drop("pretrain/b.txt", text_of(900))
     toy.drop("broken.jsonl", '{"messages": 3}\n')
@@ -77,6 +79,9 @@ def assert_sound(toy: Toy, undisturbed: dict[str, str], *, same_order: bool = Tr
     assert states == {"a.jsonl": "admitted", "b.txt": "admitted", "broken.jsonl": "rejected", "guide.md": "admitted",
                       "again.jsonl": "duplicate"}  # fmt: skip
     assert [row[2] for row in toy.jobs()] == ["done"] * len(toy.jobs()), toy.jobs()
+    sides = {place: [path.read_text() for path in place.rglob("*meta.yaml")] for place in (toy.home.inbox, toy.home.files)}
+    assert sides == {toy.home.inbox: ["description: not one row\n"], toy.home.files: ["description: sums\npriority: 1\n"]}
+    assert toy.keeper.ledger.value("SELECT description FROM files WHERE name = 'a.jsonl'") == "sums"
     report = verify(toy.keeper, everything=True, backup=True)
     assert report.damage == ()
     assert views.stale(toy.keeper) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon import watch
-from daemon.watch import Watcher
+from daemon.watch import Watcher, file_system_of
 
 
 class Woken:
@@ -137,3 +138,45 @@ def test_exhausted_watches_are_told_and_tried_again(inbox: Path, woken: Woken, m
     assert watcher.problem == ""
     watcher.stop()
     watcher.stop()
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "fuse", "9p"])
+def test_a_network_folder_is_swept_and_says_so(inbox: Path, woken: Woken, kind: str) -> None:
+    """A34"""
+    watcher = Watcher(inbox, woken)
+    watcher.kind_of = lambda _device: kind
+    watcher.check()
+    assert kind in watcher.problem and "swept instead" in watcher.problem and watcher._observer is None
+    watcher.kind_of = lambda _device: "fuseblk"
+    watcher.check()
+    assert watcher.problem == "" and woken.within(2)
+    watcher.stop()
+
+
+def test_the_file_system_is_the_one_that_is_mounted_there(tmp_path: Path) -> None:
+    """A34"""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("36 35 98:0 /m1 /mnt/a\\040b rw master:1 - ext4 /dev/root rw\n40 35 0:52 / /mnt/n rw - nfs4 host:/x rw\n")
+    assert file_system_of(os.makedev(98, 0), mounts) == "ext4" and file_system_of(os.makedev(0, 52), mounts) == "nfs4"
+    assert file_system_of(os.makedev(9, 9), mounts) == "" == file_system_of(os.makedev(0, 52), tmp_path / "none")
+    assert file_system_of(os.stat("/proc").st_dev) == "proc"
+
+
+def test_a_handler_that_raises_ends_an_observer_which_is_replaced_and_told(
+    inbox: Path, watcher: Watcher, woken: Woken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A33"""
+    def broken(*_arguments: object) -> None:
+        raise RuntimeError("a handler that raises")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _arguments: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(watch._Hint, "on_any_event", broken)
+        (inbox / "a.jsonl").write_text("x")
+        assert ended(watcher._observer)
+    watcher.check()
+    assert "had died and was replaced" in watcher.problem and woken.within(2)
+    (inbox / "b.jsonl").write_text("x")
+    assert woken.within(2)
+    watcher.check()
+    assert watcher.problem == ""

@@ -302,3 +302,11 @@ def test_a_link_swapped_in_after_the_look_is_not_followed(tmp_path: Path, monkey
 def test_an_unknown_limit_is_refused() -> None:
     with pytest.raises(UsageError, match="colour"):
         Limits.from_dict({"colour": 1})
+
+
+def test_a_file_that_nothing_could_save_is_not_read_to_its_end(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guard.checks.identify._COUNTED_BAD_ROWS", 10)
+    identity = drop(b"{\n" * 30_000)
+    assert (identity.verdict, identity.bad_rows_count) == ("reject", 32) and identity.rows == 32
+    # Just as many bad rows at the head of a file that is good enough as a whole cost it nothing.
+    assert drop(b"{\n" * 29 + b'{"text": "x"}\n' * 30_000).verdict == "ok"

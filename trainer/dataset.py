@@ -51,7 +51,8 @@ def maker_versions() -> dict[str, int]:
 def dataset_id(files: Iterable[tuple[str, str]], tokenizer: Tokenizer, stage: str, options: Mapping[str, Any]) -> str:
     """32 hex digits over everything the tokens depend on; the order of the files does not matter.
 
-    `files`: (SHA-256 in hex, container) pairs, the container being `jsonl` or `text`.
+    `files`: (SHA-256 in hex, container) pairs, the container being `jsonl` or `text`; rows that are read under other
+    names have the digest of that reading behind it (`jsonl:5b2c...`).
     """
     identity = {
         "files": sorted(set(files)),

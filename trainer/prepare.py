@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from guard.checks.columns import Reading
 from guard.checks.rows import Example, iter_examples
 from guard.durable import fsync_dir, make_dir, open_new, sha256_file, write_json
 from guard.errors import Damage, UsageError
@@ -51,17 +52,23 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to prepare: where it is, what it is, and the folder of its sidecar when it is a stored original."""
+    """A file to prepare: where it is, what it is, the folder of its sidecar when it is a stored original, how it is read."""
 
     sha256: str
     name: str
     path: Path
     sidecar: Path | None = None
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def container(self) -> str:
         """`jsonl`: a row is a document; `text`: the file is one, and its segments are the examples."""
         return "jsonl" if self.path.name.lower().endswith(".jsonl") else "text"
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What its tokens depend on: the bytes, and how they are read."""
+        return self.sha256, f"{self.container}:{self.reading.digest}" if self.reading else self.container
 
 
 def _options(shard_size_tokens: int, salt: str, validation_fraction: float) -> dict[str, Any]:
@@ -75,13 +82,13 @@ def _options(shard_size_tokens: int, salt: str, validation_fraction: float) -> d
 
 def _in_order(files: Sequence[SourceFile]) -> list[SourceFile]:
     """Each content once, in the order of the hashes, so that equal ids mean equal tokens."""
-    return [file for _key, file in sorted({(item.sha256, item.container): item for item in reversed(files)}.items())]
+    return [file for _key, file in sorted({item.identity: item for item in reversed(files)}.items())]
 
 
 def planned_id(files: Sequence[SourceFile], tokenizer: Tokenizer, *, stage: str, shard_size_tokens: int, salt: str,
                validation_fraction: float) -> str:  # fmt: skip
     """The id the dataset of these files would have, without making it."""
-    pairs = [(item.sha256, item.container) for item in files]
+    pairs = [item.identity for item in files]
     return dataset_id(pairs, tokenizer, stage, _options(shard_size_tokens, salt, validation_fraction))
 
 
@@ -158,7 +165,7 @@ def _batches(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bool
     batch: list[Example] = []
     characters = 0
     try:
-        for example in iter_examples(file.path, stage):
+        for example in iter_examples(file.path, stage, file.reading):
             # One example is always held back, so that the last batch is known to be the last.
             if len(batch) >= _BATCH_EXAMPLES or characters >= _BATCH_CHARACTERS:
                 yield batch, False
@@ -280,7 +287,8 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, options: dict[str
         "template_hash": TEMPLATE_HASH,
         "versions": maker_versions(),
         "options": options,
-        "files": [{"sha256": file.sha256, "name": file.name, "container": file.container, "examples": count}
+        "files": [{"sha256": file.sha256, "name": file.name, "container": file.container, "examples": count,
+                   **({"reading": file.reading.as_dict()} if file.reading else {})}
                   for file, count in zip(files, counts, strict=True)],
         "splits": splits,
         "mask_ratio": ratio,

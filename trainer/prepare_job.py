@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bitmap import pack_bitmap
+from guard.checks.columns import Reading
 from guard.durable import json_bytes, make_dir, publish, remove_tree, write_json
 from guard.errors import CheckFailed, HeirloomError, UsageError
 from guard.fingerprint import CANONICAL_VERSION
@@ -49,7 +50,8 @@ class _Ready:
 
 def _sources(files: Sequence[Mapping[str, Any]]) -> list[SourceFile]:
     return [SourceFile(str(item["sha256"]), str(item["name"]), Path(item["path"]),
-                       Path(item["sidecar"]) if item.get("sidecar") else None) for item in files]  # fmt: skip
+                       Path(item["sidecar"]) if item.get("sidecar") else None, Reading(**item.get("reading") or {}))
+            for item in files]  # fmt: skip
 
 
 def _progress(staging: Path) -> Progress:

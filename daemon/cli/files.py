@@ -182,13 +182,32 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
             if file[rows]:
                 lines += [f"    {plural(file[f'{rows}_count'], 'row')} {what}:", *_row_lines(file[rows], file[f"{rows}_count"])]
     lines += _section("Arrivals", [(moment(d["seen"]), d["name"], d["state"], d["reason"]) for d in story["drops"]])
+    lines += _beside(story)
     lines += _returned(story["drops"], told=story.get("reason"))
     lines += _section("Jobs", [(f"job {j['id']}", j["state"], j["output"] or "", j["reason"]) for j in story["jobs"]])
     lines += _section("Learnt by", [(v["name"], v["line"], v["objective"], f"{v['examples']:,} examples ({v['state']})")
                                     for v in story["versions"]])  # fmt: skip
     lines += _section("Left out of", [(item["line"], f"{item['of']} grown again from {item['base']} without this file")
                                       for item in story["left_out"]])  # fmt: skip
-    lines += _section("Events", [(moment(e["utc"]), e["verb"], e["subject"], e["actor"]) for e in story["events"]])
+    lines += _section("Events", [(moment(e["utc"]), e["verb"], e["subject"], e["actor"], e["payload"].get("reason") or "")
+                                 for e in story["events"]])
+    return lines
+
+
+def _beside(story: Mapping[str, Any]) -> list[str]:
+    """Side files, what an arrival mended, what is left to learn, and what waits now."""
+    lines = []
+    for drop in story["drops"]:
+        if drop.get("side"):
+            said = ", ".join(f"{key}: {value}" for key, value in drop["side"]["settings"].items()) or "nothing"
+            lines.append(f"    with {visible(drop['side']['name'])}: {visible(said)}")
+        for number in drop.get("mends") or ():
+            before = next(item for item in story["drops"] if item["id"] == number)
+            lines.append(f"    mends what was refused {moment(before['seen'])}: {visible(before['reason'])}")
+    for file in story["files"]:
+        for line, left in (file.get("left") or {}).items():
+            lines.append(f"    left to learn for {visible(line)}: {plural(left, 'example')} of {file['examples']:,}")
+    lines += [f"    waits now: {visible(item['path'])}: {visible(item['reason'])}" for item in story.get("waits") or ()]
     return lines
 
 

@@ -200,6 +200,7 @@ def file_lines(record: Mapping[str, Any]) -> list[str]:
 
 def _sample(keeper: Any, file: Any) -> list[dict[str, Any]]:
     """The first example of a file as pieces of text, each with whether it is trained."""
+    from guard.checks.columns import Reading
     from guard.checks.rows import iter_examples
     from guard.store.files import stored_path
 
@@ -207,7 +208,7 @@ def _sample(keeper: Any, file: Any) -> list[dict[str, Any]]:
         kind = "a document" if file.kind == "docs" else file.kind
         raise NotFound(f"{visible(file.name)} is {kind}: nothing of it is trained", subject=file.sha256,
                        hint="heirloom search finds what stands in documents")  # fmt: skip
-    example = next(iter_examples(stored_path(keeper.home, file), file.kind))
+    example = next(iter_examples(stored_path(keeper.home, file), file.kind, Reading(**file.record.get("reading") or {})))
     if file.kind == "pretrain":
         return [{"text": example.fields["text"], "trained": True}]
     from trainer.template import serialise

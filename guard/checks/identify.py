@@ -5,6 +5,8 @@ nor what was learnt before, moves nothing and deletes nothing; when the verdict 
 `out_folder`: `examples.fp` (16 bytes for each usable example, in order) and `record.json`.
 It protects nothing against a hostile file by itself: memory and time are watched from outside.
 
+With a side file (`side.py`) what it says of kind and columns is obeyed, and all of it stands in the identity.
+
 Verdicts: `ok`; `wait` (`wait_for`: empty, truncated_tail, zero_filled, changed, unreadable); `reject`; `ignore`.
 """
 
@@ -15,16 +17,18 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from guard import durable
 from guard.checks import kinds
-from guard.checks.jsonl import MAX_LINE_BYTES
+from guard.checks.columns import Reading
+from guard.checks.jsonl import FOREIGN, MAX_LINE_BYTES
 from guard.checks.rows import RULES_VERSION, open_regular
 from guard.checks.scan import RowFault, Tally, detect_kind, scan_document, scan_jsonl, scan_text
-from guard.checks.why import why_text
+from guard.checks.why import printable, why_text
 from guard.errors import DataFault, UsageError
 from guard.fingerprint import CANONICAL_VERSION
 from guard.segment import SEGMENTER_VERSION
@@ -34,6 +38,7 @@ __all__ = ["EXAMPLES_FILE", "RECORD_FILE", "Identity", "Limits", "identify", "wh
 EXAMPLES_FILE = "examples.fp"
 RECORD_FILE = "record.json"
 BYTES_PER_TOKEN = 4  # GPT-2 on English prose; the exact count is made when the file is prepared
+_COUNTED_BAD_ROWS = 100_000  # up to here all are counted, for whoever wants to know
 _READ_BYTES = 1 << 20
 _FILE_TYPES = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO",
                stat.S_IFSOCK: "a socket"}  # fmt: skip
@@ -88,6 +93,10 @@ class Identity:
     canonical_version: int = CANONICAL_VERSION
     segmenter_version: int = SEGMENTER_VERSION
     rules_version: int = RULES_VERSION
+    reading: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How its rows are read under other names (`columns.py`); {} as they are."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the side file said."""
 
     def as_record(self) -> dict[str, Any]:
         """The identity as plain values: `record.json`, and the child's reply."""
@@ -113,14 +122,19 @@ class _Verdict(Exception):
 
 
 def identify(path: Path | str, name: str, forced_kind: str | None = None, limits: Limits | None = None, *,
-             out_folder: Path | str | None = None) -> Identity:  # fmt: skip
-    """Identify the file at `path`, which was dropped under `name`.
+             out_folder: Path | str | None = None, side: Path | str | None = None,
+             reading: Mapping[str, Any] | None = None) -> Identity:  # fmt: skip
+    """Identify the file at `path`, which was dropped under `name`; `side` is its side file, `reading` a recorded one.
 
     Reads it twice (hash, then content) through one descriptor that follows no symbolic link. Raises OSError for
     what the machine refuses, apart from permission (`wait`, unreadable); nothing in the content makes it raise.
     """
     limits = limits or Limits()
     base = Identity(name=name, verdict="ok", container=kinds.container_of(name))
+    try:
+        base, forced_kind = _with_side(base, forced_kind, side, Reading(**(reading or {})))
+    except DataFault as fault:
+        return dataclasses.replace(base, verdict="reject", reason=f"its side file: {fault.message}", hint=fault.hint)
     early = _by_name(base, forced_kind) or _by_type(base, path)
     if early:
         return early
@@ -133,6 +147,25 @@ def identify(path: Path | str, name: str, forced_kind: str | None = None, limits
             return _identify_open(stream, base, forced_kind, limits, out_folder)
         except _Verdict as verdict:
             return verdict.identity
+
+
+def _with_side(base: Identity, forced_kind: str | None, side: Path | str | None,
+               reading: Reading) -> tuple[Identity, str | None]:  # fmt: skip
+    """What the side file says, where nothing stronger (a folder, a flag) says otherwise. Raises DataFault."""
+    settings: dict[str, Any] = {}
+    if side is not None:
+        from guard.checks.side import read_side, reading_in  # yaml is for those who bring a side file
+
+        settings = read_side(side)
+        reading = reading_in(settings) or reading
+    kind = forced_kind or settings.get("kind")
+    if reading and base.container != "jsonl":
+        raise DataFault("columns and roles are for rows, and this is no .jsonl file", hint="take columns and roles out")
+    if reading and kind and reading.kind() not in ("", kind):
+        raise DataFault(f"its columns are those of {reading.kind()} and it was dropped as {kind}",
+                        hint=f"drop it outside inbox/{kind}/, or name the columns of {kind}")  # fmt: skip
+    base = dataclasses.replace(base, reading=reading.as_dict(), settings=settings)
+    return base, kind or reading.kind() or None
 
 
 def _identify_open(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits,
@@ -218,7 +251,8 @@ def _content(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: 
 
 
 def _jsonl(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
-    detected, columns = detect_kind(stream, limits.max_line_bytes)
+    reading = Reading(**base.reading) if base.reading else None
+    detected, columns = detect_kind(stream, limits.max_line_bytes, reading)
     stream.seek(0)
     kind = forced_kind or (detected.kind if detected else "")
     base = dataclasses.replace(base, kind=kind)
@@ -226,8 +260,13 @@ def _jsonl(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Li
         return _ignore(base, kinds.form_reason(detected))
     if detected and not forced_kind and kinds.kind_reason(kind, base.container):
         return _ignore(base, kinds.kind_reason(kind, base.container))
-    tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write)
+    tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write, reading, _hopeless(base.size_bytes, limits))
     return _judge(_counted(base, tally), tally, columns, limits)
+
+
+def _hopeless(size_bytes: int, limits: Limits) -> int:
+    """So many bad rows are too many however many good ones follow: a row takes two bytes at least, with its line end."""
+    return max(_COUNTED_BAD_ROWS, int(limits.max_bad_rows * size_bytes / 2) + 1)
 
 
 def _counted(base: Identity, tally: Tally) -> Identity:
@@ -254,13 +293,15 @@ def _judge(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> 
 def _reject_reason(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> tuple[str, str]:
     if not tally.rows:
         return "no usable example: the file is only white space", ""
+    if tally.bad_rows and tally.bad_rows[0].reason.startswith(FOREIGN):  # A70: the encoding, or the format, by its name
+        return tally.bad_rows[0].reason, "save it as UTF-8 text, one JSON object per line"
     for count, limit, what in ((tally.bad, limits.max_bad_rows, "cannot be read"),
                                (0 if not base.kind else tally.unusable, limits.max_unusable_rows,
                                 "cannot be trained on")):  # fmt: skip
         if count > limit * tally.rows + 1e-9:
             return f"{count} of {tally.rows} rows {what}; at most {limit:.2%} may be", _shape_hint(tally)
     if not base.kind:
-        named = ", ".join(columns[:8]) or "none"
+        named = ", ".join(printable(column[:40]) for column in columns[:8]) or "none"
         return f"no kind of data has these columns: {named}", f"supported: {kinds.SUPPORTED}"
     return ("no usable example", _shape_hint(tally)) if not tally.examples else ("", "")
 

@@ -15,8 +15,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-__all__ = ["EXPLAINED_FAULTS", "MAX_LINE_BYTES", "Fault", "Row", "foreign_bytes", "line_blocks", "read_row", "read_rows"]
+__all__ = ["EXPLAINED_FAULTS", "FOREIGN", "MAX_LINE_BYTES", "Fault", "Row", "foreign_bytes", "line_blocks", "read_row",
+           "read_rows"]  # fmt: skip
 
+FOREIGN = "the file is "
 MAX_LINE_BYTES = 16 << 20
 MAX_DEPTH = 100
 EXPLAINED_FAULTS = 100  # explaining costs more than finding; a file with more faults than this is refused anyway
@@ -77,10 +79,10 @@ def foreign_bytes(head: bytes) -> Fault | None:
     for marks, what in ((_MARKS, "text in {}"), (_MAGICS, "a {} file, not text")):
         for mark, name in marks:
             if head.startswith(mark):
-                return Fault("", "the file is " + what.format(name), "text in UTF-8")
+                return Fault("", FOREIGN + what.format(name), "text in UTF-8")
     for pattern, name in _UNMARKED:
         if pattern.match(head):
-            return Fault("", f"the file is text in {name}", "text in UTF-8")
+            return Fault("", f"{FOREIGN}text in {name}", "text in UTF-8")
     return None
 
 
@@ -237,6 +239,13 @@ def _refuse_constant(name: str) -> float:
     raise _Refused(f"{name} is not a JSON number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise _Refused(f"the number {text[:20]} is too large")
+    return value
+
+
 def _not_an_object(value: object) -> Fault:
     name = {list: "an array", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
     return Fault("", f"the row is {name}, not an object", 'one JSON object, such as {"text": "..."}')
@@ -253,7 +262,7 @@ def _explain(raw: bytes) -> Fault:
     if "\0" in text:
         return Fault("", f"a NUL character at column {text.index(chr(0)) + 1}", "text without NUL")
     try:
-        json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique, parse_int=float)
+        json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique, parse_int=_finite, parse_float=_finite)
     except _Refused as error:
         return Fault("", str(error), expected + ", each key once" if "key" in str(error) else expected)
     except RecursionError:

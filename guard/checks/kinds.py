@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 __all__ = [
-    "CHAT_TAGS", "KINDS", "SUPPORTED", "TRAINABLE_KINDS", "Detected", "container_of", "container_reason",
+    "CHAT_TAGS", "KINDS", "SIDE_REASON", "SIDE_SUFFIXES", "SUPPORTED", "TRAINABLE_KINDS", "Detected", "container_of",
+    "container_reason",
     "detect_columns", "forced_kind_of", "form_reason", "ignore_reason", "ignored_name", "kind_reason",
 ]  # fmt: skip
 
@@ -22,6 +23,9 @@ CHAT_TAGS = (
     "<myPT_system>", "<myPT_user_context>", "<myPT_user>", "<|system|>", "<|developer|>", "<|user|>",
     "<|start|>", "<|im_start|>", "<|begin_of_text|>",
 )  # fmt: skip
+
+SIDE_SUFFIXES = (".meta.yaml", ".meta.yml")
+SIDE_REASON = "settings for the file beside it"
 
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".download", ".tmp", ".temp", ".swp", ".swo", ".swx")
 _SYSTEM_NAMES = {"thumbs.db": "Windows", "desktop.ini": "Windows", "lost+found": "the file system"}
@@ -66,8 +70,8 @@ def ignored_name(name: str) -> str:
         return "an unfinished or temporary file by its name; it is taken when it is renamed"
     if lower.endswith(".why.txt"):
         return "the reason why another file came back"
-    if lower.endswith(".meta.yaml"):
-        return "settings for the file beside it"
+    if lower.endswith(SIDE_SUFFIXES):
+        return SIDE_REASON
     return ""
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from guard.checks.columns import Reading
 from guard.checks.jsonl import MAX_LINE_BYTES, Fault, Row, foreign_bytes, read_rows
 from guard.errors import DataFault
 from guard.fingerprint import example_fingerprint
@@ -176,8 +177,10 @@ def iter_rows(path: Path | str, max_line_bytes: int = MAX_LINE_BYTES) -> Iterato
         yield from read_rows(stream, max_line_bytes)
 
 
-def iter_examples(path: Path | str, kind: str) -> Iterator[Example]:
+def iter_examples(path: Path | str, kind: str, reading: Reading | None = None) -> Iterator[Example]:
     """The usable examples of a stored file, in order: ordinals and fingerprints are the same for ever.
+
+    `reading` is the one in the file's record: other columns would be other examples.
 
     JSONL gives its usable rows, plain text its segments, `docs` nothing. Raises DataFault when a plain text
     is not UTF-8 (such a file is never admitted), OSError as the disk says.
@@ -187,7 +190,8 @@ def iter_examples(path: Path | str, kind: str) -> Iterator[Example]:
     if os.fsdecode(path).lower().endswith(".jsonl"):
         ordinal = 0
         for row in iter_rows(path):
-            fields = row.value is not None and validate(kind, row.value)
+            value = row.value if not reading or row.value is None else reading.apply(row.value)
+            fields = value is not None and validate(kind, value)
             if isinstance(fields, dict):
                 yield Example(ordinal, example_fingerprint(fields), fields, row.line_number)
                 ordinal += 1

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
+from guard.checks.columns import Reading
 from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line_blocks, read_row, read_rows
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.quick_rows import form_bytes, quick_reader
@@ -87,25 +88,27 @@ class Tally:
             self.unusable_rows.append(RowFault(row.line_number, *faults[0]))
 
 
-def detect_kind(stream: BinaryIO, max_line_bytes: int) -> tuple[Detected | None, list[str]]:
+def detect_kind(stream: BinaryIO, max_line_bytes: int, reading: Reading | None = None) -> tuple[Detected | None, list[str]]:
     """The kind of the first row that says one, within the first rows, and the columns of the first object."""
     columns: list[str] = []
     for row, _ in zip(read_rows(stream, max_line_bytes), range(ROWS_TO_DETECT), strict=False):
         if row.value is None:
             continue
         columns = columns or list(row.value)
-        detected = detect_columns(row.value)
+        detected = detect_columns(reading.apply(row.value) if reading else row.value)
         if detected:
             return detected, columns
     return None, columns
 
 
-def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: Callable[[bytes], Any]) -> Tally:
+def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: Callable[[bytes], Any],
+               reading: Reading | None = None, hopeless: int | None = None) -> Tally:  # fmt: skip
     """Judge every row; `write` gets the fingerprints of the usable examples in order, a block of lines at a time.
 
     Without a kind (no row said one) rows are only read: what is an object then counts as unusable.
+    With more bad rows than `hopeless` reading stops there: nothing that may follow could save the file.
     """
-    tally, quick = Tally(), quick_reader(kind)
+    tally, quick = Tally(), None if reading else quick_reader(kind)
     for first, lines, ended in line_blocks(stream, max_line_bytes):
         prints: list[bytes] = []
         for place, line in enumerate(lines):
@@ -114,7 +117,10 @@ def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: C
                 found = quick(line)
             if found is None:
                 last = not ended and place == len(lines) - 1
-                found = _careful(tally, kind, read_row(first + place, line, last, max_line_bytes, tally.bad < EXPLAINED_FAULTS))
+                row = read_row(first + place, line, last, max_line_bytes, tally.bad < EXPLAINED_FAULTS)
+                found = _careful(tally, kind, row, reading)
+                if found is None and hopeless is not None and tally.bad > hopeless:
+                    break
                 if found is None:
                     continue
             else:
@@ -122,12 +128,12 @@ def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: C
             prints.append(found[0])
             tally.bytes_trained += found[1]
         write(tally.use(prints))
-        if first == 1 and tally.bad and foreign_bytes(lines[0][:16]):
+        if (first == 1 and tally.bad and foreign_bytes(lines[0][:16])) or (hopeless is not None and tally.bad > hopeless):
             break
     return tally
 
 
-def _careful(tally: Tally, kind: str | None, row: Row | None) -> tuple[bytes, int] | None:
+def _careful(tally: Tally, kind: str | None, row: Row | None, reading: Reading | None) -> tuple[bytes, int] | None:
     """A row judged with every rule: its fingerprint and the size of its trained texts, or None and its faults counted."""
     if row is None:
         return None
@@ -137,9 +143,10 @@ def _careful(tally: Tally, kind: str | None, row: Row | None) -> tuple[bytes, in
     if row.value is None:
         tally.refuse_bad(row, row.fault or Fault("", "not valid JSON"))
         return None
-    fields = validate(kind, row.value) if kind else [Fault("", "the columns say no known kind")]
+    value = reading.apply(row.value) if reading else row.value
+    fields = validate(kind, value) if kind else [Fault("", "the columns say no known kind")]
     if isinstance(fields, list):
-        tally.refuse_unusable(row, fields)
+        tally.refuse_unusable(row, reading.told(fields) if reading else fields)
         return None
     form = canonical_bytes(fields)
     digest = new_hash()

@@ -12,14 +12,14 @@ from guard.checks.scan import RowFault
 if TYPE_CHECKING:
     from guard.checks.identify import Identity
 
-__all__ = ["why_text"]
+__all__ = ["printable", "why_text"]
 
 
 def why_text(identity: Identity) -> str:
     """The content of `<name>.why.txt` for a file that was rejected (or waits, or is ignored)."""
     words = {"reject": "was rejected", "wait": "is waiting", "ignore": "is ignored", "ok": "was accepted"}
     reason = identity.reason or "nothing is wrong"
-    lines = [f"{printable(identity.name)} {words[identity.verdict]}.", "", f"Why: {reason}"]
+    lines = [f"{printable(identity.name)} {words[identity.verdict]}.", "", f"Why: {printable(reason)}"]
     if identity.sha256:
         facts = [f"kind: {identity.kind or 'unknown'}", f"{identity.size_bytes} bytes", f"sha256: {identity.sha256}"]
         if identity.rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Decision:
     priority: int = 0
     new_examples: int = 0
     known_examples: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+    max_steps: int = 0
     mends: Sequence[str] = ()
     """Parts of the stored original that were damaged and are made good by this arrival."""
 
@@ -82,7 +84,8 @@ def _decide_examples(
 ) -> Decision:  # fmt: skip
     line = str(options.get("line") or DEFAULT_LINE)
     common: dict[str, Any] = {"line": line, "slug": str(options.get("slug") or slugify(Path(str(record["name"])).stem)),
-              "recipe": str(options.get("recipe") or ""), "priority": int(options.get("priority") or 0)}  # fmt: skip
+              "recipe": str(options.get("recipe") or ""), "priority": int(options.get("priority") or 0),
+              "overrides": dict(options.get("overrides") or {}), "max_steps": int(options.get("max_steps") or 0)}  # fmt: skip
     job = queued_with_file(keeper.ledger, record["sha256"])
     if job:
         more = f": heirloom queue retry {job.id} goes on with it" if job.state == "parked" and mends else ""
@@ -212,6 +215,7 @@ def _queue(keeper: Keeper, record: Mapping[str, Any], decision: Decision) -> int
         return queue_index(keeper)
     if decision.queue == "train":
         request = {"recipe": decision.recipe, "origin": "drop"}
+        request |= {key: value for key in ("overrides", "max_steps") if (value := getattr(decision, key))}
         return add_job(keeper.ledger, kind="train", stage=record["kind"], line=decision.line, slug=decision.slug,
                        files=[record["sha256"]], request=request, priority=decision.priority)  # fmt: skip
     return None

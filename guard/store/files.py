@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Drops in these states stand in the middle of a durable operation.
-SIDECARS = ("examples.fp", "record.json")
+SIDECARS = ("examples.fp", "record.json", "meta.yaml")
 OPEN_DROPS = ("claiming", "claimed", "admitting", "returning")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from guard.checks.kinds import SIDE_SUFFIXES
 from guard.durable import (
     clear_temporaries,
     copy_verified,
@@ -38,6 +39,7 @@ from guard.names import safe_name
 from guard.store.files import SIDECARS, StoredFile, get_file
 from guard.store.keeper import Keeper
 from guard.store.originals import damaged_parts, mendable_parts, stray_is_sound
+from guard.store.side_files import put_back, return_beside, side_source, store_beside, take_side
 
 __all__ = [
     "admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "resume_claim", "set_aside", "set_drop",
@@ -101,7 +103,9 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
     content = claimed_content(keeper, drop)
     make_dir(content.parent)
     point("claim.foldered")
-    mode = "move" if move else "copy"
+    side, mode = side_source(keeper, drop), "move" if move else "copy"
+    if side is not None and not content.exists() and not take_side(side, content.parent, _take, move=move):
+        return _let_go(keeper, drop, "its side file went before it could be taken; it is looked at again")
     if content.exists() and move and os.path.lexists(source):
         mode = _finish_copy(source, content)
     elif content.exists():
@@ -114,15 +118,21 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
                 raise
             gone = isinstance(error, FileNotFoundError)
             reason = "it was removed before it could be taken" if gone else f"it could not be taken: {error.strerror}"
-            with keeper.ledger.transaction():
-                set_drop(keeper, drop, "gone", reason)
-            remove_tree(content.parent)
-            return "gone"
+            return _let_go(keeper, drop, reason)
     point("claim.renamed")
     with keeper.ledger.transaction():
         set_drop(keeper, drop, "claimed", mode=mode)
     point("claim.recorded")
     return "claimed"
+
+
+def _let_go(keeper: Keeper, drop: int, reason: str) -> str:
+    """Close a claim that cannot be finished; nothing of it is ours any more."""
+    put_back(side_source(keeper, drop), drop_folder(keeper, drop), keeper.home.rejected)
+    with keeper.ledger.transaction():
+        set_drop(keeper, drop, "gone", reason)
+    remove_tree(drop_folder(keeper, drop))
+    return "gone"
 
 
 def _take(source: Path, content: Path, move: bool) -> str:
@@ -257,6 +267,7 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str
             raise HeirloomError(f"the identify child wrote an unknown file {item.name}", subject=str(item))
         if item.name not in kept and not (ready / item.name).exists():
             copy_verified(item, ready / item.name)
+    store_beside(folder, ready)
     if again:
         # An earlier attempt may have met a failed fsync, after which the kernel calls lost pages clean (law 1): what
         # it left is written once more, into new files, and never synced a second time.
@@ -296,7 +307,10 @@ def give_back(keeper: Keeper, drop: int, verdict: str, reason: str, why: str, re
         else:
             sync_parents(target, content)
         point("verdict.returned")
+        return_beside(side_source(keeper, drop), drop_folder(keeper, drop), target, _move_out)
         write_text(target.with_name(_why_name(target.name)), why)
+    else:
+        put_back(side_source(keeper, drop), drop_folder(keeper, drop), folder)
     point("verdict.moved")
     with keeper.ledger.transaction():
         set_drop(keeper, drop, verdict, reason, returned_to=None if kept else str(target))
@@ -325,7 +339,8 @@ def _free_name(folder: Path, name: str) -> Path:
     number = 1
     while True:
         candidate = folder / (name if number == 1 else f"{stem} ({number}){suffix}")
-        if not os.path.lexists(candidate) and not os.path.lexists(candidate.with_name(_why_name(candidate.name))):
+        beside = [candidate.name, _why_name(candidate.name), *(candidate.name + suffix for suffix in SIDE_SUFFIXES)]
+        if not any(os.path.lexists(folder / item) for item in beside):
             return candidate
         number += 1
 

@@ -176,7 +176,7 @@ class Ledger:
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         """Every row of a query. Raises Damage or EnvironmentFault."""
         try:
-            return self._db.execute(sql, values).fetchall()
+            return self._db.execute(sql, _text_only(values)).fetchall()
         except sqlite3.DatabaseError as error:
             raise _translate(error, self.path) from error
 

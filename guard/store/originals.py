@@ -28,7 +28,7 @@ def damaged_parts(home: Home, file: StoredFile) -> list[str]:
         recorded = (file.record.get("sidecars") or {}).get(name)
         if recorded:
             found += [] if _all_match(folder, {name: str(recorded)}) else [name]
-        elif name == "record.json" or file.kind != "docs":
+        elif name == "record.json" or (name == "examples.fp" and file.kind != "docs"):
             # Admitted before the sidecars' hashes were recorded: that it is there is all that can be asked.
             found += [] if (folder / name).is_file() else [name]
     return found
@@ -69,4 +69,5 @@ def mendable_parts(damaged: list[str], file: StoredFile, record: Mapping[str, An
     recorded = (file.record.get("sidecars") or {}).get("examples.fp")
     fresh = sha256_file(identity / "examples.fp") if (identity / "examples.fp").is_file() else None
     same = fresh == recorded if recorded else record["examples"] == file.examples
-    return [part for part in damaged if part != "examples.fp" or same]
+    # A side file's settings were frozen into the record; another arrival may have brought others, or none.
+    return [part for part in damaged if part != "meta.yaml" and (part != "examples.fp" or same)]

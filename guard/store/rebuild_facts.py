@@ -21,6 +21,7 @@ from guard.durable import sha256_file
 from guard.home import Home
 from guard.names import parse_version_number
 from guard.store.event_export import EVENT_KEYS, GENESIS, is_whole, read_events
+from guard.store.files import SIDECARS
 from guard.store.sums import SUMS, read_sums
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "rows_of",
 ]  # fmt: skip
 
-_SIDECARS = ("examples.fp", "record.json")
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def found_files(home: Home) -> tuple[list[FoundFile], list[str]]:
         if folder.name.startswith("."):
             continue
         record = _read_json(folder / "record.json")
-        names = [path.name for path in folder.iterdir() if path.name not in _SIDECARS] if folder.is_dir() else []
+        names = [path.name for path in folder.iterdir() if path.name not in SIDECARS] if folder.is_dir() else []
         if record is None or record.get("sha256") != folder.name or len(names) != 1:
             notes.append(f"data/files/{folder.name[:12]}... was left alone: its record.json does not describe it")
             continue

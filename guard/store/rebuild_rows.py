@@ -19,6 +19,7 @@ from guard.clock import utc_text
 from guard.durable import rename_new
 from guard.home import Home
 from guard.names import index_name, parse_version_number
+from guard.store.files import SIDECARS
 from guard.store.intents import put_intent
 from guard.store.jobs import add_job
 from guard.store.ledger import Ledger
@@ -300,7 +301,7 @@ def _drop_state(ledger: Ledger, home: Home, number: int, drop: Mapping[str, Any]
         return state, reason
     folder = home.incoming / f"drop-{number:08d}"
     content = folder / "content"
-    ready = [path for path in (folder / "store").iterdir() if path.name not in ("examples.fp", "record.json")] \
+    ready = [path for path in (folder / "store").iterdir() if path.name not in SIDECARS] \
         if (folder / "store").is_dir() else []  # fmt: skip
     if not content.exists() and len(ready) == 1:
         rename_new(ready[0], content)

@@ -16,7 +16,7 @@ import orjson
 from guard.durable import sha256_file
 from guard.names import index_name, parse_version_number
 from guard.store.datasets import HEADS, recorded_heads
-from guard.store.files import StoredFile, get_file, original_hashes
+from guard.store.files import SIDECARS, StoredFile, get_file, original_hashes
 from guard.store.findings import Findings
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
@@ -24,10 +24,10 @@ from guard.store.sums import listed_problem_steps, sums_text
 
 __all__ = ["check_datasets", "check_indexes", "check_originals", "dataset_hashes", "read_metadata"]
 
-_SIDECARS = frozenset({"examples.fp", "record.json"})
+_SIDECARS = frozenset(SIDECARS)
 _FINGERPRINT_BYTES = 16
 # What identifies a stored original; the ledger's record holds more, such as the decision taken on it.
-_IDENTITY = ("sha256", "kind", "size_bytes", "examples")
+_IDENTITY = ("sha256", "kind", "size_bytes", "examples", "reading")
 
 
 def check_originals(keeper: Keeper, findings: Findings) -> None:
