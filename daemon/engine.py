@@ -57,6 +57,7 @@ class Engine:
         self._scrub: Iterator[int] | None = None
         self._backup_due: float | None = 0.0
         self._next_sweep = 0.0
+        self._sweep_again = 0.0
         self._views_sequence = -1
         self._views_cost = 0.0
         self._views_at = 0.0
@@ -69,6 +70,8 @@ class Engine:
         self.intake.take_up(now)
         if self.watch_inbox and now >= self._next_sweep:
             self.sweep(now)
+        elif self.intake.backlog:
+            self.intake.work_off(now)
         self.pool.tick(now)
         self.refresh_views(now)
         self.drill.tick(now, calm=not self.runner.busy and self._backup is None and not self.backup_by_hand)
@@ -80,12 +83,14 @@ class Engine:
         self._go_on_scrubbing()
 
     def sweep(self, now: float) -> None:
-        """Look through the inbox now."""
+        """Look through the inbox now; in a burst at most a tenth of the time is spent on looking."""
+        begun = self.keeper.clock.monotonic()
         self.intake.sweep(now)
+        self._sweep_again = now + 10 * (self.keeper.clock.monotonic() - begun)
         due = self.intake.settler.next_due(now)
         busy = 0.2 if self.intake.busy or self.pool.busy else None
         waits = [item for item in (due, busy, self.keeper.settings.inbox.sweep_seconds) if item is not None]
-        self._next_sweep = now + max(0.05, min(waits))
+        self._next_sweep = max(now + max(0.05, min(waits)), self._sweep_again)
 
     def check_home(self) -> None:
         """Is the home still whole? A vanished mount or store id halts the work with a clear word (law 9)."""
@@ -97,13 +102,13 @@ class Engine:
 
     def hint(self) -> None:
         """Something stirred in the inbox: look soon, but not for every event of a burst."""
-        self._next_sweep = min(self._next_sweep, self.keeper.clock.monotonic() + 0.1)
+        self._next_sweep = min(self._next_sweep, max(self.keeper.clock.monotonic() + 0.1, self._sweep_again))
 
     def wait_seconds(self, now: float) -> float:
         """How long the loop may sleep before something is due."""
         if self._backup is not None or (self.runner.judging is not None and not self.runner.paused):
             return 0.0
-        if self.upkeep.busy:
+        if self.upkeep.busy or (self.intake.backlog and not self.pool.full):
             return 0.0
         if self.intake.views_dirty:
             return max(0.0, min(0.25, self._views_due() - now))

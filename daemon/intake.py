@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,17 +18,17 @@ from typing import Any
 import orjson
 
 from daemon.readers import ReaderPool
-from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, sweep
+from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, signature_of, sweep
 from daemon.settle import Settler, Sighting
-from daemon.sides import Side, Sides, read_otherwise, settled_options
+from daemon.sides import Sides, read_otherwise, settled_options
 from guard.checks.kinds import ignore_reason
 from guard.checks.why import printable
 from guard.errors import HeirloomError, is_environment
 from guard.names import safe_name
-from guard.store.admission import Decision, decide, finish_admission
+from guard.store.admission import Admission, Decision, decide, finish_admission, finish_admissions
 from guard.store.estimate import stored_estimate
-from guard.store.files import open_drops
-from guard.store.intake import claim, claimed_content, drop_folder, give_back, resume_claim, set_drop
+from guard.store.files import OPEN_DROPS, open_drops
+from guard.store.intake import Wish, claim_many, claimed_content, drop_folder, give_back, resume_claim, set_drop
 from guard.store.keeper import Keeper
 from guard.store.side_files import SIDE
 from guard.store.versions import DEFAULT_LINE
@@ -37,8 +38,11 @@ __all__ = ["Intake"]
 MAX_ATTEMPTS = 3
 RETRY_SECONDS = 15.0
 MAX_RETRY_SECONDS = 3600.0
-# Claims per tick: the loop must get back to its children and its socket many times a second.
-CLAIMS_PER_TICK = 50
+TOGETHER = 64
+"""Claims and admissions in one transaction at most, and how long the first judged file waits for others."""
+TOGETHER_SECONDS = 0.25
+MOST_UNREAD = 256
+"""So many files at most are claimed and not yet read: what lies in the inbox is safe there."""
 
 
 class Intake:
@@ -58,6 +62,10 @@ class Intake:
         self._held: dict[int, str] = {}
         self._waits: dict[int, float] = {}
         self._kept = self._kept_sources()
+        self._backlog: deque[Sighting] = deque()
+        self._to_peek: list[Sighting] = []
+        self._judged: list[Admission] = []
+        self._judged_at = 0.0
 
     @property
     def problem(self) -> str:
@@ -93,73 +101,124 @@ class Intake:
             self.inbox_problem = f"the inbox cannot be read: {error.strerror or error}"
             return
         self.inbox_problem = ""
-        files = [item for item in self.last.files if (str(item.path), _mark(item)) not in self._kept]
+        files = self.last.files
+        if self._kept:
+            files = [item for item in files if (str(item.path), _mark(item)) not in self._kept]
         for gone in self._peeked.keys() - {item.path for item in files}:
             del self._peeked[gone]
         # A claim that the machine interrupted is finished by `take_up`, never begun a second time.
         taken = {Path(os.fsdecode(row["source"])) for row in open_drops(self.keeper.ledger, "claiming")} | self._peeking
         regular = [side for sides in self.last.sides.values() for side in sides if side.signature[1]]
-        ready = [item for item in self.settler.look([*files, *regular], now) if item.path not in taken]
+        ready = self.settler.look([*files, *regular], now)
         self.sides.look(self.last, regular)
-        mine = {item.path for item in regular}
-        ready = [item for item in ready if item.path not in mine]
-        for item in ready[:CLAIMS_PER_TICK]:
-            self._consider(item, now)
+        taken |= {item.path for item in regular}
+        self._backlog = deque(item for item in ready if item.path not in taken)
+        self.work_off(now)
 
-    def _consider(self, item: Sighting, now: float) -> None:
+    @property
+    def backlog(self) -> bool:
+        """Whether files wait that were found settled: they are taken before the inbox is looked through again."""
+        return bool(self._backlog or self._peeking)
+
+    def work_off(self, now: float) -> None:
+        """Take some of the settled files, while the readers are not busy enough."""
+        wishes: list[tuple[Sighting, Wish]] = []
+        if len(self.in_flight) + len(self._peeking) > MOST_UNREAD // 2:
+            return  # when there is room for many again, they share a transaction
+        for _ in range(TOGETHER):
+            if not self._backlog or len(self.in_flight) + len(self._peeking) + len(wishes) >= MOST_UNREAD:
+                break
+            item = self._backlog.popleft()
+            wish = self._consider(item, now)
+            if wish is not None:
+                wishes.append((item, wish))
+        self._send_peeks(now)
+        if wishes:
+            self._claim(wishes)
+
+    def _consider(self, item: Sighting, now: float) -> Wish | None:
+        """How a settled file is to be taken; None when it has to wait, or has gone."""
         try:
+            if signature_of(os.lstat(item.path)) != item.signature:
+                return None  # it changed since the look; the next one knows
             if has_writer(item.path):
                 self.settler.postpone(item.path, "somebody still writes to it")
-                return
+                return None
             if self._needs_peek(item):
-                self._peek(item)
-                return
+                self._to_peek.append(item)
+                return None
             grace = self.keeper.settings.intake.tail_grace_seconds
             problem = self._peeked.get(item.path, ((), ""))[1]
             if problem and self.settler.still_for(item.path, now) < grace:
                 self.settler.postpone(item.path, problem)
-                return
+                return None
             side = self.sides.ready(item, self.last.sides.get(item.path, []), now)
             if isinstance(side, str):
                 self.settler.postpone(item.path, side)
-                return
-            self._claim(item, side)
+                return None
+            options: dict[str, Any] = {"dropped_as": safe_name(dropped_as(self.keeper.home, item.path)),
+                                       "signature": _mark(item), **({"side": side.as_dict()} if side else {})}  # fmt: skip
+            return Wish(item.path, forced_kind=forced_kind(self.keeper.home, item.path), options=options)
         except FileNotFoundError:
             self.settler.forget(item.path)
         except (OSError, HeirloomError) as error:
-            # Whatever it is, it is about this file: it keeps waiting, and the others go on.
-            self.settler.postpone(item.path, f"it cannot be taken now: {getattr(error, 'strerror', None) or error}")
+            self._cannot_take(item, error)
+        return None
+
+    def _cannot_take(self, item: Sighting, error: Exception) -> None:
+        """Whatever it is, it is about this file: it keeps waiting, and the others go on."""
+        self.settler.postpone(item.path, f"it cannot be taken now: {getattr(error, 'strerror', None) or error}")
 
     def _needs_peek(self, item: Sighting) -> bool:
         return self._peeked.get(item.path, ((), ""))[0] != item.signature
 
-    def _peek(self, item: Sighting) -> None:
-        self._peeking.add(item.path)
+    def _send_peeks(self, now: float) -> None:
+        """Have the ends of files looked at, many in one question: most of a burst are small."""
+        items, self._to_peek = self._to_peek, []
+        if not items:
+            return
+        self._peeking.update(item.path for item in items)
 
         def done(answer: Mapping[str, Any]) -> None:
-            self._peeking.discard(item.path)
-            self._peeked[item.path] = (item.signature, str(answer.get("tail", "")))
+            tails = answer.get("tails") or [""] * len(items)
+            for item, tail in zip(items, tails, strict=True):
+                self._peeking.discard(item.path)
+                self._peeked[item.path] = (item.signature, str(tail))
+                self._backlog.append(item)
 
-        body = {"id": 0, "task": "tail", "path": str(item.path), "name": safe_name(item.path.name)}
-        self.pool.submit(body, 0, done)
+        paths = [[str(item.path), safe_name(item.path.name)] for item in items]
+        self.pool.submit({"id": 0, "task": "tails", "path": "", "name": "", "files": paths}, 0, done)
 
-    def _claim(self, item: Sighting, side: Side | None) -> None:
-        options: dict[str, Any] = {"dropped_as": safe_name(dropped_as(self.keeper.home, item.path)),
-                                   "signature": _mark(item), **({"side": side.as_dict()} if side else {})}  # fmt: skip
-        drop = claim(self.keeper, item.path, forced_kind=forced_kind(self.keeper.home, item.path), options=options)
-        self.settler.forget(item.path)
-        self._peeked.pop(item.path, None)
-        row = self.keeper.ledger.row("SELECT state, mode FROM drops WHERE id = ?", (drop,))
-        assert row is not None
-        if row["mode"] == "copy":
-            self._kept.add((str(item.path), _mark(item)))
-        if row["state"] == "claimed":
-            self._identify(drop)
+    def _claim(self, wishes: list[tuple[Sighting, Wish]]) -> None:
+        try:
+            found = claim_many(self.keeper, [wish for _item, wish in wishes])
+        except (OSError, HeirloomError) as error:
+            for item, _wish in wishes:
+                self._cannot_take(item, error)
+            return
+        for (item, _wish), (drop, problem) in zip(wishes, found, strict=True):
+            if problem is not None:
+                self._cannot_take(item, problem)
+                continue
+            self.settler.forget(item.path)
+            self._peeked.pop(item.path, None)
+            row = self.keeper.ledger.row("SELECT state, mode FROM drops WHERE id = ?", (drop,))
+            assert row is not None
+            if row["mode"] == "copy":
+                self._kept.add((str(item.path), _mark(item)))
+            if row["state"] == "claimed":
+                self._identify(drop)
 
     # --- identification ------------------------------------------------------------------------------------------
 
     def take_up(self, now: float) -> None:
-        """Find work that an earlier life or an environment fault left: claimed drops, and copies asked for."""
+        """Admit what was judged, and find work that an earlier life or a fault left: claimed drops, and copies asked for."""
+        reading = len(self.in_flight) - len(self._judged)
+        if self._judged and (not reading or len(self._judged) >= TOGETHER or now >= self._judged_at + TOGETHER_SECONDS):
+            self._admit(now)
+        unknown = self.keeper.ledger.value(f"SELECT count(*) FROM drops WHERE state IN {OPEN_DROPS}") - len(self.in_flight)
+        if not unknown:
+            return
         for row in open_drops(self.keeper.ledger):
             if row["id"] in self.in_flight or self._retry_at.get(row["id"], 0.0) > now:
                 continue
@@ -242,6 +301,8 @@ class Intake:
         self._return(drop, "rejected", reason, f"{reason}\n\nSplit it into smaller files, or mend it, and drop it again.\n", {})
 
     def _conclude(self, drop: int, answer: dict[str, Any]) -> None:
+        if any(item.record["sha256"] == answer.get("sha256") for item in self._judged):
+            self._admit(self.keeper.clock.monotonic())  # the same bytes twice in one burst: the first decides the second
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
         assert row is not None
         if answer["verdict"] == "wait" and row["mode"] != "copy":
@@ -282,7 +343,23 @@ class Intake:
             return
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
         assert row is not None
-        finish_admission(self.keeper, row, record, decision)
+        if not self._judged:
+            self._judged_at = self.keeper.clock.monotonic()
+        self._judged.append(Admission(row, record, decision))
+        self.in_flight.add(drop)  # until it is admitted: nobody takes it up a second time
+
+    def _admit(self, now: float) -> None:
+        """Admit what was judged, together: a burst shares its transactions."""
+        judged, self._judged = self._judged, []
+        problems: list[Exception | None]
+        try:
+            problems = [problem for _job, problem in finish_admissions(self.keeper, judged)]
+        except Exception as error:  # noqa: BLE001 - told in the status; one drop never ends the daemon
+            problems = [error] * len(judged)
+        for item, problem in zip(judged, problems, strict=True):
+            self.in_flight.discard(item.drop["id"])
+            if problem is not None:
+                self._hold(item.drop["id"], problem, now)
         self.views_dirty = True
 
     def _refuse(self, drop: int, name: str, problem: str, record: Mapping[str, Any]) -> None:

@@ -70,6 +70,11 @@ class ReaderPool:
     def busy(self) -> bool:
         return bool(self.queue) or any(reader.request for reader in self.readers)
 
+    @property
+    def full(self) -> bool:
+        """Whether the readers have enough waiting for them."""
+        return len(self.queue) >= 2 * len(self.readers)
+
     def tick(self, now: float) -> None:
         """Hand out work, and end readers that take too long or too much."""
         for reader in self.readers:

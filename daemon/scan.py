@@ -18,7 +18,7 @@ from daemon.settle import Sighting
 from guard.checks.kinds import SIDE_REASON, SIDE_SUFFIXES
 from guard.home import Home
 
-__all__ = ["KIND_FOLDERS", "Sweep", "dropped_as", "forced_kind", "has_writer", "sweep"]
+__all__ = ["KIND_FOLDERS", "Sweep", "dropped_as", "forced_kind", "has_writer", "signature_of", "sweep"]
 
 KIND_FOLDERS = ("pretrain", "sft", "preference", "task", "mutation", "docs")
 
@@ -35,8 +35,9 @@ class Sweep:
 def sweep(home: Home, ignore_reason: Callable[[str], str]) -> Sweep:
     """Walk the inbox. Raises FileNotFoundError when the inbox itself is missing (law 9: that is not "empty")."""
     found = Sweep()
+    start = len(os.fspath(home.inbox)) + 1
     for path, facts in _walk(home.inbox, top=home.inbox, found=found):
-        relative = os.path.relpath(path, home.inbox)
+        relative = os.fspath(path)[start:]
         reason = ignore_reason(relative)
         if reason == SIDE_REASON and path.name.lower().endswith(SIDE_SUFFIXES):
             _add_side(found, path, facts)
@@ -81,9 +82,14 @@ def _walk(folder: Path, *, top: Path, found: Sweep) -> Iterator[tuple[Path, os.s
 
 
 def _sighting(path: Path, facts: os.stat_result) -> Sighting:
-    signature = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    signature = signature_of(facts)
     problem = "" if os.access(path, os.R_OK, follow_symlinks=False) and facts.st_mode & 0o444 else "unreadable"
     return Sighting(path, signature, facts.st_size, problem)
+
+
+def signature_of(facts: os.stat_result) -> tuple[int, int, int, int, int]:
+    """What changes whenever a file's bytes do: (device, inode, size, mtime, ctime)."""
+    return (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
 
 
 def has_writer(path: Path) -> bool:

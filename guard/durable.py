@@ -27,6 +27,7 @@ from guard.errors import Damage
 
 __all__ = [
     "FILE_MODE",
+    "Folders",
     "append_to",
     "clear_temporaries",
     "copy_verified",
@@ -72,6 +73,35 @@ def fsync_dir(path: Path | str) -> None:
         _fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Folders:
+    """Folders whose entries are to be made durable together, before anything that stands on them is recorded.
+
+    For bursts: a thousand moves into one folder are one fsync of it. Whoever hands one to `rename_new`, `make_dir` or
+    `remove_tree` calls `sync` before the act is acknowledged.
+    """
+
+    def __init__(self) -> None:
+        self._paths: dict[Path, None] = {}
+
+    def add(self, path: Path) -> None:
+        """Remember a folder."""
+        self._paths[path] = None
+
+    def sync(self) -> None:
+        """Make all of them durable, as far as they still exist. Raises OSError."""
+        paths, self._paths = self._paths, {}
+        for path in paths:
+            if path.is_dir():
+                fsync_dir(path)
+
+
+def _made(path: Path, later: Folders | None) -> None:
+    if later is None:
+        fsync_dir(path)
+    else:
+        later.add(path)
 
 
 @contextlib.contextmanager
@@ -174,14 +204,14 @@ def remove_file(path: Path | str) -> None:
         fsync_dir(Path(path).parent)
 
 
-def make_dir(path: Path | str) -> None:
+def make_dir(path: Path | str, later: Folders | None = None) -> None:
     """Make a folder and its missing parents, each entry durable. Raises FileExistsError over what is no folder."""
     path = Path(path)
     if path.is_dir():
         return
     make_dir(path.parent)
     path.mkdir(exist_ok=True)
-    fsync_dir(path.parent)
+    _made(path.parent, later)
 
 
 def fsync_file(path: Path | str) -> None:
@@ -235,13 +265,13 @@ def _rename_noreplace(source: Path, target: Path) -> None:
     os.rename(source, target)
 
 
-def rename_new(source: Path | str, target: Path | str) -> None:
+def rename_new(source: Path | str, target: Path | str, later: Folders | None = None) -> None:
     """Move to a name that must not exist yet and sync both parents. Raises FileExistsError, OSError(EXDEV)."""
     source, target = Path(source), Path(target)
     _rename_noreplace(source, target)
-    fsync_dir(target.parent)
+    _made(target.parent, later)
     if source.parent != target.parent:
-        fsync_dir(source.parent)
+        _made(source.parent, later)
 
 
 def sync_parents(*paths: Path | str) -> None:
@@ -335,7 +365,7 @@ def unseal_tree(path: Path | str) -> None:
                 os.chmod(os.path.join(folder, name), 0o755)
 
 
-def remove_tree(path: Path | str) -> None:
+def remove_tree(path: Path | str, later: Folders | None = None) -> None:
     """Remove a staging or derived tree, sealed or not. Never to be called on versions or originals (law 3)."""
     path = Path(path)
     if not path.is_symlink() and path.is_dir():
@@ -346,4 +376,4 @@ def remove_tree(path: Path | str) -> None:
             raise OSError(errno.EISDIR, "a folder appeared", os.fspath(path))
         os.unlink(path)
     if path.parent.is_dir():
-        fsync_dir(path.parent)
+        _made(path.parent, later)

@@ -2,7 +2,8 @@
 
 Request: {"id", "path", "name", "forced_kind", "out_folder", "limits"} (the last three may be left out or null); with
 "home" and "line" the answer says as "novelty" what of the file is new to the line's tip (`guard/store/estimate.py`); with
-"task": "tail" only the end is looked at, before the file is taken, and the answer is {"id", "tail": problem or ""}.
+"task": "tails" only the ends of "files" (path and name of each) are looked at, before they are taken, and the answer is
+{"id", "tails": for each its problem or ""}.
 With "task": "meta" a side file is read before it is taken with its drop; the answer is {"id", "settings", "problem"}.
 "side" and "reading" may go with an identification: the side file that was taken too, and a recorded way to read rows.
 Answer: {"id", ...the identity, "why": the text for a person}
@@ -41,8 +42,8 @@ def answer(line: bytes) -> dict[str, Any]:
         if not isinstance(request, dict) or not {"id", "path", "name"} <= request.keys():
             raise UsageError("a request is an object with id, path and name")
         request_id = request["id"]
-        if request.get("task") == "tail":
-            return {"id": request_id, "tail": tail_problem(request["path"], request["name"])}
+        if request.get("task") == "tails":
+            return {"id": request_id, "tails": [_tail(path, name) for path, name in request["files"]]}
         if request.get("task") == "meta":
             return {"id": request_id, **_side(request["path"])}
         limits = Limits.from_dict(request.get("limits") or {})
@@ -58,6 +59,13 @@ def answer(line: bytes) -> dict[str, Any]:
         return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}
+
+
+def _tail(path: str, name: str) -> str:
+    try:
+        return tail_problem(path, name)
+    except OSError:
+        return ""  # it went, or cannot be read: whoever takes it finds that out, and the others are answered
 
 
 def _side(path: str) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_a_ledger_without_room_takes_nothing_and_ends_nothing(toy: Toy, monkeypa
 
     path = toy.drop("a.jsonl", chat_of(3))
     with monkeypatch.context() as patch:
-        patch.setattr(intake, "claim", no_room)
+        patch.setattr(intake, "claim_many", no_room)
         rounds(toy, 20)
         assert path.exists() and "disk is full" in toy.engine.intake.settler.waiting()[str(path)]
     toy.engine.hint()
@@ -219,9 +219,10 @@ def test_claimed_bytes_that_vanish_are_told_and_end_nothing(toy: Toy, monkeypatc
     pool = toy.engine.pool
 
     def only_peek(_now: float) -> None:
-        for body, done in pool.queue:  # type: ignore[misc]
-            if body["task"] == "tail":  # type: ignore[has-type]
-                done({"tail": ""})  # type: ignore[has-type]
+        for body, done in list(pool.queue):  # type: ignore[misc]
+            if body["task"] == "tails":  # type: ignore[has-type]
+                pool.queue.remove((body, done))  # type: ignore[has-type,arg-type]
+                done({"tails": [""]})  # type: ignore[has-type]
 
     monkeypatch.setattr(pool, "tick", only_peek)
     rounds(toy, 10)

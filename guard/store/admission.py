@@ -15,12 +15,14 @@ from typing import Any
 
 import orjson
 
+from guard.durable import Folders
+from guard.errors import HeirloomError
 from guard.failpoints import point
 from guard.names import safe_name, slugify
 from guard.store.estimate import tip_of
 from guard.store.files import StoredFile, get_file, trained_in, with_sidecars
 from guard.store.indexes import active_index, link_documents
-from guard.store.intake import admit, discard, set_drop
+from guard.store.intake import discard, intend_admission, put_in_place, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.known import sidecar_bytes
@@ -29,7 +31,7 @@ from guard.store.originals import damaged_parts, mendable_parts
 from guard.store.standing import settle_damage
 from guard.store.versions import DEFAULT_LINE
 
-__all__ = ["Decision", "decide", "finish_admission", "queue_index"]
+__all__ = ["Admission", "Decision", "decide", "finish_admission", "finish_admissions", "queue_index"]
 
 OBJECTIVES = {"pretrain": "pretrain", "sft": "sft"}
 
@@ -134,18 +136,64 @@ def _left_out(keeper: Keeper, file: StoredFile) -> bool:
     return file.sha256 not in index["documents"] or bool(skipped & {file.name, str(file.record.get("dropped_as"))})
 
 
+@dataclass(frozen=True)
+class Admission:
+    """A drop that was judged: its row, what was found in it, and what becomes of it."""
+
+    drop: sqlite3.Row
+    record: Mapping[str, Any]
+    decision: Decision
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The record as it is kept: with the name the bytes are stored under and the decision."""
+        return {**self.record, "stored_as": safe_name(str(self.record["name"])), "decision": asdict(self.decision)}
+
+
 def finish_admission(keeper: Keeper, drop: sqlite3.Row, record: Mapping[str, Any], decision: Decision) -> int | None:
     """Store the bytes, record the file and queue its job; returns the job's id. Idempotent."""
-    stored = {**record, "stored_as": safe_name(str(record["name"])), "decision": asdict(decision)}
-    admit(keeper, drop["id"], stored)
-    stored = with_sidecars(keeper.home, stored)
-    job = _record(keeper, drop, stored, decision)
-    point("admit.recorded")
-    if record["kind"] == "docs":
-        link_documents(keeper)
-    discard(keeper, drop["id"])
-    point("admit.cleared")
+    job, problem = finish_admissions(keeper, [Admission(drop, record, decision)])[0]
+    if problem is not None:
+        raise problem
     return job
+
+
+def finish_admissions(
+    keeper: Keeper, admissions: Sequence[Admission]
+) -> list[tuple[int | None, OSError | HeirloomError | None]]:
+    """`finish_admission` for drops of different bytes, with two transactions in all; beside each job what kept it back."""
+    stored = [item.stored for item in admissions]
+    with keeper.ledger.transaction():
+        for item, record in zip(admissions, stored, strict=True):
+            intend_admission(keeper, item.drop["id"], record)
+    point("admit.intended")
+    later = Folders()
+    problems = [_place(keeper, item, record, later) for item, record in zip(admissions, stored, strict=True)]
+    later.sync()
+    jobs: list[int | None] = []
+    with keeper.ledger.transaction():
+        for item, record, problem in zip(admissions, stored, problems, strict=True):
+            known = with_sidecars(keeper.home, record) if problem is None else record
+            jobs.append(_record(keeper, item.drop, known, item.decision) if problem is None else None)
+    point("admit.recorded")
+    if any(item.record["kind"] == "docs" for item in admissions):
+        link_documents(keeper)
+    for item, problem in zip(admissions, problems, strict=True):
+        if problem is None:
+            discard(keeper, item.drop["id"], later)
+            point("admit.cleared")
+    later.sync()
+    return list(zip(jobs, problems, strict=True))
+
+
+def _place(
+    keeper: Keeper, item: Admission, record: Mapping[str, Any], later: Folders
+) -> OSError | HeirloomError | None:
+    try:
+        put_in_place(keeper, item.drop["id"], record, later)
+    except (OSError, HeirloomError) as error:
+        return error
+    return None
 
 
 def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision: Decision) -> int | None:

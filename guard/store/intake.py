@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import orjson
 
 from guard.checks.kinds import SIDE_SUFFIXES
 from guard.durable import (
+    Folders,
     clear_temporaries,
     copy_verified,
     fsync_dir,
@@ -42,7 +44,8 @@ from guard.store.originals import damaged_parts, mendable_parts, stray_is_sound
 from guard.store.side_files import put_back, return_beside, side_source, store_beside, take_side
 
 __all__ = [
-    "admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "resume_claim", "set_aside", "set_drop",
+    "Wish", "claim", "claim_many", "claimed_content", "discard", "drop_folder", "give_back", "intend_admission",
+    "put_in_place", "resume_claim", "set_aside", "set_drop",
 ]  # fmt: skip
 
 
@@ -69,39 +72,85 @@ def set_drop(keeper: Keeper, drop: int, state: str, reason: str = "", **columns:
     ledger.event(f"drop.{state}", str(name), drop=drop, reason=reason, **told)
 
 
-def claim(
-    keeper: Keeper,
-    source: Path,
-    *,
-    origin: str = "inbox",
-    move: bool = True,
-    forced_kind: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> int:
+@dataclass(frozen=True)
+class Wish:
+    """A file to be taken: where it lies, and what goes with it into the drop's row."""
+
+    source: Path
+    origin: str = "inbox"
+    move: bool = True
+    forced_kind: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def claim(keeper: Keeper, source: Path, *, origin: str = "inbox", move: bool = True, forced_kind: str | None = None,
+          options: Mapping[str, Any] | None = None) -> int:  # fmt: skip
     """Take a settled file out of the inbox (or copy one, `move=False`) into a folder of its own; returns the drop id.
 
-    Raises FileNotFoundError when the file has gone (its row is closed), OSError for the environment's faults (the row
-    stays open and `resume_claim` tries again).
+    A file that has gone closes its row. Raises OSError for the environment's faults (the row stays open and
+    `resume_claim` tries again).
     """
-    now = keeper.clock.utc()
-    with keeper.ledger.transaction():
-        drop = keeper.ledger.run(
-            "INSERT INTO drops (name, source, origin, mode, state, forced_kind, options, seen, updated) "
-            "VALUES (?, ?, ?, ?, 'claiming', ?, ?, ?, ?)",
-            (safe_name(source.name), os.fsencode(source), origin, "move" if move else "copy", forced_kind,
-             orjson.dumps(dict(options or {})).decode(), now, now))  # fmt: skip
-        keeper.ledger.event("drop.claiming", safe_name(source.name), drop=drop, origin=origin,
-                            mode="move" if move else "copy", forced_kind=forced_kind, options=dict(options or {}),
-                            source=os.fsencode(source).hex())  # fmt: skip
-    point("claim.intended")
-    resume_claim(keeper, drop, source, move=move)
+    drop, problem = claim_many(keeper, [Wish(source, origin, move, forced_kind, dict(options or {}))])[0]
+    if problem is not None:
+        raise problem
     return drop
+
+
+def claim_many(keeper: Keeper, wishes: Sequence[Wish]) -> list[tuple[int, OSError | HeirloomError | None]]:
+    """`claim` for several files with two transactions in all; beside each drop id what kept it from being taken."""
+    with keeper.ledger.transaction():
+        drops = [_open_drop(keeper, wish) for wish in wishes]
+    point("claim.intended")
+    found: list[tuple[int, OSError | HeirloomError | None]] = []
+    modes: dict[int, str] = {}
+    later = Folders()
+    for drop, wish in zip(drops, wishes, strict=True):
+        try:
+            mode = _bring_in(keeper, drop, wish.source, move=wish.move, later=later)
+        except (OSError, HeirloomError) as error:
+            found.append((drop, error))
+            continue
+        found.append((drop, None))
+        if mode:
+            modes[drop] = mode
+    later.sync()
+    _record_claims(keeper, modes)
+    return found
+
+
+def _open_drop(keeper: Keeper, wish: Wish) -> int:
+    """The row and the event of an intended claim; inside a transaction."""
+    now, name, mode = keeper.clock.utc(), safe_name(wish.source.name), "move" if wish.move else "copy"
+    drop = keeper.ledger.run(
+        "INSERT INTO drops (name, source, origin, mode, state, forced_kind, options, seen, updated) "
+        "VALUES (?, ?, ?, ?, 'claiming', ?, ?, ?, ?)",
+        (name, os.fsencode(wish.source), wish.origin, mode, wish.forced_kind, orjson.dumps(dict(wish.options)).decode(),
+         now, now))  # fmt: skip
+    keeper.ledger.event("drop.claiming", name, drop=drop, origin=wish.origin, mode=mode, forced_kind=wish.forced_kind,
+                        options=dict(wish.options), source=os.fsencode(wish.source).hex())  # fmt: skip
+    return drop
+
+
+def _record_claims(keeper: Keeper, modes: Mapping[int, str]) -> None:
+    if not modes:
+        return
+    with keeper.ledger.transaction():
+        for drop, mode in modes.items():
+            set_drop(keeper, drop, "claimed", mode=mode)
+    point("claim.recorded")
 
 
 def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
     """Finish a claim from wherever it stopped; returns the drop's state, `claimed` or `gone`."""
+    mode = _bring_in(keeper, drop, source, move=move)
+    _record_claims(keeper, {drop: mode} if mode else {})
+    return "claimed" if mode else "gone"
+
+
+def _bring_in(keeper: Keeper, drop: int, source: Path, *, move: bool, later: Folders | None = None) -> str:
+    """Bring a drop's bytes under our roof from wherever that stopped; returns how, "" when they have gone."""
     content = claimed_content(keeper, drop)
-    make_dir(content.parent)
+    make_dir(content.parent, later)
     point("claim.foldered")
     side, mode = side_source(keeper, drop), "move" if move else "copy"
     if side is not None and not content.exists() and not take_side(side, content.parent, _take, move=move):
@@ -112,7 +161,7 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
         sync_parents(content, source)
     if not content.exists():
         try:
-            mode = _take(source, content, move)
+            mode = _take(source, content, move, later)
         except OSError as error:
             if is_environment(error):
                 raise
@@ -120,32 +169,33 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
             reason = "it was removed before it could be taken" if gone else f"it could not be taken: {error.strerror}"
             return _let_go(keeper, drop, reason)
     point("claim.renamed")
-    with keeper.ledger.transaction():
-        set_drop(keeper, drop, "claimed", mode=mode)
-    point("claim.recorded")
-    return "claimed"
+    return mode
 
 
 def _let_go(keeper: Keeper, drop: int, reason: str) -> str:
-    """Close a claim that cannot be finished; nothing of it is ours any more."""
+    """Close a claim that cannot be finished; nothing of it is ours any more. Returns ""."""
     put_back(side_source(keeper, drop), drop_folder(keeper, drop), keeper.home.rejected)
     with keeper.ledger.transaction():
         set_drop(keeper, drop, "gone", reason)
     remove_tree(drop_folder(keeper, drop))
-    return "gone"
+    return ""
 
 
-def _take(source: Path, content: Path, move: bool) -> str:
-    """Bring the bytes under our roof; returns how: "move", or "copy" when the source had to stay where it is."""
+def _take(source: Path, content: Path, move: bool, later: Folders | None = None) -> str:
+    """Bring the bytes under our roof; returns how: "move", or "copy" when the source had to stay where it is.
+
+    Moves may be made durable `later`; a copy is durable, with the folder it lies in, before its source goes.
+    """
     facts = os.lstat(source)
     if not stat.S_ISREG(facts.st_mode):
         raise FileNotFoundError(errno.ENOENT, "no longer a regular file", os.fspath(source))
     own = facts.st_uid == os.geteuid()
     # A second name of the same bytes may be written to later, and a foreign owner may chmod: neither may share our copy.
-    if move and facts.st_nlink == 1 and own and _renamed(source, content):
+    if move and facts.st_nlink == 1 and own and _renamed(source, content, later):
         return "move"
     point("copy.intended")
     copy_verified(source, content)
+    sync_parents(content.parent)
     point("copy.copied")
     if move and _unlinked(source, facts):
         point("copy.unlinked")
@@ -162,9 +212,9 @@ def _finish_copy(source: Path, content: Path) -> str:
     return "move"
 
 
-def _renamed(source: Path, content: Path) -> bool:
+def _renamed(source: Path, content: Path, later: Folders | None) -> bool:
     try:
-        rename_new(source, content)
+        rename_new(source, content, later)
     except OSError as error:
         if error.errno in (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS):
             return False
@@ -189,19 +239,18 @@ def _unlinked(source: Path, facts: os.stat_result) -> bool:
     return True
 
 
-def admit(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
-    """Store the bytes of a claimed drop for ever under their hash; the caller records the file and its job.
+def intend_admission(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
+    """Write down that a drop is about to be stored; inside a transaction."""
+    set_drop(keeper, drop, "admitting", sha256=record["sha256"], verdict=dict(record))
 
-    Idempotent: a crash anywhere is finished by calling it again.
-    """
-    with keeper.ledger.transaction():
-        set_drop(keeper, drop, "admitting", sha256=record["sha256"], verdict=dict(record))
-    point("admit.intended")
+
+def put_in_place(keeper: Keeper, drop: int, record: Mapping[str, Any], later: Folders | None = None) -> None:
+    """Move the bytes of a drop whose admission was intended into data/files; does nothing where that was done."""
     final = keeper.home.files / str(record["sha256"])
     known = get_file(keeper.ledger, str(record["sha256"]))
     if not final.exists() or not _is_whole(keeper, drop, final, known, record):
         name = str(known.record["stored_as"]) if known else safe_name(str(record["name"]))
-        _store(keeper, drop, final, name, _kept_sidecars(keeper, drop, known, record))
+        _store(keeper, drop, final, name, _kept_sidecars(keeper, drop, known, record), later)
     elif known is not None and known.kind == "docs" != record["kind"]:
         _replace_sidecars(drop_folder(keeper, drop) / "identity", final)
     else:
@@ -247,15 +296,18 @@ def _replace_sidecars(identity: Path, final: Path) -> None:
     os.chmod(final, 0o555)
 
 
-def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str] = ()) -> None:
+def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str] = (), later: Folders | None = None) -> None:
     """Put the bytes and their sidecars into place; a damaged original there is set aside, its sidecars `kept` go on."""
     folder = drop_folder(keeper, drop)
     ready = folder / "store"
-    again = ready.is_dir()
-    make_dir(ready)
+    again, fresh = ready.is_dir(), not final.exists()
+    # What is moved within the drop's folder is found at its old place after a power cut, or at its new one: `ready` is
+    # synced as a whole before it takes its name, and nothing has to be durable before that.
+    unsynced = Folders()
+    make_dir(ready, unsynced)
     content = claimed_content(keeper, drop)
     if content.exists():
-        rename_new(content, ready / name)
+        rename_new(content, ready / name, unsynced)
     point("admit.stored")
     # Halves that a death left, here or in the reader's folder, are neither stored for ever nor a reason to refuse.
     clear_temporaries(ready)
@@ -266,7 +318,10 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str
         if item.name not in ("examples.fp", "record.json"):
             raise HeirloomError(f"the identify child wrote an unknown file {item.name}", subject=str(item))
         if item.name not in kept and not (ready / item.name).exists():
-            copy_verified(item, ready / item.name)
+            if fresh:
+                rename_new(item, ready / item.name, unsynced)
+            else:
+                copy_verified(item, ready / item.name)  # how a damaged original is mended is asked of `identity` again
     store_beside(folder, ready)
     if again:
         # An earlier attempt may have met a failed fsync, after which the kernel calls lost pages clean (law 1): what
@@ -280,7 +335,9 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str
     if final.exists():
         set_aside(final)
         point("admit.aside")
-    rename_new(ready, final)
+    rename_new(ready, final, unsynced if later is not None else None)
+    if later is not None:
+        later.add(final.parent)
 
 
 def give_back(keeper: Keeper, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> Path | None:
@@ -355,7 +412,7 @@ def _move_out(content: Path, target: Path) -> None:
         os.unlink(content)
 
 
-def discard(keeper: Keeper, drop: int) -> None:
+def discard(keeper: Keeper, drop: int, later: Folders | None = None) -> None:
     """Remove what is left of a drop's folder once its bytes are stored or returned."""
     with contextlib.suppress(FileNotFoundError):
-        remove_tree(drop_folder(keeper, drop))
+        remove_tree(drop_folder(keeper, drop), later)
