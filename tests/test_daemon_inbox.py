@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from homes import run_as_ordinary_user
 from toy import Toy, chat_of
 
 from daemon.cli.files import story_lines
 from daemon.report import compose, live_facts
 from daemon.story import tell_story
 from guard import durable
+from guard.errors import CheckFailed
+from guard.store import intake as acts
 from guard.store.intake import drop_folder
+from guard.store.jobs import jobs_in
+from guard.store.keeper import Keeper
 
 
 @pytest.fixture
@@ -41,10 +47,8 @@ def test_a_burst_of_files_is_admitted_whole_and_in_order_across_restarts(toy: To
     toy.settle()
     assert sorted(name for name, state, _reason in toy.drops() if state in ("admitted", "registered")) == names
     assert toy.keeper.ledger.value("SELECT count(*) FROM files") == 300
-    queued = "SELECT f.name FROM jobs j JOIN job_files USING (job_id) JOIN files f USING (sha256)"
-    order = [row[0] for row in toy.keeper.ledger.rows(queued.replace("USING (job_id)", "q ON q.job_id = j.id") + " ORDER BY j.id")]
-    assert [row[0] for row in toy.again().keeper.ledger.rows(
-        queued.replace("USING (job_id)", "q ON q.job_id = j.id") + " ORDER BY j.position, j.id")] == order  # fmt: skip
+    order = [job.files for job in jobs_in(toy.keeper.ledger, "queued")]
+    assert len(order) == len(set(order)) and [job.files for job in jobs_in(toy.again().keeper.ledger, "queued")] == order
 
 
 def test_without_a_single_event_every_file_is_found_by_the_sweep(toy: Toy) -> None:
@@ -121,3 +125,90 @@ def test_a_reason_file_writes_nothing_to_a_terminal(toy: Toy) -> None:
     texts = [path.read_text() for path in toy.home.rejected.glob("*.why.txt")]
     assert len(texts) == 2 and all(text.replace("\n", "").isprintable() for text in texts)
     assert not drop_folder(toy.keeper, 1).exists()
+
+
+def test_a_file_that_is_moved_in_is_taken_once_and_whole(toy: Toy) -> None:
+    """A07: a rename inside the file system; no writer ever closes it here, and its old times prove nothing."""
+    outside = toy.home.root.parent / "a.jsonl"
+    outside.write_text(chat_of(9))
+    os.utime(outside, (1, 1))
+    outside.rename(toy.home.inbox / "a.jsonl")
+    toy.engine.hint()
+    toy.step()
+    assert toy.drops() == []
+    toy.settle()
+    assert [state for _name, state, _reason in toy.drops()] == ["admitted"]
+    assert next(toy.home.files.glob("*/a.jsonl")).read_text() == chat_of(9)
+
+
+# --- permissions and the machine ----------------------------------------------------------------------------------
+
+
+def test_a_read_only_inbox_is_copied_from_once_with_its_side_files(toy: Toy) -> None:
+    """A41: as an ordinary user, whom mode bits bind; nothing is taken twice, in this life or the next."""
+    toy.drop("a.jsonl", chat_of(9))
+    toy.drop("a.jsonl.meta.yaml", "description: copied\n")
+    toy.drop("b.jsonl", '{"messages": 1}\n')
+    toy.home.inbox.chmod(0o555)
+    root = toy.home.root
+    root.parent.chmod(0o755)
+    toy.die()
+
+    def act(keeper: Keeper) -> None:
+        keeper.ledger.close()
+        own = Toy(root, backup__auto=False)
+        own.settle()
+        own.again().settle()
+        assert {name: state for name, state, _reason in own.drops()} == {"a.jsonl": "admitted", "b.jsonl": "rejected"}
+        assert len(own.drops()) == 2 and own.keeper.ledger.value("SELECT description FROM files") == "copied"
+        assert {row[0] for row in own.keeper.ledger.rows("SELECT mode FROM drops")} == {"copy"}
+        left = sorted(name for name in os.listdir(own.home.inbox) if name[0] in "ab")
+        assert left == ["a.jsonl", "a.jsonl.meta.yaml", "b.jsonl"]
+        own.die()
+
+    try:
+        assert run_as_ordinary_user(root, act) == ""
+    finally:
+        toy.home.inbox.chmod(0o755)
+        toy.begin()
+
+
+@pytest.mark.parametrize("place", ["data", "data/files", "models", "."])
+def test_an_inbox_that_lies_in_the_house_is_refused_at_the_start(toy: Toy, place: str) -> None:
+    """A41: our own originals would be swept up as drops."""
+    toy.home.check()
+    inbox = toy.home.inbox
+    inbox.rename(inbox.with_name("before"))
+    inbox.symlink_to(toy.home.root / place)
+    with pytest.raises(CheckFailed, match="the inbox is"):
+        toy.home.check()
+    inbox.unlink()
+    inbox.with_name("before").rename(inbox)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENOSPC])
+@pytest.mark.parametrize("side", [False, True])
+def test_what_the_machine_refuses_now_is_taken_later_and_never_counted_against_the_file(
+    toy: Toy, number: int, side: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A42, A43: with backoff, told in the status, for the drop and for its side file."""
+    if side:
+        toy.drop("a.jsonl.meta.yaml", "description: x\n")
+    toy.drop("a.jsonl", chat_of(9))
+    moving = acts.rename_new
+
+    def refused(source: Path, target: Path) -> None:
+        if source.parent == toy.home.inbox:
+            raise OSError(number, os.strerror(number))
+        moving(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(acts, "rename_new", refused)
+        for _ in range(60):
+            toy.step()
+        assert [state for _name, state, _reason in toy.drops()] == ["claiming"]
+        assert os.strerror(number) in toy.engine.intake.problem and (toy.home.inbox / "a.jsonl").exists()
+    toy.clock.advance(60)
+    toy.settle()
+    assert [tuple(row) for row in toy.keeper.ledger.rows("SELECT state, attempts FROM drops")] == [("admitted", 0)]
+    assert toy.keeper.ledger.value("SELECT description FROM files") == ("x" if side else "")
