@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROWS = re.findall(r"^\| ([A-Z0-9, -]+) \| .* \| `(\w+)::(\w+)` \|$", (ROOT / "docs" / "CASES.md").read_text("utf-8"), re.MULTILINE)
+TABLE = (ROOT / "docs" / "CASES.md").read_text("utf-8")
+ROWS = re.findall(r"^\| ([A-Z0-9, -]+) \| .* \| `(\w+)::(\w+)` \|$", TABLE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("case, module, name", ROWS)
