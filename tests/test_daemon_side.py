@@ -419,3 +419,16 @@ def test_the_side_file_goes_to_the_vault_with_its_original(toy: Toy) -> None:
     run_backup(toy.keeper)
     sha256 = find_file(toy.keeper.ledger, "a.jsonl").sha256
     assert (toy.home.root / "backups" / "files" / sha256 / "meta.yaml").read_text() == COLUMNS
+
+
+def test_a_good_copy_under_another_name_mends_the_bytes_and_keeps_columns_and_side_file(toy: Toy) -> None:
+    toy.drop("a.jsonl.meta.yaml", COLUMNS)
+    toy.drop("a.jsonl", QA)
+    toy.settle()
+    folder = toy.home.files / find_file(toy.keeper.ledger, "a.jsonl").sha256
+    os.chmod(folder / "a.jsonl", 0o644)
+    (folder / "a.jsonl").write_text(QA[:-5])
+    toy.drop("b.jsonl", QA)
+    toy.settle()
+    assert states(toy)["b.jsonl"] == "admitted" and (folder / "meta.yaml").read_text() == COLUMNS
+    assert verify(toy.keeper, everything=True).damage == ()

@@ -38,7 +38,7 @@ from guard.home import Home
 from guard.names import safe_name
 from guard.store.files import SIDECARS, StoredFile, get_file, original_hashes
 from guard.store.keeper import Keeper
-from guard.store.side_files import put_back, return_beside, side_source, store_beside, take_side
+from guard.store.side_files import keep_recorded, put_back, return_beside, side_source, store_beside, take_side
 
 __all__ = [
     "admit", "claim", "claimed_content", "discard", "drop_folder", "give_back", "original_is_sound", "resume_claim", "set_drop",
@@ -256,6 +256,7 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str) -> None:
         if not (ready / item.name).exists():
             copy_verified(item, ready / item.name)
     store_beside(folder, ready)
+    keep_recorded(get_file(keeper.ledger, final.name), final, ready)
     if again:
         # An earlier attempt may have met a failed fsync, after which the kernel calls lost pages clean (law 1): what
         # it left is written once more, into new files, and never synced a second time.

@@ -19,9 +19,10 @@ import orjson
 from guard.durable import copy_verified, make_dir, rename_new, sha256_file, sync_parents
 from guard.errors import is_environment
 from guard.failpoints import point
+from guard.store.files import StoredFile
 from guard.store.keeper import Keeper
 
-__all__ = ["SIDE", "STORED_SIDE", "put_back", "return_beside", "side_source", "store_beside", "take_side"]
+__all__ = ["SIDE", "STORED_SIDE", "keep_recorded", "put_back", "return_beside", "side_source", "store_beside", "take_side"]
 
 SIDE = "side.yaml"
 STORED_SIDE = "meta.yaml"
@@ -92,6 +93,20 @@ def store_beside(folder: Path, ready: Path) -> None:
     """Put a side file beside the original that is about to be stored."""
     if (folder / SIDE).exists() and not (ready / STORED_SIDE).exists():
         copy_verified(folder / SIDE, ready / STORED_SIDE)
+
+
+def keep_recorded(known: StoredFile | None, final: Path, ready: Path) -> None:
+    """Good bytes take the place of damaged ones: what lay beside those and is as it was recorded stays beside them.
+
+    The drop that brings the good bytes may have another name and no side file; the file it mends keeps its own.
+    """
+    recorded: dict[str, str] = dict((known.record.get("sidecars") or {}) if known else {})
+    for aside in sorted(final.parent.glob(f".damaged-{final.name}-*")):
+        for name, digest in recorded.items():
+            old, new = aside / name, ready / name
+            missing = not new.exists() or sha256_file(new) != digest
+            if missing and old.is_file() and not old.is_symlink() and sha256_file(old) == digest:
+                copy_verified(old, new)
 
 
 def _is_copy(path: Path, kept: Path) -> bool:
