@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from guard.errors import Damage, NotFound
+from guard.errors import CheckFailed, Damage, NotFound
 
 __all__ = ["Home", "boot_id", "find_home"]
 
@@ -158,6 +158,11 @@ class Home:
                 subject=str(self.root),
                 hint="is a disk not mounted? bring it back. What is lost for good: heirloom doctor --rebuild",
             )
+        inbox = self.inbox.resolve()
+        for place in (self.data, self.models, self.state):
+            if inbox.is_relative_to(place.resolve()) or place.resolve().is_relative_to(inbox):
+                raise CheckFailed(f"the inbox is {inbox}, which holds or lies in {place.relative_to(self.root)}/ of this home",
+                                  subject=str(self.inbox), hint="let inbox be a folder of its own")  # fmt: skip
 
     def free_bytes(self) -> int:
         """Bytes free for an ordinary user on the models' disk."""

@@ -20,6 +20,7 @@ from daemon.readers import ReaderPool
 from daemon.story import tell_story
 from guard import durable
 from guard.checks.rows import iter_examples
+from guard.durable import sha256_bytes, sha256_file
 from guard.names import safe_name
 from guard.store.verify import verify
 from trainer.template import encode_many
@@ -71,11 +72,16 @@ def work(toy: Toy, until: float) -> float:
     return peak
 
 
-def drop_all(toy: Toy, table: Sequence[Hostile]) -> None:
+def drop_all(toy: Toy, table: Sequence[Hostile]) -> dict[bytes, str]:
+    """Drop them; returns the SHA-256 of each by name."""
+    dropped = {}
     for item in table:
+        data = item.make()
+        dropped[item.name] = sha256_bytes(data)
         with open(os.path.join(os.fsencode(toy.home.inbox), item.name), "wb") as handle:
-            handle.write(item.make())
+            handle.write(data)
     toy.engine.hint()
+    return dropped
 
 
 def ended(toy: Toy, item: Hostile) -> tuple[str, str]:
@@ -97,7 +103,7 @@ def test_the_table_holds_what_was_promised() -> None:
 
 
 def test_every_hostile_file_ends_in_its_verdict_and_a_good_one_beside_them_is_trained(toy: Toy) -> None:
-    drop_all(toy, HOSTILE)
+    dropped = drop_all(toy, HOSTILE)
     toy.drop("good.jsonl.meta.yaml", "priority: 100\n")
     toy.drop("good.jsonl", chat_of(40, seed=7))
     peak = work(toy, time.monotonic() + 240)
@@ -113,7 +119,7 @@ def test_every_hostile_file_ends_in_its_verdict_and_a_good_one_beside_them_is_tr
     for item in HOSTILE:  # nothing is lost: refused bytes lie in rejected/, with a word beside them that a terminal survives
         if item.verdict == "rejected":
             back = toy.keeper.ledger.value("SELECT returned_to FROM drops WHERE name = ?", (safe_name(item.name),))
-            assert Path(back).read_bytes() == item.make() or item.make.__name__ == "<lambda>", item.name
+            assert sha256_file(Path(back)) == dropped[item.name], item.name
             why = Path(back).with_name(Path(back).name + ".why.txt").read_text("utf-8")
             assert why.replace("\n", "").isprintable() and "Why: " in why, item.name
         if item.verdict in ("admitted", "rejected"):

@@ -22,7 +22,7 @@ from guard.durable import sha256_file
 from guard.failpoints import Crash
 from guard.home import Home
 from guard.store.files import find_file
-from guard.store.intake import claim
+from guard.store.intake import claim_many
 from guard.store.verify import verify
 from guard.store.versions import find_version, line_tip
 from trainer.prepare import SourceFile, planned_id
@@ -246,13 +246,13 @@ def test_a_side_file_spoilt_between_the_look_and_the_claim_comes_back_with_its_d
 ) -> None:
     toy.drop("a.jsonl.meta.yaml", "description: x\n")
     toy.drop("a.jsonl", chat_of(9))
-    claiming = claim
+    claiming = claim_many
 
-    def spoilt(keeper, source, **more):  # type: ignore[no-untyped-def]
+    def spoilt(keeper, wishes):  # type: ignore[no-untyped-def]
         (toy.home.inbox / "a.jsonl.meta.yaml").write_text("volume: 11\n")
-        return claiming(keeper, source, **more)
+        return claiming(keeper, wishes)
 
-    monkeypatch.setattr("daemon.intake.claim", spoilt)
+    monkeypatch.setattr("daemon.intake.claim_many", spoilt)
     toy.settle()
     assert states(toy) == {"a.jsonl": "rejected"} and "unknown key" in toy.drops()[0][2]
     assert (toy.home.rejected / "a.jsonl").read_text() == chat_of(9)
@@ -270,14 +270,14 @@ def test_a_recipe_of_another_stage_is_refused_when_the_kind_is_known(toy: Toy) -
 def test_a_side_file_that_goes_as_it_is_taken_lets_the_data_stay(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.drop("a.jsonl.meta.yaml", "description: x\n")
     toy.drop("a.jsonl", chat_of(9))
-    claiming = claim
+    claiming = claim_many
 
-    def gone(keeper, source, **more):  # type: ignore[no-untyped-def]
+    def gone(keeper, wishes):  # type: ignore[no-untyped-def]
         (toy.home.inbox / "a.jsonl.meta.yaml").unlink()
-        monkeypatch.setattr("daemon.intake.claim", claiming)
-        return claiming(keeper, source, **more)
+        monkeypatch.setattr("daemon.intake.claim_many", claiming)
+        return claiming(keeper, wishes)
 
-    monkeypatch.setattr("daemon.intake.claim", gone)
+    monkeypatch.setattr("daemon.intake.claim_many", gone)
     toy.settle()
     toy.engine.hint()
     toy.settle()
@@ -419,3 +419,16 @@ def test_the_side_file_goes_to_the_vault_with_its_original(toy: Toy) -> None:
     run_backup(toy.keeper)
     sha256 = find_file(toy.keeper.ledger, "a.jsonl").sha256
     assert (toy.home.root / "backups" / "files" / sha256 / "meta.yaml").read_text() == COLUMNS
+
+
+def test_a_good_copy_under_another_name_mends_the_bytes_and_keeps_columns_and_side_file(toy: Toy) -> None:
+    toy.drop("a.jsonl.meta.yaml", COLUMNS)
+    toy.drop("a.jsonl", QA)
+    toy.settle()
+    folder = toy.home.files / find_file(toy.keeper.ledger, "a.jsonl").sha256
+    os.chmod(folder / "a.jsonl", 0o644)
+    (folder / "a.jsonl").write_text(QA[:-5])
+    toy.drop("b.jsonl", QA)
+    toy.settle()
+    assert states(toy)["b.jsonl"] == "registered" and (folder / "meta.yaml").read_text() == COLUMNS
+    assert verify(toy.keeper, everything=True).damage == ()
