@@ -20,7 +20,7 @@ from daemon.children import child_environment
 from daemon.reactor import Reactor
 from daemon.vigil import resident_mb
 
-__all__ = ["ReaderPool"]
+__all__ = ["ReaderPool", "one_reader"]
 
 # A second reader takes only files up to this size, so that one giant never starves the small ones.
 SMALL_BYTES = 32 << 20
@@ -175,6 +175,11 @@ class ReaderPool:
             if reader.process is not None:
                 reader.process.kill()
                 self._retire(reader)
+
+
+def one_reader() -> list[_Reader]:
+    """The reader of a pool for work that may take its time."""
+    return [_Reader(small_only=False)]
 
 
 def _close_quietly(pipe: Any) -> None:

@@ -2,6 +2,7 @@
 
 Request: {"id", "path", "name", "forced_kind", "out_folder", "limits"} (the last three may be left out or null); with
 "task": "tail" only the end is looked at, before the file is taken, and the answer is {"id", "tail": problem or ""}.
+With "task": "near" request and answer are those of `guard/near_task.py`.
 Answer: {"id", ...the identity, "why": the text for a person}
 or {"id", "fault": "environment" | "bug", "error", "errno", "message"}.
 It lives for many files and imports nothing heavy. It dies with its parent and protects nothing by itself: the
@@ -33,6 +34,11 @@ def answer(line: bytes) -> dict[str, Any]:
     request_id: Any = None
     try:
         request = json.loads(line)
+        if isinstance(request, dict) and request.get("task") == "near":
+            request_id = request.get("id")
+            from guard.near_task import run_near  # numpy is heavy: a child that only identifies does without
+
+            return {"id": request_id, **run_near(request)}
         if not isinstance(request, dict) or not {"id", "path", "name"} <= request.keys():
             raise UsageError("a request is an object with id, path and name")
         request_id = request["id"]
