@@ -7,6 +7,7 @@ be thrown away at any moment. Environment faults (disk full, too many open files
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ from daemon.readers import ReaderPool
 from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, sweep
 from daemon.settle import Settler, Sighting
 from guard.checks.kinds import ignore_reason
-from guard.errors import HeirloomError, is_environment
+from guard.errors import Damage, HeirloomError, is_environment
 from guard.names import safe_name
 from guard.store.admission import Decision, decide, finish_admission
+from guard.store.evaluation import protected_now
 from guard.store.files import open_drops
 from guard.store.intake import claim, claimed_content, drop_folder, give_back, resume_claim, set_drop
 from guard.store.keeper import Keeper
@@ -191,6 +193,10 @@ class Intake:
             "out_folder": str(out),
             "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
         }  # fmt: skip
+        if orjson.loads(row["options"]).get("untouchable"):
+            body["keys_out"] = str(drop_folder(self.keeper, drop) / "untouchable.keys")
+        with contextlib.suppress(Damage):  # the verdict is an estimate; a job on such a home is refused, with the reason
+            body["protected"] = protected_now(self.keeper)
         self.in_flight.add(drop)
         self.pool.submit(body, content.stat().st_size, lambda answer: self._identified(drop, answer))
 

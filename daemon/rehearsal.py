@@ -7,6 +7,7 @@ the second is a copy of the first is told only by the real thing. Not here: the 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,27 +19,30 @@ from typing import Any
 from daemon.client import drop_result
 from daemon.reactor import Reactor
 from daemon.readers import ReaderPool
-from guard.errors import EnvironmentFault
+from guard.errors import Damage, EnvironmentFault
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.admission import decide
+from guard.store.evaluation import protected_for
 from guard.store.keeper import Keeper, open_reader
 
 __all__ = ["judge_registration", "rehearse_registration"]
 
 
 def rehearse_registration(
-    home: Home, *, paths: Sequence[str], kind: str | None = None, queue: bool = False
+    home: Home, *, paths: Sequence[str], kind: str | None = None, queue: bool = False,
+    untouchable: bool = False,
 ) -> list[dict[str, Any]]:
     """What `client.call_register` would return for these files. Raises EnvironmentFault when one cannot be read now."""
     with open_reader(home) as keeper, tempfile.TemporaryDirectory(prefix="heirloom-") as scratch:
         folders = [Path(scratch) / str(number) for number in range(len(paths))]
-        answers = _read_all(keeper, paths, kind, folders)
-        return [judge_registration(keeper, Path(path), answer, folder, queue=queue)
+        answers = _read_all(keeper, paths, kind, folders, untouchable=untouchable)
+        return [judge_registration(keeper, Path(path), answer, folder, queue=queue, untouchable=untouchable)
                 for path, answer, folder in zip(paths, answers, folders, strict=True)]  # fmt: skip
 
 
-def _read_all(keeper: Keeper, paths: Sequence[str], kind: str | None, folders: Sequence[Path]) -> list[dict[str, Any]]:
+def _read_all(keeper: Keeper, paths: Sequence[str], kind: str | None, folders: Sequence[Path], *,
+              untouchable: bool = False) -> list[dict[str, Any]]:  # fmt: skip
     """Every file's identity, by limited readers."""
     reactor, intake = Reactor(), keeper.settings.intake
     pool = ReaderPool(reactor, intake.memory_mb)
@@ -48,6 +52,10 @@ def _read_all(keeper: Keeper, paths: Sequence[str], kind: str | None, folders: S
         for number, path in enumerate(paths):
             body = {"id": number, "task": "identify", "path": path, "name": safe_name(Path(path).name),
                     "forced_kind": kind, "out_folder": str(folders[number]), "limits": limits}  # fmt: skip
+            if untouchable:
+                body["keys_out"] = str(folders[number].with_suffix(".keys"))
+            with contextlib.suppress(Damage):
+                body["protected"] = protected_for(keeper, folders[number].with_suffix(".protected"))
             pool.submit(body, Path(path).stat().st_size, partial(answers.__setitem__, number))
         while len(answers) < len(paths):
             pool.tick(time.monotonic())
@@ -58,7 +66,8 @@ def _read_all(keeper: Keeper, paths: Sequence[str], kind: str | None, folders: S
     return [answers[number] for number in range(len(paths))]
 
 
-def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], folder: Path, *, queue: bool) -> dict[str, Any]:
+def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], folder: Path, *, queue: bool,
+                       untouchable: bool = False) -> dict[str, Any]:  # fmt: skip
     """The verdict on one file from its reader's answer; `folder` holds the fingerprints. Raises EnvironmentFault."""
     name = safe_name(path.name)
     if answer.get("fault") == "environment":
@@ -71,6 +80,6 @@ def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], fo
     record = {**answer, "name": name, "dropped_as": name, "why": why}
     if answer["verdict"] != "ok":
         return drop_result(name, "rejected", str(answer["reason"]), answer.get("sha256"), record)
-    decision = decide(keeper, record, {"queue": queue}, folder)
+    decision = decide(keeper, record, {"queue": queue, "untouchable": untouchable}, folder)
     verdict = "duplicate" if decision.verdict == "duplicate" else "admitted" if decision.queue != "none" else "registered"
     return drop_result(name, verdict, decision.reason, str(answer["sha256"]), {**record, "decision": asdict(decision)})

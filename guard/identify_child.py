@@ -47,9 +47,33 @@ def answer(line: bytes) -> dict[str, Any]:
         limits = Limits.from_dict(request.get("limits") or {})
         identity = identify(request["path"], request["name"], request.get("forced_kind"), limits,
                             out_folder=request.get("out_folder"))  # fmt: skip
-        return {"id": request_id, **identity.as_record(), "why": "" if identity.verdict == "ok" else why_text(identity)}
+        held = _untouchable(request, identity.kind or "") if identity.verdict == "ok" else {}
+        return {"id": request_id, **identity.as_record(), **held, "why": "" if identity.verdict == "ok" else why_text(identity)}
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}
+
+
+def _untouchable(request: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What of the file is in an evaluation set, and its own keys where it is to become one."""
+    protected, keys_out = request.get("protected"), request.get("keys_out")
+    if not protected and not keys_out:
+        return {}
+    from guard.bitmap import pack_bitmap
+    from guard.durable import sha256_bytes, write_bytes
+    from guard.untouchable import KeyList, keys_of_file, touched_in_file
+
+    found: dict[str, Any] = {}
+    if keys_out:
+        keys, rows = keys_of_file(request["path"], request["name"])
+        write_bytes(keys_out, keys)
+        found["evaluation"] = {"rows": rows, "keys_sha256": sha256_bytes(keys)}
+    if protected and kind != "docs":
+        sets = touched_in_file(request["path"], kind, KeyList(protected["path"], protected["sha256"]), request["name"])
+        names = [protected["sets"][number]["name"] for number in sorted(set(sets[sets >= 0].tolist()))]
+        count = int((sets >= 0).sum())
+        found["untouchable"] = {"examples": count, "sets": names,
+                                "rows": pack_bitmap((sets >= 0).nonzero()[0].tolist(), len(sets)) if count else ""}  # fmt: skip
+    return found
 
 
 def _fault(error: Exception) -> dict[str, Any]:

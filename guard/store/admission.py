@@ -15,11 +15,15 @@ from typing import Any
 
 import orjson
 
+from guard.bitmap import unpack_bitmap
+from guard.durable import sha256_bytes
+from guard.errors import Damage
 from guard.failpoints import point
 from guard.names import safe_name, slugify
+from guard.store.evaluation import record_set
 from guard.store.files import get_file, trained_in, with_sidecars
 from guard.store.indexes import link_documents
-from guard.store.intake import admit, discard, original_is_sound, set_drop
+from guard.store.intake import admit, discard, drop_folder, original_is_sound, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.learnt import Novelty, judge_novelty, read_sidecar
@@ -43,11 +47,15 @@ class Decision:
     priority: int = 0
     new_examples: int = 0
     known_examples: int = 0
+    untouchable_examples: int = 0
+    """In a registered evaluation set, and so kept out; as every count here an estimate, made again at job start."""
 
 
 def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path) -> Decision:
     """Judge sound bytes against everything known. `options`: line, recipe, priority, queue (False: register only)."""
     known = get_file(keeper.ledger, record["sha256"])
+    if options.get("untouchable"):
+        return _decide_evaluation(record)
     if record["kind"] == "docs":
         return _decide_document(keeper, record, known is not None)
     line = str(options.get("line") or DEFAULT_LINE)
@@ -59,24 +67,47 @@ def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any]
     if job:
         return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state})", **common)
     tip = line_tip(keeper.ledger, line) or line_tip(keeper.ledger, DEFAULT_LINE)
-    novelty = judge_novelty(keeper, read_sidecar(sidecar), tip.id if tip else None, OBJECTIVES[record["kind"]])
+    novelty = judge_novelty(keeper, _touchable(record, read_sidecar(sidecar)), tip.id if tip else None,
+                            OBJECTIVES[record["kind"]])  # fmt: skip
     return _decide_training(keeper, record, options, novelty, common)
+
+
+def _touchable(record: Mapping[str, Any], fingerprints: list[bytes]) -> list[bytes]:
+    """The fingerprints of a file less those of examples that are in a registered evaluation set."""
+    held = record.get("untouchable") or {}
+    if not held.get("examples"):
+        return fingerprints
+    outside = set(unpack_bitmap(held["rows"]))
+    return [fingerprint for ordinal, fingerprint in enumerate(fingerprints) if ordinal not in outside]
+
+
+def _decide_evaluation(record: Mapping[str, Any]) -> Decision:
+    rows = int((record.get("evaluation") or {}).get("rows") or 0)
+    return Decision("admit", "none", f"registered as an evaluation set: its {rows:,} rows are never trained from now on")
 
 
 def _decide_training(
     keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], novelty: Novelty, common: dict[str, Any]
 ) -> Decision:
-    counts: dict[str, Any] = {"new_examples": novelty.new, "known_examples": novelty.known}
+    held = record.get("untouchable") or {}
+    count = int(held.get("examples") or 0)
+    counts: dict[str, Any] = {"new_examples": novelty.new, "known_examples": novelty.known, "untouchable_examples": count}
+    names = ", ".join(held.get("sets") or ())
+    where = f"in the evaluation set{'s' if len(held.get('sets') or ()) > 1 else ''} {names}: kept out"
+    if count and count == record["examples"]:
+        return Decision("admit", "none", f"all {count:,} examples are {where}, and nothing is left to train", **common, **counts)
+    out = f", {count:,} of its rows are {where}" if count else ""
     wanted = "train" if options.get("queue", True) else "none"
     if novelty.new == 0 and novelty.known:
         where = trained_in(keeper.ledger, record["sha256"])
         what = f"trained in {', '.join(where)}" if where else "every example in it was learnt from other files"
-        return Decision("duplicate", "none", f"nothing new for {common['line']}: {what}", **common, **counts)
+        return Decision("duplicate", "none", f"nothing new for {common['line']}: {what}{out}", **common, **counts)
     if novelty.new == 0:
-        reason = f"all {novelty.held_out} examples are held out for judging; nothing is left to train"
+        rest = "all" if not count else "the other"
+        reason = f"{rest} {novelty.held_out} examples are held out for judging; nothing is left to train{out}"
         return Decision("admit", "none", reason, **common, **counts)
     overlap = f", {novelty.known:,} were learnt before" if novelty.known else ""
-    return Decision("admit", wanted, f"{novelty.new:,} new examples{overlap}", **common, **counts)
+    return Decision("admit", wanted, f"{novelty.new:,} new examples{overlap}{out}", **common, **counts)
 
 
 def _decide_document(keeper: Keeper, record: Mapping[str, Any], known: bool) -> Decision:
@@ -103,6 +134,7 @@ def finish_admission(keeper: Keeper, drop: sqlite3.Row, record: Mapping[str, Any
 def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision: Decision) -> int | None:
     ledger = keeper.ledger
     options = orjson.loads(drop["options"])
+    keys = _evaluation_keys(keeper, drop["id"], record) if options.get("untouchable") else b""
     with ledger.transaction():
         if get_file(ledger, record["sha256"]) is None:
             ledger.run(
@@ -119,9 +151,21 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
             _become_trainable(keeper, record)
         if record["kind"] == "docs":
             _make_current(keeper, record)
+        if options.get("untouchable"):
+            record_set(keeper, record["sha256"], str(record["name"]), int(record["evaluation"]["rows"]), keys)
         job = _queue(keeper, record, decision)
         set_drop(keeper, drop["id"], "admitted" if job else "registered", decision.reason)
     return job
+
+
+def _evaluation_keys(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> bytes:
+    """What the reader made of an evaluation set. Raises Damage when it is not that any more."""
+    path = drop_folder(keeper, drop) / "untouchable.keys"
+    keys = path.read_bytes() if path.is_file() else b""
+    if sha256_bytes(keys) != record["evaluation"]["keys_sha256"]:
+        raise Damage(f"the keys of the evaluation set {record['name']} are not what the reader wrote", subject=str(path),
+                     hint="heirloom register FILE --untouchable once more")  # fmt: skip
+    return keys
 
 
 def _become_trainable(keeper: Keeper, record: Mapping[str, Any]) -> None:
