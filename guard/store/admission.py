@@ -93,10 +93,10 @@ def _decide_training(
     count = int(held.get("examples") or 0)
     counts: dict[str, Any] = {"new_examples": novelty.new, "known_examples": novelty.known, "untouchable_examples": count}
     names = ", ".join(held.get("sets") or ())
-    where = f"in the evaluation set{'s' if len(held.get('sets') or ()) > 1 else ''} {names}: kept out"
+    kept_out = f"in the evaluation set{'s' if len(held.get('sets') or ()) > 1 else ''} {names}: kept out"
     if count and count == record["examples"]:
-        return Decision("admit", "none", f"all {count:,} examples are {where}, and nothing is left to train", **common, **counts)
-    out = f", {count:,} of its rows are {where}" if count else ""
+        return Decision("admit", "none", f"all {count:,} examples are {kept_out}, and nothing is left to train", **common, **counts)
+    out = f", {count:,} of its rows are {kept_out}" if count else ""
     wanted = "train" if options.get("queue", True) else "none"
     if novelty.new == 0 and novelty.known:
         where = trained_in(keeper.ledger, record["sha256"])
