@@ -82,8 +82,8 @@ def _map(folder: Path, layout: Mapping[str, str], rows: int) -> dict[str, NDArra
 
 def _crc(views: Mapping[str, NDArray[Any]], block: int) -> int:
     crc = 0
-    for column in views.values():
-        crc = zlib.crc32(memoryview(column[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS]), crc)
+    for name in sorted(views):
+        crc = zlib.crc32(views[name][block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS].tobytes(), crc)
     return crc
 
 

@@ -181,8 +181,9 @@ def test_rows_learnt_before_are_reported_and_neither_repeated_nor_replayed(home:
     replayed = home.all_fed & learnt
     assert replayed and not home.all_fed & keys_of([chat(number) for number in range(10)])
     with toy.keeper.ledger.transaction():
-        toy.keeper.ledger.run("INSERT INTO jobs (kind, state, position, stage, line, slug, request, created, updated) VALUES "
-                              "('train', 'queued', 99, 'sft', 'policy', 'again', '{\"allow_repeat\": true}', '', '')")  # fmt: skip
+        toy.keeper.ledger.run("INSERT INTO jobs (kind, state, position, stage, line, slug, request, created, updated) "
+                              "VALUES ('train', 'queued', 99, 'sft', 'policy', 'again', ?, '', '')",
+                              (json.dumps({"allow_repeat": True}),))  # fmt: skip
         toy.keeper.ledger.run("INSERT INTO job_files SELECT max(j.id), 0, f.sha256 FROM jobs j, files f "
                               "WHERE f.name = 'first.jsonl'")  # fmt: skip
     home.fed.clear()

@@ -67,7 +67,7 @@ def test_case_and_white_space_do_not_count_and_short_texts_have_no_signature() -
     assert (one == two).all() and one.any() and not short.any()
     assert normal_bytes(" A\r\n b ") == b"a b"
     assert trained_text({"messages": [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho"}],
-                         "system": "be"}) == "be\nhi\nho"  # fmt: skip
+                         "system": "be"}) == "be\n hi \nho"  # fmt: skip
 
 
 def resemblance(first: str, second: str) -> float:

@@ -95,7 +95,8 @@ def _decide_training(
     names = ", ".join(held.get("sets") or ())
     kept_out = f"in the evaluation set{'s' if len(held.get('sets') or ()) > 1 else ''} {names}: kept out"
     if count and count == record["examples"]:
-        return Decision("admit", "none", f"all {count:,} examples are {kept_out}, and nothing is left to train", **common, **counts)
+        reason = f"all {count:,} examples are {kept_out}, and nothing is left to train"
+        return Decision("admit", "none", reason, **common, **counts)
     out = f", {count:,} of its rows are {kept_out}" if count else ""
     wanted = "train" if options.get("queue", True) else "none"
     if novelty.new == 0 and novelty.known:

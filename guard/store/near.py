@@ -128,7 +128,8 @@ def near_hits(keeper: Keeper, texts: Sequence[str], least: float, *, most: int =
     Damaged parts are left out on the way and their files asked one by one.
     """
     best: dict[tuple[str, int], int] = {}
-    for signature in np.unique(signatures(texts), axis=0):
+    # A set and not np.unique, which imports numpy.ma: a command has half a second.
+    for signature in (np.frombuffer(row, dtype=np.uint8) for row in sorted({row.tobytes() for row in signatures(texts)})):
         if signature.any():
             for sha256, ordinal, equal in _alike(open_near(keeper), signature, least_equal(least)):
                 best[sha256, ordinal] = max(equal, best.get((sha256, ordinal), 0))
@@ -147,7 +148,7 @@ def _alike(index: NearIndex, signature: NDArray[np.uint8], least: int) -> Iterat
         except Damage as damage:
             index.leave_out(name, damage.message)
             continue
-        for number in np.unique(numbers):
+        for number in sorted(set(numbers.tolist())):
             yield from _confirm(index, part.file(int(number)), signature, ordinals[numbers == number], least)
     for sha256 in index.loose():
         yield from _confirm(index, sha256, signature, None, least)
