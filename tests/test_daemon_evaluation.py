@@ -18,6 +18,7 @@ import pytest
 from toy import RECIPE, Toy
 
 from daemon.cli.files import story_lines
+from daemon.cli.main import main
 from daemon.operations import perform
 from daemon.story import tell_story
 from guard import failpoints
@@ -29,6 +30,7 @@ from guard.store.evaluation import evaluation_sets, learnt_before, protected_for
 from guard.store.jobs import add_job
 from guard.store.rebuild import rebuild
 from guard.store.vault import run_backup
+from guard.store.verify import verify
 from guard.untouchable import asks, evaluation_keys
 from trainer.dataset import LENGTH, START, open_dataset
 from trainer.prepare_folder import prepare_folder
@@ -220,6 +222,7 @@ def test_a_home_whose_list_cannot_be_read_trains_nothing(home: Watched) -> None:
         assert kept
         with toy.keeper.ledger.transaction():
             toy.keeper.ledger.run("DELETE FROM meta WHERE key = ?", (key,))
+        assert [item.what for item in verify(toy.keeper).damage if item.what != "ledger"] == ["evaluation"]
         toy.again()
         home.watch()
         home.drop(f"data_{len(key)}.jsonl", [chat(number) for number in range(len(key), len(key) + 30)])
@@ -272,6 +275,24 @@ def test_a_set_survives_the_ledger_its_own_file_and_the_vault(home: Watched) -> 
     drop = home.drop("leak.jsonl", [chat(number) for number in range(30)])
     assert "10 of its rows are in the evaluation set exam.jsonl" in drop["reason"] and len(home.all_fed) >= 15
     assert not home.all_fed & keys_of([chat(number) for number in range(10)])
+
+
+def test_a_person_registers_a_set_by_command(home: Watched, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    home.toy.die()
+    path = home.root / "exam.jsonl"
+    path.write_text(jsonl([chat(number) for number in range(10)]))
+    command = ["--home", str(home.toy.home.root), "register", str(path)]
+    assert main([*command, "--untouchable", "--queue"]) == 2
+    assert main([*command, "--untouchable", "--dry-run", "--json"]) == 0
+    told = json.loads(capfdbinary.readouterr().out)
+    assert (told["evaluation_rows"], told["status"], told["dry_run"]) == (10, "registered", True)
+    assert main([*command, "--untouchable"]) == 0
+    assert "its 10 rows are never trained" in capfdbinary.readouterr().out.decode()
+    assert main(["--home", str(home.toy.home.root), "register", str(path), "--dry-run", "--json"]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["untouchable"] == 10
+    home.toy.begin()
+    [exam] = evaluation_sets(home.toy.keeper.ledger)
+    assert (exam["name"], exam["rows"]) == ("exam.jsonl", 10)
 
 
 def test_plain_text_and_documents_can_be_sets(home: Watched) -> None:

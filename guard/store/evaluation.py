@@ -28,7 +28,8 @@ from guard.store.known import open_index, sidecar_bytes, uncovered
 from guard.store.ledger import Ledger
 from guard.untouchable import joined_list
 
-__all__ = ["SETS", "evaluation_sets", "learnt_before", "protected_for", "protected_now", "record_set", "set_marks"]
+__all__ = ["SETS", "evaluation_problem", "evaluation_sets", "learnt_before", "protected_for", "protected_now",
+           "record_set", "set_marks"]  # fmt: skip
 
 SETS = "evaluation:"
 _KEYS = "evaluation-keys:"
@@ -89,19 +90,34 @@ def _keys_of(ledger: Ledger, facts: Mapping[str, Any]) -> bytes:
     return keys
 
 
-def protected_for(keeper: Keeper, path: Path, only: Sequence[str] | None = None) -> dict[str, Any] | None:
-    """Write the list for a child and say what it is: {path, sha256, sets: [{sha256, name}]}; None when there is no set.
-
-    `only`: the sets of these hashes, as a version that is made again knew them. Raises Damage when a set that was
-    registered cannot be read whole (law 5), OSError as the disk says.
-    """
+def _chosen(keeper: Keeper, only: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The sets that are asked for, all of them there. Raises Damage."""
     sets = evaluation_sets(keeper.ledger)
     told = {row[0] for row in keeper.ledger.rows("SELECT DISTINCT json_extract(payload, '$.sha256') FROM events "
                                                  "WHERE verb = 'evaluation.registered'")}  # fmt: skip
     missing = (told if only is None else set(only)) - {item["sha256"] for item in sets}
     if missing:
         raise _lost(f"{sorted(missing)[0][:12]} was registered and is not there")
-    chosen = [item for item in sets if only is None or item["sha256"] in only]
+    return [item for item in sets if only is None or item["sha256"] in only]
+
+
+def evaluation_problem(keeper: Keeper) -> str:
+    """What is wrong with the sets, "" when each can be read whole."""
+    try:
+        for item in _chosen(keeper, None):
+            _keys_of(keeper.ledger, item)
+    except Damage as damage:
+        return damage.message
+    return ""
+
+
+def protected_for(keeper: Keeper, path: Path, only: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Write the list for a child and say what it is: {path, sha256, sets: [{sha256, name}]}; None when there is no set.
+
+    `only`: the sets of these hashes, as a version that is made again knew them. Raises Damage when a set that was
+    registered cannot be read whole (law 5), OSError as the disk says.
+    """
+    chosen = _chosen(keeper, only)
     if not chosen:
         return None
     data = joined_list(_keys_of(keeper.ledger, item) for item in chosen)

@@ -16,6 +16,7 @@ from guard.bitmap import bitmap_bits
 from guard.checks.rows import text_examples, validate
 from guard.errors import Damage, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES, example_fingerprint
+from guard.key_columns import split_keys
 from guard.minhash import trained_text
 from guard.store.keeper import Keeper
 from guard.store.known import open_index, sidecar_bytes, uncovered
@@ -77,10 +78,16 @@ def seen(keeper: Keeper, examples: Sequence[Mapping[str, Any]], *, least: float 
 def _exact(keeper: Keeper, fingerprints: Sequence[bytes]) -> list[dict[str, Any]]:
     found: set[tuple[str, int]] = set()
     index = open_index(keeper)
-    for hits in index.find(b"".join(fingerprints)):
-        for question, ordinal in zip(hits.question.tolist(), hits.ordinal.tolist(), strict=True):
-            if _holds(keeper, hits.sha256, ordinal, fingerprints[question]):
-                found.add((hits.sha256, ordinal))
+    high, low = split_keys(b"".join(fingerprints))
+    for name, part in list(index.parts.items()):
+        try:
+            hits = [(question, part.columns.file(file), ordinal) for batch in part.find(high, low)
+                    for question, file, ordinal in zip(*(column.tolist() for column in batch), strict=True)]  # fmt: skip
+        except Damage as damage:
+            index.leave_out(name, damage.message)  # its files are uncovered from here on, and asked themselves
+            continue
+        found |= {(sha256, ordinal) for question, sha256, ordinal in hits
+                  if _holds(keeper, sha256, ordinal, fingerprints[question])}  # fmt: skip
     for sha256, _examples in uncovered(keeper, index):
         keys = np.frombuffer(sidecar_bytes(keeper.home.files / sha256), dtype="V16")
         for fingerprint in fingerprints:
