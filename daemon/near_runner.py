@@ -14,7 +14,8 @@ from daemon.readers import ReaderPool, one_reader
 from guard.errors import HeirloomError
 from guard.steps import Steps
 from guard.store.keeper import Keeper
-from guard.store.near import keep_near_steps, near_request, next_files, note_near, open_near, prepare_near
+from guard.store.near import forget_signatures, near_request, next_files, note_near, open_near, prepare_near
+from guard.store.near_keep import keep_near_steps
 
 __all__ = ["NearRunner"]
 
@@ -100,8 +101,11 @@ class NearRunner:
             self._trouble(now, str(error))
 
     def _forget(self, unused: dict[str, str]) -> None:
-        """Damaged parts of the index are left out: their files are loose, and taken in anew."""
+        """Damaged folders are left out: their files are loose, and taken in anew. Damaged signatures are made again."""
         index = open_near(self.keeper)
+        for name in unused:
+            if "/" not in name:
+                forget_signatures(self.keeper, name)
         for name in list(index.parts):
             if str(index.parts[name].folder) in unused:
                 index.leave_out(name, unused[str(index.parts[name].folder)])

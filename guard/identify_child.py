@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from guard.checks.identify import Limits, identify
@@ -64,11 +65,15 @@ def _untouchable(request: dict[str, Any], kind: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     if keys_out:
-        keys, rows = keys_of_file(request["path"], request["name"])
-        write_bytes(keys_out, keys)
-        found["evaluation"] = {"rows": rows, "keys_sha256": sha256_bytes(keys)}
+        data, rows = keys_of_file(request["path"], request["name"])
+        write_bytes(keys_out, data)
+        found["evaluation"] = {"rows": rows, "keys_sha256": sha256_bytes(data)}
     if protected and kind != "docs":
-        sets = touched_in_file(request["path"], kind, KeyList(protected["path"], protected["sha256"]), request["name"])
+        keys = KeyList(protected["path"], protected["sha256"])
+        sidecar = Path(request["out_folder"]) / "examples.fp" if kind == "pretrain" and request.get("out_folder") else None
+        # A text asks nothing: its fingerprints were just written and say it all.
+        sets = (keys.sets_of(sidecar.read_bytes()) if sidecar and sidecar.is_file() else
+                touched_in_file(request["path"], kind, keys, request["name"]))  # fmt: skip
         names = [protected["sets"][number]["name"] for number in sorted(set(sets[sets >= 0].tolist()))]
         count = int((sets >= 0).sum())
         found["untouchable"] = {"examples": count, "sets": names,

@@ -264,12 +264,16 @@ def test_a_set_survives_the_ledger_its_own_file_and_the_vault(home: Watched) -> 
     newest = max((toy.home.root / "backups" / "ledger").glob("ledger-*.db"))
     with sqlite3.connect(newest) as copy:
         assert copy.execute("SELECT count(*) FROM meta WHERE key LIKE 'evaluation%'").fetchone()[0] == 2
-    toy.die()
-    toy.home.ledger.unlink()
-    assert rebuild(toy.home, clock=toy.clock, actor="tester")["rebuilt"]
-    toy.begin()
-    home.watch()
-    assert evaluation_sets(toy.keeper.ledger) == [exam]
+    for lost in ("", "events"):
+        toy.die()
+        toy.home.ledger.unlink()
+        if lost:
+            remove_tree(toy.home.events)  # then the vault's copies alone tell of it
+            remove_tree(toy.home.root / "backups" / "events")
+        assert rebuild(toy.home, clock=toy.clock, actor="tester")["rebuilt"]
+        toy.begin()
+        home.watch()
+        assert evaluation_sets(toy.keeper.ledger) == [exam]
     remove_tree(toy.home.files / exam["sha256"])
     (toy.home.state / "untouchable.fp").unlink(missing_ok=True)
     drop = home.drop("leak.jsonl", [chat(number) for number in range(30)])

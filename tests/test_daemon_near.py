@@ -16,7 +16,8 @@ from guard.minhash import BINS
 from guard.near_file import SignatureFile
 from guard.near_task import run_near
 from guard.steps import drain
-from guard.store.near import keep_near_steps, near_hits, open_near, signature_folder
+from guard.store.near import near_hits, open_near, signature_folder
+from guard.store.near_keep import keep_near_steps
 
 WORDS = [f"word{number}" for number in range(900)]
 
@@ -119,6 +120,18 @@ def test_what_is_lost_or_damaged_is_made_again(toy: Toy) -> None:
     assert near_hits(toy.keeper, [passage(7)], 0.8) == before
 
 
+def test_damaged_signatures_of_a_covered_file_are_made_again_when_a_new_file_meets_them(toy: Toy) -> None:
+    toy.drop("a.jsonl", rows([passage(seed) for seed in range(30)]))
+    toy.settle()
+    drain(keep_near_steps(toy.keeper, all_of_it=True))
+    path = signature_folder(toy.home) / f"{sha_of(toy, 'a.jsonl')}.mh"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + b"?" + whole[201:])
+    toy.drop("b.jsonl", rows([changed(passage(seed)) for seed in range(30)]))
+    toy.settle()
+    assert path.read_bytes() == whole and open_near(toy.keeper).covered == {sha_of(toy, "a.jsonl")}
+
+
 def test_small_folders_are_joined_and_still_tell_the_same(toy: Toy) -> None:
     for number in range(9):
         toy.drop(f"f{number}.jsonl", rows([passage(100 * number + row) for row in range(3)]))
@@ -134,7 +147,7 @@ def test_small_folders_are_joined_and_still_tell_the_same(toy: Toy) -> None:
 @pytest.mark.parametrize("point", ["near.recorded", "near.written", "near.published"])
 @pytest.mark.parametrize("action", ["crash", "enospc"])
 def test_a_death_on_the_way_loses_and_repeats_nothing(toy: Toy, point: str, action: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.store.near.FLUSH_FILES", 1)
+    monkeypatch.setattr("guard.store.near_keep.FLUSH_FILES", 1)
     toy.drop("a.jsonl", rows([passage(seed) for seed in range(10)]))
     failpoints.arm(point, action)
     if action == "crash":

@@ -20,7 +20,7 @@ from guard.errors import UsageError
 from guard.fingerprint import example_fingerprint
 from guard.steps import drain
 from guard.store.known import keep_index_steps
-from guard.store.near import keep_near_steps
+from guard.store.near_keep import keep_near_steps
 from guard.store.seen import examples_meant, seen
 
 Ask = Callable[..., tuple[int, dict[str, Any]]]

@@ -1,41 +1,33 @@
 """`heirloom seen TEXT|-`: which stored files hold this example, and which versions have learnt it.
 
-Reads only; needs neither lock nor daemon. Not here: the search (`guard/store/seen.py`).
+Reads only; needs neither lock nor daemon. Imports no typer: people ask it often, and it shall take half a second of
+process time. Not here: the search (`guard/store/seen.py`), its place on the command line (`seen_command.py`).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.caller import Caller
 from daemon.cli.output import plural, short_hash, visible
 from guard.errors import NotFound, UsageError
 
-__all__ = ["add_to", "seen_lines"]
+__all__ = ["answer", "seen_lines"]
 
 _MOST_BYTES = 64 << 20
 
 
-def add_to(app: typer.Typer) -> None:
-    """Put the command on the command line."""
-    app.command("seen", epilog=EPILOGUE)(seen)
-
-
-def seen(
-    context: typer.Context,
-    text: Annotated[str, typer.Argument(metavar="TEXT|-", help="A text or a JSON row; - reads standard input.")],
-    near: Annotated[bool, typer.Option("--near", help="Also what resembles it (see near.threshold).")] = False,
-) -> None:
-    """Say which files hold this example and which versions have learnt it. Exit code 4: nothing was found."""
+def answer(caller: Caller, text: str, *, near: bool) -> int:
+    """Say it; returns the exit code: 0 found, 4 not."""
+    # One thread is enough here, and starting the others costs a tenth of the command.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from guard.store.keeper import open_reader
     from guard.store.seen import examples_meant
     from guard.store.seen import seen as search
 
-    caller: Caller = context.obj
     home = caller.home()
     examples = examples_meant(_typed(text))
     with open_reader(home) as keeper:
@@ -45,8 +37,7 @@ def seen(
               "found": bool(found["exact"] or found["near"]), **found}  # fmt: skip
     caller.console.emit(record)
     caller.console.say(*seen_lines(record))
-    if not record["found"]:
-        raise typer.Exit(NotFound.exit_code)
+    return 0 if record["found"] else NotFound.exit_code
 
 
 def _typed(text: str) -> str:

@@ -5,7 +5,7 @@
 
 Files that no folder of the index holds yet are asked in their own signatures. A sketch only finds candidates; whole
 signatures decide. What is found is told and changes nothing that is trained (`near.policy`: report or off).
-Not here: making signatures (`guard/near_task.py`), or when (`daemon/near_runner.py`).
+Not here: making signatures (`guard/near_task.py`), when (`daemon/near_runner.py`), keeping the index (`near_keep.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from guard.columns import BLOCK_ROWS, Columns, write_columns_steps
-from guard.durable import make_dir, remove_tree, write_json
+from guard.columns import BLOCK_ROWS, Columns
+from guard.durable import make_dir
 from guard.errors import Damage
 from guard.failpoints import point
 from guard.home import Home
@@ -29,28 +29,23 @@ from guard.minhash import VERSION, signatures, similarity
 from guard.near_file import SignatureFile
 from guard.near_join import SKETCH, candidates
 from guard.near_task import SKETCH_COLUMNS, least_equal
-from guard.steps import Steps
 from guard.store.files import find_file, stored_path
 from guard.store.keeper import Keeper
 
-__all__ = ["NearIndex", "keep_near_steps", "near_hits", "near_request", "next_files", "note_near", "open_near", "prepare_near",
-           "signature_folder"]  # fmt: skip
+__all__ = ["SCHEMA", "NearIndex", "forget_signatures", "near_folder", "near_hits", "near_request", "next_files", "note_near",
+           "open_near", "prepare_near", "signature_folder"]  # fmt: skip
 
-LAYOUT = {**dict.fromkeys(SKETCH_COLUMNS, "u1"), "file": "<u4", "ordinal": "<u4"}
-FLUSH_FILES, FLUSH_ROWS = 128, 1 << 16
-"""So many files, or examples, that no folder holds become one."""
-FAN_OUT = 8
-_CHUNK_ROWS = 1 << 19
-_SCHEMA = 1
+SCHEMA = 1
 
 
-def _folder(home: Home) -> Path:
+def near_folder(home: Home) -> Path:
+    """Everything of this file."""
     return home.data / "near"
 
 
 def signature_folder(home: Home) -> Path:
     """Where the files of signatures lie."""
-    return _folder(home) / "signatures"
+    return near_folder(home) / "signatures"
 
 
 def prepare_near(keeper: Keeper) -> None:
@@ -62,6 +57,11 @@ def prepare_near(keeper: Keeper) -> None:
             Path(entry.path).unlink(missing_ok=True)
 
 
+def forget_signatures(keeper: Keeper, sha256: str) -> None:
+    """Take away signatures that are damaged: the next request makes them again."""
+    (signature_folder(keeper.home) / f"{sha256}.mh").unlink(missing_ok=True)
+
+
 class NearIndex:
     """The index as one process sees it."""
 
@@ -71,7 +71,7 @@ class NearIndex:
         self.damaged: dict[str, str] = {}
         for name in _manifest(home):
             try:
-                self.parts[name] = Columns(_folder(home) / name)
+                self.parts[name] = Columns(near_folder(home) / name)
             except Damage as damage:
                 self.damaged[name] = damage.message
         self._cover()
@@ -96,15 +96,15 @@ class NearIndex:
 
 def _manifest(home: Home) -> list[str]:
     try:
-        head = orjson.loads((_folder(home) / "index.json").read_bytes())
-        return [str(name) for name in head["folders"]] if (head["schema"], head["version"]) == (_SCHEMA, VERSION) else []
+        head = orjson.loads((near_folder(home) / "index.json").read_bytes())
+        return [str(name) for name in head["folders"]] if (head["schema"], head["version"]) == (SCHEMA, VERSION) else []
     except (OSError, ValueError, KeyError, TypeError):
         return []  # lost or unreadable: every file is loose, and the index is made again
 
 
 def _stamp(home: Home) -> tuple[int, int]:
     try:
-        facts = (_folder(home) / "index.json").stat()
+        facts = (near_folder(home) / "index.json").stat()
     except OSError:
         return (0, 0)
     return facts.st_ino, facts.st_mtime_ns
@@ -197,7 +197,7 @@ def near_request(keeper: Keeper, files: Sequence[str]) -> tuple[dict[str, Any], 
         "task": "near", "id": 0, "threshold": keeper.settings.near.threshold,
         "files": [{"sha256": file.sha256, "path": str(stored_path(keeper.home, file)), "kind": file.kind} for file in stored],
         "signatures": str(signature_folder(keeper.home)), "loose": loose,
-        "index": [str(_folder(keeper.home) / name) for name in index.parts],
+        "index": [str(near_folder(keeper.home) / name) for name in index.parts],
     }  # fmt: skip
     met = sum(part.rows for part in index.parts.values())
     return body, sum(file.size_bytes for file in stored) + 16 * met
@@ -220,95 +220,3 @@ def note_near(keeper: Keeper, reports: Sequence[dict[str, Any]]) -> None:
             if report["alike"]:
                 ledger.event("file.near", str(row["name"]), sha256=report["sha256"], **facts)
     point("near.recorded")
-
-
-# --- keeping the index ------------------------------------------------------------------------------------------------
-
-
-def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
-    """Bring the index up to date in slices: clear leftovers, take in loose files, join small folders; returns its rows.
-
-    Until enough of them wait, or with `all_of_it`, loose files stay loose. The holder of the home lock calls it.
-    """
-    index = open_near(keeper)
-    if _folder(keeper.home).is_dir():
-        for entry in list(_folder(keeper.home).iterdir()):
-            if entry.is_dir() and entry.name != "signatures" and entry.name not in index.parts:
-                remove_tree(entry)
-    files, rows = _readable(index)
-    if files and (all_of_it or len(files) >= FLUSH_FILES or rows >= FLUSH_ROWS):
-        name = _next_name(keeper.home)
-        yield from write_columns_steps(_folder(keeper.home) / name, LAYOUT, _taken_in(index.home, files), files)
-        point("near.written")
-        index = _publish(keeper, [*index.parts, name])
-    yield from _join_steps(keeper)
-    return sum(part.rows for part in open_near(keeper).parts.values())
-
-
-def _readable(index: NearIndex) -> tuple[list[str], int]:
-    files, rows = [], 0
-    for sha256 in index.loose():
-        try:
-            rows += SignatureFile(signature_folder(index.home) / f"{sha256}.mh", sha256).count
-            files.append(sha256)
-        except Damage:
-            (signature_folder(index.home) / f"{sha256}.mh").unlink(missing_ok=True)  # derived: it is made again
-    return files, rows
-
-
-def _taken_in(home: Home, files: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
-    for number, sha256 in enumerate(files):
-        rows = SignatureFile(signature_folder(home) / f"{sha256}.mh", sha256).all()
-        yield {**{name: rows[:, place] for place, name in enumerate(SKETCH_COLUMNS)},
-               "file": np.full(len(rows), number, dtype=np.uint32),
-               "ordinal": np.arange(len(rows), dtype=np.uint32)}  # fmt: skip
-
-
-def _next_name(home: Home) -> str:
-    taken = [int(entry.name) for entry in _folder(home).iterdir() if entry.name.isdigit()]
-    return f"{max(taken, default=0) + 1:08d}"
-
-
-def _publish(keeper: Keeper, names: list[str]) -> NearIndex:
-    """Make these the folders that count, then let the others go."""
-    write_json(_folder(keeper.home) / "index.json", {"schema": _SCHEMA, "version": VERSION, "folders": names})
-    point("near.published")
-    index = open_near(keeper)
-    for entry in list(_folder(keeper.home).iterdir()):
-        if entry.is_dir() and entry.name.isdigit() and entry.name not in index.parts:
-            remove_tree(entry)
-    return index
-
-
-def _join_steps(keeper: Keeper) -> Steps[None]:
-    """Join FAN_OUT folders of about one size into one, from the smallest up, until there is nothing to join."""
-    while True:
-        index = open_near(keeper)
-        tiers: dict[int, list[str]] = {}
-        for name, part in index.parts.items():
-            tiers.setdefault((max(part.rows, 1) // FLUSH_ROWS).bit_length() // 3, []).append(name)
-        full = next((names for _tier, names in sorted(tiers.items()) if len(names) >= FAN_OUT), None)
-        if full is None:
-            return
-        try:
-            for name in full:
-                yield from index.parts[name].prove_all_steps()
-        except Damage:
-            _publish(keeper, [name for name in index.parts if name not in full])  # their files are loose now, and taken in anew
-            return
-        parts = [index.parts[name] for name in full]
-        files = [sha256 for part in parts for sha256 in part.file_names()]
-        name = _next_name(keeper.home)
-        yield from write_columns_steps(_folder(keeper.home) / name, LAYOUT, _joined(parts), files)
-        point("near.written")
-        _publish(keeper, [*(other for other in index.parts if other not in full), name])
-
-
-def _joined(parts: Sequence[Columns]) -> Iterator[dict[str, NDArray[Any]]]:
-    base = 0
-    for part in parts:
-        for start in range(0, part.rows, _CHUNK_ROWS):
-            chunk = {name: np.asarray(column[start : start + _CHUNK_ROWS]) for name, column in part.columns.items()}
-            chunk["file"] = chunk["file"] + np.uint32(base)
-            yield chunk
-        base += part.files
