@@ -18,7 +18,7 @@ from typing import Any
 
 from daemon.children import child_environment
 from daemon.reactor import Reactor
-from daemon.vigil import resident_mb
+from daemon.vigil import own_mb
 
 __all__ = ["ReaderPool", "one_reader"]
 
@@ -161,7 +161,8 @@ class ReaderPool:
     def _watch(self, reader: _Reader, now: float) -> None:
         if reader.process is None or reader.ended_because:
             return
-        memory = resident_mb(reader.process.pid)
+        # Not what is mapped: the index that near-duplicates are looked for in may be larger than the limit.
+        memory = own_mb(reader.process.pid)
         if now > reader.deadline:
             reader.ended_because = "reading took too long"
         elif memory > self.memory_mb:

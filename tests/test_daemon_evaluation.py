@@ -23,6 +23,7 @@ from daemon.operations import perform
 from daemon.story import tell_story
 from guard import failpoints
 from guard.durable import remove_tree
+from guard.errors import Damage
 from guard.failpoints import Crash
 from guard.fingerprint import example_fingerprint
 from guard.heldout import is_held_out
@@ -240,6 +241,15 @@ def test_a_home_whose_list_cannot_be_read_trains_nothing(home: Watched) -> None:
     perform(toy.engine, "queue.retry", {"job": toy.jobs()[-1][0]})
     toy.settle()
     assert home.all_fed and not home.all_fed & keys_of([chat(number) for number in range(10)])
+
+
+def test_a_set_of_other_rules_of_identity_protects_nothing_and_is_not_believed(
+    home: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.register("exam.jsonl", [chat(number) for number in range(10)])
+    monkeypatch.setattr("guard.store.evaluation.CANONICAL_VERSION", 99)
+    with pytest.raises(Damage, match="other rules of identity"):
+        protected_for(home.toy.keeper, home.root / "list.fp")
 
 
 @pytest.mark.parametrize("point", ["admit.intended", "admit.stored", "admit.sidecars", "admit.renamed", "admit.recorded"])

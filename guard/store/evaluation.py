@@ -5,7 +5,7 @@ ledger in the vault, come back with `doctor --rebuild`, and do not go when the s
 out again. Law 5: when a set that an event tells of cannot be read whole, nothing is prepared for training.
 Not here: what a key is (`guard/untouchable.py`).
 
-    meta  evaluation:<sha256>            {"name", "rows", "keys", "keys_sha256", "parts", "since"}
+    meta  evaluation:<sha256>            {"name", "rows", "keys", "keys_sha256", "parts", "canonical", "since"}
           evaluation-keys:<sha256>:<n>   up to 4,096 keys of 16 bytes, base64
 """
 
@@ -23,6 +23,7 @@ import orjson
 from guard.bitmap import bitmap_bits
 from guard.durable import sha256_bytes, write_bytes
 from guard.errors import Damage
+from guard.fingerprint import CANONICAL_VERSION
 from guard.store.keeper import Keeper
 from guard.store.known import open_index, sidecar_bytes, uncovered
 from guard.store.ledger import Ledger
@@ -40,6 +41,7 @@ def record_set(keeper: Keeper, sha256: str, name: str, rows: int, keys: bytes) -
     """Make a set untouchable for ever, inside the caller's transaction. Recording it again mends what was damaged."""
     parts = [base64.b64encode(keys[start : start + _PART]).decode() for start in range(0, len(keys), _PART)]
     facts = {"name": name, "rows": rows, "keys": len(keys) // 16, "keys_sha256": sha256_bytes(keys), "parts": len(parts),
+             "canonical": CANONICAL_VERSION,
              "since": _since(keeper.ledger, sha256) or keeper.clock.utc()}  # fmt: skip
     for number, part in enumerate(parts):
         keeper.ledger.event("evaluation.keys", name, sha256=sha256, part=number, keys=part)
@@ -80,6 +82,9 @@ def _lost(what: str) -> Damage:
 
 
 def _keys_of(ledger: Ledger, facts: Mapping[str, Any]) -> bytes:
+    if facts.get("canonical") != CANONICAL_VERSION:
+        # Fingerprints of other rules match nothing: a list of them would protect nothing and look as if it did.
+        raise _lost(f"{facts['name']} was registered under other rules of identity")
     texts = [ledger.meta(f"{_KEYS}{facts['sha256']}:{number}") for number in range(int(facts["parts"]))]
     try:
         keys = b"".join(base64.b64decode(text or "", validate=True) for text in texts)
