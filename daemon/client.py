@@ -111,6 +111,7 @@ def drop_result(name: str, verdict: str, reason: str, sha256: str | None, record
         "unusable_rows": record.get("unusable_rows_count", 0),
         "duplicates": record.get("duplicates", 0) + decision.get("known_examples", 0), "status": status,
         "mended": list(decision.get("mends", ())),
+        "untouchable": decision.get("untouchable_examples", 0), "evaluation_rows": (record.get("evaluation") or {}).get("rows"),
     }  # fmt: skip
 
 
@@ -129,10 +130,12 @@ def wait_for_drops(home: Home, numbers: list[int], timeout: float = 24 * 3600.0)
 
 
 def call_register(
-    home: Home, *, paths: Sequence[str], description: str = "", kind: str | None = None, queue: bool = False
+    home: Home, *, paths: Sequence[str], description: str = "", kind: str | None = None, queue: bool = False,
+    untouchable: bool = False,
 ) -> list[dict[str, Any]]:
     """Register files and wait for their verdicts, with or without a daemon."""
-    arguments = {"paths": list(paths), "description": description, "kind": kind, "queue": queue}
+    arguments = {"paths": list(paths), "description": description, "kind": kind, "queue": queue,
+                 "untouchable": untouchable}  # fmt: skip
     try:
         answer = ask(home.socket, {"operation": "register", "arguments": dict(arguments), "actor": default_actor("cli")})
     except DaemonNotRunning:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from daemon.drill_runner import DrillRunner
 from daemon.index_runner import IndexRunner
 from daemon.intake import Intake
+from daemon.near_runner import NearRunner
 from daemon.reactor import Reactor
 from daemon.readers import ReaderPool
 from daemon.runner import Runner
@@ -45,6 +46,7 @@ class Engine:
         self.index = IndexRunner(keeper, reactor)
         self.drill = DrillRunner(keeper, reactor)
         self.upkeep = Upkeep(keeper)
+        self.near = NearRunner(keeper, reactor)
         self.backup_problem = ""
         self.watch_problem = ""
         self.home_problem = ""
@@ -78,6 +80,7 @@ class Engine:
         if not self.drill.running:
             self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)
+        self.near.tick(now, calm=not self.intake.stirring and not self.pool.busy)
         self._back_up(now)
         self.upkeep.tick(now, calm=not self.intake.stirring)
         self._go_on_scrubbing()
@@ -198,6 +201,8 @@ class Engine:
             return False
         if self._backup_due is not None and self.keeper.settings.backup.auto and not self.backup_problem:
             return False
+        if self.near.busy and not self.home_problem:
+            return False
         if self.home_problem:
             return True  # nothing can be done in a home that is not whole
         unfinished = any(item.reason in ("", *_PASSING_REASONS) for item in self.intake.settler.seen.values())
@@ -222,6 +227,7 @@ class Engine:
         self.runner.close()
         self.index.close()
         self.drill.close()
+        self.near.close()
         self.pool.close()
         if views.outdated(self.keeper):
             views.refresh(self.keeper)

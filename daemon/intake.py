@@ -7,6 +7,7 @@ be thrown away at any moment. Environment faults (disk full, too many open files
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections import deque
@@ -23,10 +24,11 @@ from daemon.settle import Settler, Sighting
 from daemon.sides import Sides, read_otherwise, settled_options
 from guard.checks.kinds import ignore_reason
 from guard.checks.why import printable
-from guard.errors import HeirloomError, is_environment
+from guard.errors import Damage, HeirloomError, is_environment
 from guard.names import safe_name
 from guard.store.admission import Admission, Decision, decide, finish_admission, finish_admissions
 from guard.store.estimate import stored_estimate
+from guard.store.evaluation import protected_now
 from guard.store.files import OPEN_DROPS, open_drops
 from guard.store.intake import Wish, claim_many, claimed_content, drop_folder, give_back, resume_claim, set_drop
 from guard.store.keeper import Keeper
@@ -263,6 +265,10 @@ class Intake:
             "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
             "side": str(side) if side.exists() else None, **otherwise,
         }  # fmt: skip
+        if orjson.loads(row["options"]).get("untouchable"):
+            body["keys_out"] = str(drop_folder(self.keeper, drop) / "untouchable.keys")
+        with contextlib.suppress(Damage):  # the verdict is an estimate; a job on such a home is refused, with the reason
+            body["protected"] = protected_now(self.keeper)
         self.in_flight.add(drop)
         self.pool.submit(body, content.stat().st_size, lambda answer: self._identified(drop, answer))
 

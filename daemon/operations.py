@@ -164,6 +164,8 @@ def _register(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     drops = []
     options = {"description": str(arguments.get("description") or ""), "queue": bool(arguments.get("queue")),
                "again": True}  # fmt: skip
+    if arguments.get("untouchable"):
+        options |= {"untouchable": True, "queue": False}
     for text in arguments["paths"]:
         path = Path(text)
         if not path.is_absolute() or not path.is_file() or path.is_symlink():

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from daemon.targets import Target, numbers_of
 from guard.errors import UsageError
+from guard.store.evaluation import protected_for
 from guard.store.files import StoredFile, get_file, stored_path
 from guard.store.jobs import Job
 from guard.store.keeper import Keeper
@@ -46,14 +47,19 @@ spread moves on with every version, so over time all of them are drawn from."""
 SHARD_TOKENS = 1 << 24
 
 
-def prepare_request(keeper: Keeper, target: Target, known: Path) -> dict[str, Any]:
-    """The `job.json` of the prepare child."""
+def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[str] | None = None) -> dict[str, Any]:
+    """The `job.json` of the prepare child; the list of untouchable rows is written beside `known`.
+
+    `sets`: the evaluation sets a version that is made again knew of; None: all there are. Raises Damage when one of
+    them cannot be read: then nothing is prepared (law 5).
+    """
     home, job = keeper.home, target.job
     settings = keeper.settings
     return {
         "schema": 1, "job": job.id, "task": "prepare", "stage": job.stage, "objective": job.stage,
         "staging": str(home.staging_of(job.id)), "tokenization": target.base.record["tokenization"],
-        "files": [_file_entry(keeper, file) for file in target.files], "known_fps": str(known), "salt": keeper.salt,
+        "files": [_file_entry(keeper, file) for file in target.files], "known_fps": str(known),
+        "protected": protected_for(keeper, known.with_name("untouchable.fp"), sets), "salt": keeper.salt,
         "validation_fraction": float(keeper.ledger.meta("validation_fraction") or settings.validation.fraction),
         "shard_size_tokens": SHARD_TOKENS, "block_size": target.base.record["block_size"],
         "datasets_root": str(home.shards), "allow_repeat": bool(job.request.get("allow_repeat")),
@@ -198,6 +204,7 @@ def _planned(request: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: request.get(key) for key in ("allow_repeat", "max_steps", "iterations", "validation_fraction",
                                              "shard_size_tokens")},
+        "untouchable_sets": [item["sha256"] for item in (request.get("protected") or {}).get("sets", ())],
         "replay_fraction": replay["fraction"], "replay_sources": [Path(item["path"]).name for item in replay["datasets"]],
     }  # fmt: skip
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from daemon.children import child_environment
 from daemon.reactor import Reactor
-from daemon.vigil import resident_mb
+from daemon.vigil import own_mb
 
-__all__ = ["ReaderPool"]
+__all__ = ["ReaderPool", "one_reader"]
 
 # A second reader takes only files up to this size, so that one giant never starves the small ones.
 SMALL_BYTES = 32 << 20
@@ -166,7 +166,8 @@ class ReaderPool:
     def _watch(self, reader: _Reader, now: float) -> None:
         if reader.process is None or reader.ended_because:
             return
-        memory = resident_mb(reader.process.pid)
+        # Not what is mapped: the index that near-duplicates are looked for in may be larger than the limit.
+        memory = own_mb(reader.process.pid)
         if now > reader.deadline:
             reader.ended_because = "reading took too long"
         elif memory > self.memory_mb:
@@ -180,6 +181,11 @@ class ReaderPool:
             if reader.process is not None:
                 reader.process.kill()
                 self._retire(reader)
+
+
+def one_reader() -> list[_Reader]:
+    """The reader of a pool for work that may take its time."""
+    return [_Reader(small_only=False)]
 
 
 def _close_quietly(pipe: Any) -> None:

@@ -26,7 +26,7 @@ def learnt_of(prepared: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def skipped(counts: Mapping[str, int]) -> dict[str, int]:
     """Rows that were not trained, with the reason as key."""
-    return {key: int(counts.get(key, 0)) for key in ("known", "held_out", "repeated", "too_long")}
+    return {key: int(counts.get(key, 0)) for key in ("known", "held_out", "untouchable", "repeated", "too_long")}
 
 
 def _machine(result: Mapping[str, Any]) -> dict[str, Any]:

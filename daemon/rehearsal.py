@@ -7,6 +7,7 @@ the second is a copy of the first is told only by the real thing. Not here: the 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,11 @@ from daemon.client import drop_result
 from daemon.reactor import Reactor
 from daemon.readers import ReaderPool
 from daemon.sides import only_beside, read_otherwise, wish_problem
-from guard.errors import EnvironmentFault
+from guard.errors import Damage, EnvironmentFault
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.admission import decide
+from guard.store.evaluation import protected_for
 from guard.store.keeper import Keeper, open_reader
 from guard.store.views import file_status
 
@@ -30,25 +32,28 @@ __all__ = ["judge_registration", "rehearse_registration"]
 
 
 def rehearse_registration(
-    home: Home, *, paths: Sequence[str], kind: str | None = None, queue: bool = False
+    home: Home, *, paths: Sequence[str], kind: str | None = None, queue: bool = False,
+    untouchable: bool = False,
 ) -> list[dict[str, Any]]:
     """What `client.call_register` would return for these files. Raises EnvironmentFault when one cannot be read now."""
     with open_reader(home) as keeper, tempfile.TemporaryDirectory(prefix="heirloom-") as scratch:
         folders = [Path(scratch) / str(number) for number in range(len(paths))]
-        answers = _read_all(keeper, paths, folders, [{"forced_kind": kind} for _path in paths])
+        answers = _read_all(keeper, paths, folders, [{"forced_kind": kind} for _path in paths], untouchable=untouchable)
         for number, answer in enumerate(answers):
             otherwise = read_otherwise(keeper, {"forced_kind": kind}, answer)
             if isinstance(otherwise, dict):
-                answers[number] = _read_all(keeper, paths[number : number + 1], folders[number : number + 1], [otherwise])[0]
+                answers[number] = _read_all(keeper, paths[number : number + 1], folders[number : number + 1], [otherwise],
+                                            untouchable=untouchable)[0]  # fmt: skip
             elif otherwise:
                 answers[number] = {**answer, "verdict": "reject", "reason": otherwise, "why": ""}
-        return [judge_registration(keeper, Path(path), answer, folder, queue=queue)
+        return [judge_registration(keeper, Path(path), answer, folder, queue=queue, untouchable=untouchable)
                 for path, answer, folder in zip(paths, answers, folders, strict=True)]  # fmt: skip
 
 
 def _read_all(
-    keeper: Keeper, paths: Sequence[str], folders: Sequence[Path], more: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+    keeper: Keeper, paths: Sequence[str], folders: Sequence[Path], more: Sequence[Mapping[str, Any]], *,
+    untouchable: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Every file's identity, by limited readers; `more` goes into each request."""
     reactor, intake = Reactor(), keeper.settings.intake
     pool = ReaderPool(reactor, intake.memory_mb)
@@ -60,6 +65,10 @@ def _read_all(
             body = {"id": number, "task": "identify", "path": path, "name": safe_name(Path(path).name),
                     "out_folder": str(folders[number]), "limits": limits, "side": str(side.path) if side else None,
                     **more[number]}  # fmt: skip
+            if untouchable:
+                body["keys_out"] = str(folders[number].with_suffix(".keys"))
+            with contextlib.suppress(Damage):
+                body["protected"] = protected_for(keeper, folders[number].with_suffix(".protected"))
             pool.submit(body, Path(path).stat().st_size, partial(answers.__setitem__, number))
         while len(answers) < len(paths):
             pool.tick(time.monotonic())
@@ -70,7 +79,8 @@ def _read_all(
     return [answers[number] for number in range(len(paths))]
 
 
-def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], folder: Path, *, queue: bool) -> dict[str, Any]:
+def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], folder: Path, *, queue: bool,
+                       untouchable: bool = False) -> dict[str, Any]:  # fmt: skip
     """The verdict on one file from its reader's answer; `folder` holds the fingerprints. Raises EnvironmentFault."""
     name = safe_name(path.name)
     if answer.get("fault") == "environment":
@@ -87,7 +97,7 @@ def judge_registration(keeper: Keeper, path: Path, answer: Mapping[str, Any], fo
     if problem := wish_problem(keeper, settings, str(answer["kind"]), str(answer["container"])):
         return drop_result(name, "rejected", f"its side file: {problem}", answer.get("sha256"), record)
     wishes = {key: settings[key] for key in ("line", "recipe", "priority") if key in settings}
-    decision = decide(keeper, record, {**wishes, "queue": queue}, folder)
+    decision = decide(keeper, record, {**wishes, "queue": queue, "untouchable": untouchable}, folder)
     verdict = "duplicate" if decision.verdict == "duplicate" else "admitted" if decision.queue != "none" else "registered"
     found = drop_result(name, verdict, decision.reason, str(answer["sha256"]), {**record, "decision": asdict(decision)})
     mended = found["mended"] and verdict == "registered"

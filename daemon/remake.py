@@ -142,8 +142,9 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
     target = Target(job, base, parse_recipe(record["recipe"]), _originals(keeper, version))
     write_known(keeper, [keeper.home.files / file.sha256 for file in target.files], base.id, record["stage"], known)
     sources = _sources(keeper, base, planned["replay_sources"], scratch, child)
+    asked = prepare_request(keeper, target, known, planned.get("untouchable_sets") or ())
     return {
-        **prepare_request(keeper, target, known), "job": 0, "staging": str(scratch), "recipe": record["recipe"],
+        **asked, "job": 0, "staging": str(scratch), "recipe": record["recipe"],
         "seed": record["seed"], "max_steps": planned["max_steps"], "shard_size_tokens": planned["shard_size_tokens"],
         "validation_fraction": planned["validation_fraction"], "threads": record["threads"],
         "replay": {"fraction": planned["replay_fraction"], "datasets": sources},
@@ -171,7 +172,7 @@ def _prepared_again(keeper: Keeper, owner: Version, folder: Path, child: Child) 
     job = Job(0, "train", "training", 0, owner.record["stage"], owner.line, None, "remake", None, None, {}, {}, "", 0, 0, "",
               "", ())  # fmt: skip
     target = Target(job, owner, parse_recipe(owner.record["recipe"]), _originals(keeper, owner))
-    request = prepare_request(keeper, target, folder / "known.fp") | {
+    request = prepare_request(keeper, target, folder / "known.fp", ()) | {
         "job": 0, "staging": str(folder), "replay": {"fraction": 0.0, "datasets": []},
         "shard_size_tokens": owner.record["planned"]["shard_size_tokens"],
         "validation_fraction": owner.record["planned"]["validation_fraction"]}  # fmt: skip

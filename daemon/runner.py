@@ -34,6 +34,7 @@ from guard.failpoints import point
 from guard.names import version_name
 from guard.steps import Steps, advance
 from guard.store.birth import finish_birth
+from guard.store.evaluation import evaluation_sets
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.learnt import write_known
@@ -233,6 +234,11 @@ class Runner:
         """The data is ready: take it over, and judge again with exact figures."""
         staging = self.keeper.home.staging_of(job.id)
         prepared = adopt_dataset(self.keeper, job, read_result(staging, "prepared.json"))
+        if _sets(job.plan["request"].get("protected")) != _known_sets(self.keeper):
+            # A set was registered while the data was prepared: its rows may be among what was chosen.
+            self._facts.pop(job.id, None)
+            self._start(job)
+            return
         estimate = self._facts.pop(job.id, None)
         if estimate is None:  # an earlier life gathered them
             self._gather(job, partial(self._freeze, prepared), prepared)
@@ -264,6 +270,7 @@ class Runner:
         return dataclasses.replace(
             estimate, examples_new=_trainable(prepared),
             examples_too_long=int(prepared["counts"].get("too_long", 0)),
+            examples_untouchable=int(prepared["counts"].get("untouchable", 0)),
             free_bytes=self.keeper.home.free_bytes(), tokenizer_data=prepared.get("tokenizer_hash"),
             template_data=prepared.get("template_hash"), mask_ratio=prepared.get("mask_ratio"),
             output_problem=f"the number {job.wanted_id} was used meanwhile" if taken else "")  # fmt: skip
@@ -349,6 +356,15 @@ class Runner:
 
     def close(self) -> None:
         self.server.close()
+
+
+def _sets(protected: dict[str, Any] | None) -> list[str]:
+    """The evaluation sets that a preparation knew of."""
+    return sorted(item["sha256"] for item in (protected or {}).get("sets", ()))
+
+
+def _known_sets(keeper: Keeper) -> list[str]:
+    return sorted(item["sha256"] for item in evaluation_sets(keeper.ledger))
 
 
 def _trainable(prepared: dict[str, Any]) -> int:

@@ -20,6 +20,7 @@ from guard.durable import sha256_file
 from guard.errors import HeirloomError, NotFound
 from guard.home import Home
 from guard.names import safe_name
+from guard.store.evaluation import evaluation_sets, learnt_before
 from guard.store.keeper import Keeper
 from guard.store.known import sidecar_bytes
 from guard.store.learnt import judge_novelty
@@ -60,6 +61,7 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
         "jobs": jobs,
         "versions": versions,
         "left_out": _left_out(keeper, {row["sha256"] for row in files}),
+        "near": _near(keeper, files), "evaluation": _evaluation(keeper, {row["sha256"] for row in files}),
         "events": _events(keeper, subjects),
     }
 
@@ -187,6 +189,27 @@ def _left_out(keeper: Keeper, hashes: set[str]) -> list[dict[str, str]]:
             if item["without"] in hashes]  # fmt: skip
 
 
+def _near(keeper: Keeper, files: Sequence[sqlite3.Row]) -> list[dict[str, Any]]:
+    """What was found of files' resemblance to older ones: sha256, examples, alike, resembles with the names of files."""
+    sets = {item["sha256"] for item in evaluation_sets(keeper.ledger)}
+    found = []
+    for row in files:
+        report = orjson.loads(row["record"]).get("near")
+        if not report:
+            continue
+        resembled = [{**item, "name": keeper.ledger.value("SELECT name FROM files WHERE sha256 = ?", (item["sha256"],)),
+                      "evaluation": item["sha256"] in sets} for item in report["resembles"]]  # fmt: skip
+        found.append({"sha256": row["sha256"], **report, "resembles": resembled})
+    return found
+
+
+def _evaluation(keeper: Keeper, hashes: set[str]) -> list[dict[str, Any]]:
+    """The evaluation sets among files, each with the versions that have learnt rows of it."""
+    return [{**{key: item[key] for key in ("sha256", "name", "rows", "keys", "since")},
+             "learnt": learnt_before(keeper, item["sha256"])}
+            for item in evaluation_sets(keeper.ledger) if item["sha256"] in hashes]  # fmt: skip
+
+
 def _events(keeper: Keeper, subjects: set[str]) -> list[dict[str, Any]]:
     rows = _rows_in(keeper, "SELECT * FROM events WHERE subject IN ({}) ORDER BY seq DESC LIMIT "
                     f"{_MOST_EVENTS}", subjects)  # fmt: skip
@@ -223,7 +246,8 @@ def _not_taken_yet(home: Home, text: str) -> dict[str, Any]:
         if name in files:
             reason = _waiting_reason(home, Path(place) / name)
             return {"query": text, "name": name, "status": "waiting", "reason": reason, "files": [], "drops": [],
-                    "jobs": [], "versions": [], "left_out": [], "events": [], "waits": _waits(home, name)}  # fmt: skip
+                    "jobs": [], "versions": [], "left_out": [], "near": [], "evaluation": [], "events": [],
+                    "waits": _waits(home, name)}  # fmt: skip
     raise NotFound(f"no file {text!r} was ever seen here", subject=text,
                    hint="heirloom register FILE makes it known; or copy it into inbox/")  # fmt: skip
 

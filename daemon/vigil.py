@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["STALL_SECONDS", "Vigil", "cpu_seconds", "machine_memory_mb", "resident_mb"]
+__all__ = ["STALL_SECONDS", "Vigil", "cpu_seconds", "machine_memory_mb", "own_mb", "resident_mb"]
 
 STALL_SECONDS = 120.0
 """Neither processor time nor progress for so long: it was stopped, or waits for what never comes."""
@@ -29,6 +29,15 @@ def resident_mb(pid: int) -> float:
     except (OSError, ValueError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def own_mb(pid: int) -> float:
+    """Resident memory of a process in MiB less what it mapped from files, which the kernel takes back when it needs it."""
+    try:
+        _size, resident, mapped = Path(f"/proc/{pid}/statm").read_text("ascii").split()[:3]
+    except (OSError, ValueError):
+        return 0.0
+    return (int(resident) - int(mapped)) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -128,7 +128,7 @@ class Columns:
 
     def prove(self, blocks: NDArray[np.int64]) -> None:
         """Compare the CRC of blocks not compared before in this process. Raises Damage naming the first that differs."""
-        for block in np.unique(blocks):
+        for block in np.flatnonzero(np.bincount(blocks)):  # np.unique imports numpy.ma: 30 ms of a command
             if not self._proven[block]:
                 if _crc(self.columns, int(block)) != int(self._crcs[block]):
                     raise _damaged(self.folder, f"block {int(block)} is not what was written")

@@ -22,6 +22,7 @@ POINTS = (
     "admit.intended", "admit.aside", "admit.stored", "admit.sidecars", "admit.renamed", "admit.recorded",
     "admit.cleared", "admit.viewed",
     "known.written", "known.published", "known.cleared",
+    "near.written", "near.published", "near.recorded",
     "dataset.copied", "dataset.aside", "dataset.renamed", "dataset.recorded",
     "documents.unlinked", "documents.linked",
     "prepare.intended", "prepare.cleared", "prepare.renamed",

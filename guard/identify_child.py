@@ -6,6 +6,7 @@ Request: {"id", "path", "name", "forced_kind", "out_folder", "limits"} (the last
 {"id", "tails": for each its problem or ""}.
 With "task": "meta" a side file is read before it is taken with its drop; the answer is {"id", "settings", "problem"}.
 "side" and "reading" may go with an identification: the side file that was taken too, and a recorded way to read rows.
+With "task": "near" request and answer are those of `guard/near_task.py`.
 Answer: {"id", ...the identity, "why": the text for a person}
 or {"id", "fault": "environment" | "bug", "error", "errno", "message"}.
 It lives for many files and imports nothing heavy. It dies with its parent and protects nothing by itself: the
@@ -39,6 +40,11 @@ def answer(line: bytes) -> dict[str, Any]:
     request_id: Any = None
     try:
         request = json.loads(line)
+        if isinstance(request, dict) and request.get("task") == "near":
+            request_id = request.get("id")
+            from guard.near_task import run_near  # numpy is heavy: a child that only identifies does without
+
+            return {"id": request_id, **run_near(request)}
         if not isinstance(request, dict) or not {"id", "path", "name"} <= request.keys():
             raise UsageError("a request is an object with id, path and name")
         request_id = request["id"]
@@ -50,12 +56,14 @@ def answer(line: bytes) -> dict[str, Any]:
         identity = identify(request["path"], request["name"], request.get("forced_kind"), limits,
                             out_folder=request.get("out_folder"), side=request.get("side"),
                             reading=request.get("reading"))  # fmt: skip
-        found = {"id": request_id, **identity.as_record(), "why": "" if identity.verdict == "ok" else why_text(identity)}
+        held = _untouchable(request, identity.kind or "") if identity.verdict == "ok" else {}
+        found = {"id": request_id, **identity.as_record(), **held, "why": "" if identity.verdict == "ok" else why_text(identity)}
         if identity.verdict == "ok" and request.get("home") and identity.kind in TRAINABLE_KINDS:
             # Heavy, and needed only beside a ledger: most tests and `prepare validate` never load it.
             from guard.store.estimate import estimate
 
-            found["novelty"] = estimate(request["home"], request["line"], identity.kind, Path(request["out_folder"]))
+            without = (held.get("untouchable") or {}).get("rows", "")
+            found["novelty"] = estimate(request["home"], request["line"], identity.kind, Path(request["out_folder"]), without)
         return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}
@@ -75,6 +83,33 @@ def _side(path: str) -> dict[str, Any]:
         return {"settings": read_side(path), "problem": ""}
     except DataFault as fault:
         return {"settings": {}, "problem": f"{fault.message} ({fault.hint})"}
+
+
+def _untouchable(request: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What of the file is in an evaluation set, and its own keys where it is to become one."""
+    protected, keys_out = request.get("protected"), request.get("keys_out")
+    if not protected and not keys_out:
+        return {}
+    from guard.bitmap import pack_bitmap
+    from guard.durable import sha256_bytes, write_bytes
+    from guard.untouchable import KeyList, keys_of_file, touched_in_file
+
+    found: dict[str, Any] = {}
+    if keys_out:
+        data, rows = keys_of_file(request["path"], request["name"])
+        write_bytes(keys_out, data)
+        found["evaluation"] = {"rows": rows, "keys_sha256": sha256_bytes(data)}
+    if protected and kind != "docs":
+        keys = KeyList(protected["path"], protected["sha256"])
+        sidecar = Path(request["out_folder"]) / "examples.fp" if kind == "pretrain" and request.get("out_folder") else None
+        # A text asks nothing: its fingerprints were just written and say it all.
+        sets = (keys.sets_of(sidecar.read_bytes()) if sidecar and sidecar.is_file() else
+                touched_in_file(request["path"], kind, keys, request["name"]))  # fmt: skip
+        names = [protected["sets"][number]["name"] for number in sorted(set(sets[sets >= 0].tolist()))]
+        count = int((sets >= 0).sum())
+        found["untouchable"] = {"examples": count, "sets": names,
+                                "rows": pack_bitmap((sets >= 0).nonzero()[0].tolist(), len(sets)) if count else ""}  # fmt: skip
+    return found
 
 
 def _fault(error: Exception) -> dict[str, Any]:

@@ -133,6 +133,14 @@ class ScrubSettings:
 
 
 @dataclass(frozen=True, repr=False)
+class NearSettings:
+    policy: str = "report"
+    """`report`: new files are compared with stored ones in the background, and what resembles is told; `off`: they are not."""
+    threshold: float = 0.8
+    """Estimated resemblance (Jaccard, of 8-byte shingles) from which two examples are near-duplicates."""
+
+
+@dataclass(frozen=True, repr=False)
 class IndexSettings:
     chunk_size: int = 800
     """Characters in one chunk of a document."""
@@ -158,6 +166,7 @@ class Settings:
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
     scrub: ScrubSettings = field(default_factory=ScrubSettings)
+    near: NearSettings = field(default_factory=NearSettings)
     gate: str = "enforce"
     """`enforce`, `warn` or `off`."""
     nice: int = 5
@@ -179,10 +188,12 @@ class Settings:
         return values
 
 
-_CHOICES = {"gate": ("enforce", "warn", "off"), "storage.seal": ("mode", "immutable"), "training.device": ("auto", "cpu")}
-_FRACTIONS = {"replay.fraction", "validation.fraction", "intake.max_bad_rows", "intake.max_unusable_rows"}
+_CHOICES = {"gate": ("enforce", "warn", "off"), "storage.seal": ("mode", "immutable"), "training.device": ("auto", "cpu"),
+            "near.policy": ("report", "off")}  # fmt: skip
+_FRACTIONS = {"replay.fraction", "validation.fraction", "intake.max_bad_rows", "intake.max_unusable_rows",
+              "near.threshold"}  # fmt: skip
 _POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "training.max_attempts", "intake.memory_mb",
-             "backup.key_frame_every"}  # fmt: skip
+             "backup.key_frame_every", "near.threshold"}  # fmt: skip
 
 
 def _convert(key: str, raw: object, default: object, source: str) -> object:
@@ -204,7 +215,7 @@ def _convert(key: str, raw: object, default: object, source: str) -> object:
             value = float(str(raw))
         else:
             # YAML 1.1 reads a bare `off` as false: `gate: off` must mean what it says.
-            value = "off" if raw is False and key == "gate" else str(raw)
+            value = "off" if raw is False and key in ("gate", "near.policy") else str(raw)
         _check_range(key, value)
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{key} = {raw!r} ({source}): {error}", subject=key,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from daemon import readers as reading
 from daemon.children import JobChild, TorchServer, child_environment
 from daemon.reactor import Reactor
 from daemon.readers import ReaderPool
-from daemon.vigil import STALL_SECONDS, resident_mb
+from daemon.vigil import STALL_SECONDS, own_mb, resident_mb
 from guard import durable
 
 TESTS = Path(__file__).parent
@@ -216,7 +217,17 @@ def test_a_server_that_does_not_start_a_child_or_end_one_is_ended_itself(silent:
 
 
 def test_resident_memory_is_told_in_mebibytes_and_nothing_is_none() -> None:
-    assert 5 < resident_mb(os.getpid()) < 10_000 and resident_mb(2**22 + 1) == 0.0
+    assert 5 < resident_mb(os.getpid()) < 10_000 and resident_mb(2**22 + 1) == own_mb(2**22 + 1) == 0.0
+
+
+def test_what_is_mapped_from_files_is_not_a_readers_own_memory(tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes(64 << 20))
+    with (tmp_path / "big").open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        before = own_mb(os.getpid()), resident_mb(os.getpid())
+        assert sum(mapped[place] for place in range(0, len(mapped), 4096)) == 0
+        assert own_mb(os.getpid()) - before[0] < 16 and resident_mb(os.getpid()) - before[1] > 48
+        held = bytearray(b"x" * (64 << 20))
+        assert own_mb(os.getpid()) - before[0] > 48 and len(held) > 0
 
 
 def test_a_one_shot_child_tells_its_end_and_leaves_its_words(tmp_path: Path) -> None:

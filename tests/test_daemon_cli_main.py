@@ -97,8 +97,9 @@ def test_help_shows_what_there_is_and_no_more(run: Run) -> None:
     code, out, _err = run("--help")
     commands = {line.split()[0] for line in out.split("Commands:")[1].split("Everywhere")[0].strip().splitlines()}
     assert code == 0 and commands == {
-        "init", "run", "status", "register", "plan", "queue", "why", "log", "lineage", "show", "rollback", "delete", "restore",
-        "purge", "retention", "regrow", "verify", "backup", "doctor", "prepare", "index", "search", "chat", "train", "config",
+        "init", "run", "status", "register", "plan", "queue", "why", "seen", "log", "lineage", "show", "rollback", "delete",
+        "restore", "purge", "retention", "regrow", "verify", "backup", "doctor", "prepare", "index", "search", "chat", "train",
+        "config",
     }  # fmt: skip
 
 

@@ -166,6 +166,7 @@ class Toy:
         at_the_end.append(self._let_go)
         self.engine = Engine(self.keeper, self.reactor)
         self.engine.pool = self.engine.intake.pool = InlineReaders()  # type: ignore[assignment]
+        self.engine.near.pool = InlineReaders()  # type: ignore[assignment]
         self.server = ToyServer(self.engine.runner._exited)
         self.engine.runner.server = self.server  # type: ignore[assignment]
         self.engine.index.launch = _build_toy_index  # type: ignore[assignment, method-assign]

@@ -34,8 +34,8 @@ class Chosen:
 
     selection: Selection
     counts: dict[str, int]
-    """examples = new + known + held_out + repeated + too_long + too_short (known ones are trained again where that was
-    asked: `known_again`); tokens, loss_tokens, replay_tokens, sequences."""
+    """examples = new + known + held_out + untouchable + repeated + too_long + too_short (known ones are trained again where
+    that was asked: `known_again`); tokens, loss_tokens, replay_tokens, sequences."""
     example_rows: Integers
     """[E]: the new examples' rows in the train split."""
     example_loss_tokens: Integers
@@ -48,6 +48,8 @@ class ReplaySource:
 
     dataset: Dataset
     known: tuple[tuple[int, str], ...]
+    barred: NDArray[np.bool_] | None = None
+    """[rows of its train split]: never to be replayed, for it is in an evaluation set by now."""
 
 
 @dataclass(frozen=True)
@@ -181,12 +183,14 @@ def _touches(packed: _Packed, of_interest: Integers) -> Integers:
 
 
 def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, block_size: int,
-               allow_repeat: bool = False, held_out: NDArray[np.bool_] | None = None) -> Chosen:  # fmt: skip
+               allow_repeat: bool = False, held_out: NDArray[np.bool_] | None = None,
+               untouchable: NDArray[np.bool_] | None = None) -> Chosen:  # fmt: skip
     """Select what of a dataset's train split is new. "Nothing" is an answer (no sequences), not an error.
 
     `known_fps`: file of 16-byte fingerprints already learnt, or None. With `allow_repeat` known examples are trained
     too; they are counted as `known` and `known_again`, and never again as learnt. `held_out` marks examples [n] of the
-    train split that this home holds out, where the dataset was split by somebody else. Raises CheckFailed when the
+    train split that this home holds out, where the dataset was split by somebody else; `untouchable` those [n] that are
+    in a registered evaluation set: neither is trained, not even again. Raises CheckFailed when the
     dataset is of another stage, Damage when the known examples cannot be read.
     """
     if dataset.stage != stage:
@@ -194,7 +198,9 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
                           hint=f"prepare it again as {'text' if stage == 'pretrain' else 'chat'}")  # fmt: skip
     # Every example falls into the first of these that fits, so that the counts add up.
     known, repeated = known_flags(dataset.train.fingerprints, known_fps)
-    outside = np.zeros_like(known) if held_out is None else held_out
+    elsewhere = np.zeros_like(known) if held_out is None else held_out
+    barred = np.zeros_like(known) if untouchable is None else untouchable & ~elsewhere
+    outside = elsewhere | barred
     fits = ~repeated & ~_too_long(dataset, block_size)
     known &= ~outside
     rest = ~outside & ~known
@@ -218,7 +224,8 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     )  # fmt: skip
     counts = {
         "examples": dataset.train.count + dataset.val.count, "new": len(fresh), "known": int(known.sum()),
-        "known_again": int(again.sum()), "held_out": dataset.val.count + int(outside.sum()),
+        "known_again": int(again.sum()), "held_out": dataset.val.count + int(elsewhere.sum()),
+        "untouchable": int(barred.sum()),
         "repeated": int((rest & repeated).sum()), "too_long": int((rest & ~repeated & ~fits).sum()),
         "too_short": too_short, "tokens": int(lengths.sum()), "loss_tokens": int(loss.sum()), "replay_tokens": 0,
         "sequences": len(packed.sequences),
@@ -236,6 +243,8 @@ def _learnt_rows(source: ReplaySource, block_size: int) -> Integers:
         flags = bitmap_flags(bitmap, int(source.dataset.files[file_index]["examples"]))
         mine = np.flatnonzero(table[:, FILE] == file_index)
         learnt[mine] |= flags[table[mine, ORDINAL]]
+    if source.barred is not None:
+        learnt &= ~source.barred
     return np.flatnonzero(learnt & ~_too_long(source.dataset, block_size)).astype(np.int64)
 
 

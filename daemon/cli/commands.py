@@ -21,6 +21,7 @@ __all__ = ["GROUPS", "build", "groups_for", "run", "shape_of"]
 GROUPS = {
     "homes": ("init", "run"),
     "files": ("register", "why"),
+    "seen_command": ("seen",),
     "plans": ("plan", "plan-training", "train"),
     "queue": ("queue",),
     "versions": ("lineage", "show", "rollback", "delete", "restore"),

@@ -40,6 +40,7 @@ def register(
     description: Annotated[str, typer.Option("--description", help="What this data is, for later readers.")] = "",
     kind: Annotated[str | None, typer.Option("--kind", help="pretrain, sft or docs, instead of detecting it.")] = None,
     queue: Annotated[bool, typer.Option("--queue", help="Queue it for training too.")] = False,
+    untouchable: Annotated[bool, typer.Option("--untouchable", help="An evaluation set: its rows are never trained.")] = False,
     yes: Yes = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -47,14 +48,16 @@ def register(
     caller: Caller = context.obj
     home = caller.home()
     paths = [_regular_file(caller.folder / Path(name).expanduser()) for name in files]
+    if untouchable and queue:
+        raise UsageError("an untouchable set is never trained", hint="leave --queue or --untouchable away")
     if dry_run:
         from daemon.rehearsal import rehearse_registration
 
-        results = rehearse_registration(home, paths=paths, kind=kind, queue=queue)
+        results = rehearse_registration(home, paths=paths, kind=kind, queue=queue, untouchable=untouchable)
     else:
         from daemon.client import call_register
 
-        results = call_register(home, paths=paths, description=description, kind=kind, queue=queue)
+        results = call_register(home, paths=paths, description=description, kind=kind, queue=queue, untouchable=untouchable)
     records = [register_record(result) | ({"dry_run": True} if dry_run else {}) for result in results]
     caller.console.emit(records[0] if len(records) == 1 else {"files": records})
     for result in results:
@@ -130,7 +133,11 @@ def _notes(result: Mapping[str, Any], name: str, *, dry_run: bool) -> list[str]:
         notes.append(f"{plural(result['bad_rows'], 'row')} skipped{more}")
     if result.get("unusable_rows"):
         notes.append(f"{plural(result['unusable_rows'], 'row')} that cannot be trained on{more}")
-    if result.get("kind") == "docs":
+    if result.get("untouchable"):
+        notes.append(f"{plural(result['untouchable'], 'row')} in an evaluation set, kept out{more}")
+    if result.get("evaluation_rows") is not None:
+        notes.append(f"an evaluation set: its {plural(result['evaluation_rows'], 'row')} are never trained from now on")
+    elif result.get("kind") == "docs":
         notes.append("a document: it is searched, not trained on (--kind pretrain trains text)")
     return notes
 
@@ -189,6 +196,7 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
                                     for v in story["versions"]])  # fmt: skip
     lines += _section("Left out of", [(item["line"], f"{item['of']} grown again from {item['base']} without this file")
                                       for item in story["left_out"]])  # fmt: skip
+    lines += _near_lines(story["near"]) + _evaluation_lines(story["evaluation"])
     lines += _section("Events", [(moment(e["utc"]), e["verb"], e["subject"], e["actor"], e["payload"].get("reason") or "")
                                  for e in story["events"]])
     return lines
@@ -208,6 +216,27 @@ def _beside(story: Mapping[str, Any]) -> list[str]:
         for line, left in (file.get("left") or {}).items():
             lines.append(f"    left to learn for {visible(line)}: {plural(left, 'example')} of {file['examples']:,}")
     lines += [f"    waits now: {visible(item['path'])}: {visible(item['reason'])}" for item in story.get("waits") or ()]
+    return lines
+
+
+def _near_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the file resembles; nothing was left out for it."""
+    lines: list[str] = []
+    for report in reports:
+        if report["alike"]:
+            lines += ["", f"  {report['alike']:,} of {plural(report['examples'], 'example')} resemble older ones"
+                      f" ({report['threshold']:.0%} or more; told, and trained all the same)"]  # fmt: skip
+            lines += [f"    {plural(item['examples'], 'example')} of {visible(item['name'] or short_hash(item['sha256']))}"
+                      + (", an evaluation set" if item["evaluation"] else "") for item in report["resembles"]]  # fmt: skip
+    return lines
+
+
+def _evaluation_lines(sets: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines: list[str] = []
+    for item in sets:
+        lines += ["", f"  An evaluation set since {moment(item['since'])}: {plural(item['rows'], 'row')} never trained since"]
+        lines += [f"    {plural(found['examples'], 'row')} learnt by {found['version']} ({found['state']}) from"
+                  f" {visible(found['file'])}" for found in item["learnt"]]  # fmt: skip
     return lines
 
 

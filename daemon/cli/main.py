@@ -3,8 +3,8 @@
     0 ok, 1 unexpected, 2 usage, 3 a check failed and nothing changed, 4 not found, 5 protected, 6 not confirmed,
     7 duplicate, 8 damage found, 10 daemon not running, 11 busy or locked, 130 interrupted
 
-Codes belong to the error classes (`guard/errors.py`). `heirloom status` is what people and scripts ask all day: it is
-answered before typer is even imported (typer and the pydantic it brings take 0.3 s). All other commands are made in
+Codes belong to the error classes (`guard/errors.py`). `heirloom status` and `seen` are what people and scripts ask
+all day: they are answered before typer is even imported (typer and the pydantic it brings take 0.3 s). All others are made in
 `commands.py`; what they do stands in the files beside this one.
 """
 
@@ -24,7 +24,7 @@ from guard.failpoints import arm_from_environment
 
 __all__ = ["as_error", "main"]
 
-_STATUS_SHAPE = Shape(commands={DEFAULT_COMMAND: Shape()})
+_QUICK_SHAPE = Shape(commands={DEFAULT_COMMAND: Shape(), "seen": Shape()})
 _STATUS_SWITCHES = {"--watch", "--check"}
 
 
@@ -53,13 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], console: Console) -> int:
-    found, line = normalise(words, _STATUS_SHAPE)
+    found, line = normalise(words, _QUICK_SHAPE)
     if line == [DEFAULT_COMMAND, "--version"]:
         return _tell_version(_caller(found, console).console)
     if line[0] == DEFAULT_COMMAND and set(line[1:]) <= _STATUS_SWITCHES:
         from daemon.cli.status import show
 
         return show(_caller(found, console), watch="--watch" in line, check="--check" in line)
+    texts = [word for word in line[1:] if word != "--near"]
+    if line[0] == "seen" and len(texts) == 1 and (texts[0] == "-" or not texts[0].startswith("-")):
+        from daemon.cli.seen import answer
+
+        return answer(_caller(found, console), texts[0], near="--near" in line)
     from daemon.cli.commands import build, groups_for, run, shape_of
 
     command = build(groups_for(words))

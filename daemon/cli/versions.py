@@ -195,6 +195,8 @@ def file_lines(record: Mapping[str, Any]) -> list[str]:
         rows.append(("Bad rows", f"{bad:,} (heirloom why tells which)"))
     if record.get("unusable_rows_count"):
         rows.append(("Unusable", f"{plural(record['unusable_rows_count'], 'row')} (heirloom why tells which)"))
+    if (record.get("near") or {}).get("alike"):
+        rows.append(("Resembling", f"{plural(record['near']['alike'], 'example')} (heirloom why tells which files)"))
     return [visible(record["filename"]), *table(rows, "  ")]
 
 

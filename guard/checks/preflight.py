@@ -39,6 +39,8 @@ class Facts:
     """Trainable examples that this ancestry has not learnt; an estimate until the data is prepared."""
     examples_too_long: int = 0
     """New examples that do not fit into the base's context even with their context text cut away."""
+    examples_untouchable: int = 0
+    """Examples that are in a registered evaluation set: never trained."""
     repeat_allowed: bool = False
     free_bytes: int | None = None
     needed_bytes: int | None = None
@@ -115,11 +117,15 @@ def _something_new(facts: Facts) -> Check:
         return Check(name, False, "it is not known what is new in this data", "heirloom doctor")
     if facts.examples_new == 0 and facts.examples_too_long:
         return Check(name, True, f"{facts.examples_too_long:,} examples are new to this model")
+    if facts.examples_new == 0 and facts.examples_untouchable:
+        return Check(name, False, f"{facts.examples_untouchable:,} examples are in an evaluation set and never trained,"
+                     " and nothing else is new", "nothing needs to be done; heirloom why FILE tells which set")  # fmt: skip
     if facts.examples_new == 0:
         return Check(name, False, "this model and its ancestors have learnt all of it already",
                      "nothing needs to be done; --allow-repeat trains it again")  # fmt: skip
     word = "examples (repeats allowed)" if facts.repeat_allowed else "examples are new to this model"
-    return Check(name, True, f"{facts.examples_new:,} {word}")
+    kept_out = f"; {facts.examples_untouchable:,} are in an evaluation set and kept out" if facts.examples_untouchable else ""
+    return Check(name, True, f"{facts.examples_new:,} {word}{kept_out}")
 
 
 def _fit(facts: Facts) -> Check:

@@ -15,14 +15,15 @@ from typing import Any
 
 import orjson
 
-from guard.durable import Folders
-from guard.errors import HeirloomError
+from guard.durable import Folders, sha256_bytes
+from guard.errors import Damage, HeirloomError
 from guard.failpoints import point
 from guard.names import safe_name, slugify
-from guard.store.estimate import tip_of
+from guard.store.estimate import tip_of, touchable
+from guard.store.evaluation import record_set
 from guard.store.files import StoredFile, get_file, trained_in, with_sidecars
 from guard.store.indexes import active_index, link_documents
-from guard.store.intake import discard, intend_admission, put_in_place, set_drop
+from guard.store.intake import discard, drop_folder, intend_admission, put_in_place, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.known import sidecar_bytes
@@ -53,6 +54,8 @@ class Decision:
     max_steps: int = 0
     mends: Sequence[str] = ()
     """Parts of the stored original that were damaged and are made good by this arrival."""
+    untouchable_examples: int = 0
+    """In a registered evaluation set, and so kept out; as every count here an estimate, made again at job start."""
 
 
 def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], sidecar: Path,
@@ -63,6 +66,8 @@ def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any]
     mended, and beside that gets the verdict it would get anyway.
     """
     known = get_file(keeper.ledger, record["sha256"])
+    if options.get("untouchable"):
+        return _decide_evaluation(record)
     damaged = damaged_parts(keeper.home, known) if known else []
     mends = mendable_parts(damaged, known, record, sidecar) if known and damaged else []
     if record["kind"] == "docs":
@@ -93,27 +98,41 @@ def _decide_examples(
         more = f": heirloom queue retry {job.id} goes on with it" if job.state == "parked" and mends else ""
         return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state}){more}", **common)
     if novelty is None:
-        fingerprints = sidecar_bytes(sidecar)
+        fingerprints = touchable(sidecar_bytes(sidecar), (record.get("untouchable") or {}).get("rows", ""))
         # What is about to be mended is not asked what it holds.
-        instead = {record["sha256"]: fingerprints} if "examples.fp" in mends else {}
+        instead = {record["sha256"]: sidecar_bytes(sidecar)} if "examples.fp" in mends else {}
         novelty = judge_novelty(keeper, fingerprints, tip_of(keeper, line), OBJECTIVES[record["kind"]], instead)
     return _decide_training(keeper, record, options, novelty, common)
+
+
+def _decide_evaluation(record: Mapping[str, Any]) -> Decision:
+    rows = int((record.get("evaluation") or {}).get("rows") or 0)
+    return Decision("admit", "none", f"registered as an evaluation set: its {rows:,} rows are never trained from now on")
 
 
 def _decide_training(
     keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any], novelty: Novelty, common: dict[str, Any]
 ) -> Decision:
-    counts: dict[str, Any] = {"new_examples": novelty.new, "known_examples": novelty.known}
+    held = record.get("untouchable") or {}
+    count = int(held.get("examples") or 0)
+    counts: dict[str, Any] = {"new_examples": novelty.new, "known_examples": novelty.known, "untouchable_examples": count}
+    names = ", ".join(held.get("sets") or ())
+    kept_out = f"in the evaluation set{'s' if len(held.get('sets') or ()) > 1 else ''} {names}: kept out"
+    if count and count == record["examples"]:
+        reason = f"all {count:,} examples are {kept_out}, and nothing is left to train"
+        return Decision("admit", "none", reason, **common, **counts)
+    out = f", {count:,} of its rows are {kept_out}" if count else ""
     wanted = "train" if options.get("queue", True) else "none"
     if novelty.new == 0 and novelty.known:
         where = trained_in(keeper.ledger, record["sha256"])
         what = f"trained in {', '.join(where)}" if where else "every example in it was learnt from other files"
-        return Decision("duplicate", "none", f"nothing new for {common['line']}: {what}", **common, **counts)
+        return Decision("duplicate", "none", f"nothing new for {common['line']}: {what}{out}", **common, **counts)
     if novelty.new == 0:
-        reason = f"all {novelty.held_out} examples are held out for judging; nothing is left to train"
+        rest = "all" if not count else "the other"
+        reason = f"{rest} {novelty.held_out} examples are held out for judging; nothing is left to train{out}"
         return Decision("admit", "none", reason, **common, **counts)
     overlap = f", {novelty.known:,} were learnt before" if novelty.known else ""
-    return Decision("admit", wanted, f"{novelty.new:,} new examples{overlap}", **common, **counts)
+    return Decision("admit", wanted, f"{novelty.new:,} new examples{overlap}{out}", **common, **counts)
 
 
 def _decide_document(keeper: Keeper, known: StoredFile | None, mends: Sequence[str]) -> Decision:
@@ -199,6 +218,7 @@ def _place(
 def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision: Decision) -> int | None:
     ledger = keeper.ledger
     options = orjson.loads(drop["options"])
+    keys = _evaluation_keys(keeper, drop["id"], record) if options.get("untouchable") else b""
     with ledger.transaction():
         if get_file(ledger, record["sha256"]) is None:
             ledger.run(
@@ -217,6 +237,8 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
                 _become_trainable(keeper, record)
         if record["kind"] == "docs":
             _make_current(keeper, record)
+        if options.get("untouchable"):
+            record_set(keeper, record["sha256"], str(record["name"]), int(record["evaluation"]["rows"]), keys)
         job = _queue(keeper, record, decision)
         set_drop(keeper, drop["id"], "admitted" if job else "registered", decision.reason)
     return job
@@ -235,6 +257,16 @@ def _note_mended(keeper: Keeper, record: Mapping[str, Any], decision: Decision) 
                       (orjson.dumps(sidecars).decode(), record["sha256"]))  # fmt: skip
     keeper.ledger.event("file.mended", str(record["name"]), sha256=record["sha256"], parts=list(decision.mends),
                         sidecars=sidecars, reason=decision.reason)  # fmt: skip
+
+
+def _evaluation_keys(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> bytes:
+    """What the reader made of an evaluation set. Raises Damage when it is not that any more."""
+    path = drop_folder(keeper, drop) / "untouchable.keys"
+    keys = path.read_bytes() if path.is_file() else b""
+    if sha256_bytes(keys) != record["evaluation"]["keys_sha256"]:
+        raise Damage(f"the keys of the evaluation set {record['name']} are not what the reader wrote", subject=str(path),
+                     hint="heirloom register FILE --untouchable once more")  # fmt: skip
+    return keys
 
 
 def _become_trainable(keeper: Keeper, record: Mapping[str, Any]) -> None:

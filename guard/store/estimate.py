@@ -13,6 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from guard.bitmap import bitmap_flags
 from guard.errors import HeirloomError
 from guard.home import Home
 from guard.steps import drain
@@ -21,7 +24,7 @@ from guard.store.known import sidecar_bytes
 from guard.store.learnt import Novelty, novelty_steps
 from guard.store.versions import DEFAULT_LINE, line_tip
 
-__all__ = ["estimate", "forget_all", "stored_estimate", "tip_of"]
+__all__ = ["estimate", "forget_all", "stored_estimate", "tip_of", "touchable"]
 
 _open: dict[str, tuple[Keeper, ExitStack]] = {}
 
@@ -34,15 +37,23 @@ def _reader(root: str) -> Keeper:
     return _open[root][0]
 
 
-def estimate(root: str, line: str, objective: str, sidecar: Path) -> dict[str, Any] | None:
+def touchable(fingerprints: bytes, untouchable: str) -> bytes:
+    """The fingerprints of a file less those of the ordinals in a bitmap ("" for none): what an evaluation set keeps out."""
+    if not untouchable:
+        return fingerprints
+    examples = np.frombuffer(fingerprints, dtype="V16")
+    return examples[~bitmap_flags(untouchable, len(examples))].tobytes()
+
+
+def estimate(root: str, line: str, objective: str, sidecar: Path, untouchable: str = "") -> dict[str, Any] | None:
     """The counts of `Novelty` with the `tip` they hold for; None when it cannot be said from here (the daemon then says).
 
-    `sidecar`: the folder with the file's `examples.fp`.
+    `sidecar`: the folder with the file's `examples.fp`; `untouchable`: bitmap of its examples in evaluation sets.
     """
     try:
         keeper = _reader(root)
         tip = tip_of(keeper, line)
-        novelty = drain(novelty_steps(keeper, sidecar_bytes(sidecar), tip, objective))
+        novelty = drain(novelty_steps(keeper, touchable(sidecar_bytes(sidecar), untouchable), tip, objective))
     except (HeirloomError, OSError, sqlite3.Error):
         forget(root)
         return None

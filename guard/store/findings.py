@@ -24,6 +24,7 @@ _REMEDIES = {
     "index": "derived: heirloom index prune {name} removes it; while it is active, heirloom index build goes first",
     "link": "derived: heirloom index build makes it again",
     "view": "heirloom doctor --rebuild makes the views again",
+    "evaluation": "heirloom register FILE --untouchable with the same file; until then nothing is trained",
     "ledger": "heirloom doctor --rebuild makes the ledger again",
     "events": "heirloom doctor --rebuild makes the export again",
     "backup": "heirloom backup run makes the copy again",

@@ -126,6 +126,10 @@ def _read(home: Home, problem: str) -> _Plan:
         raise Damage(f"{home.root} carries store id {store_id} and the events are those of another home",
                      subject=str(home.root), hint="two homes were mixed up; put the right data/ back")  # fmt: skip
     _fill_marks(story.marks, older, notes)
+    for path in reversed(older):
+        # Registered for ever: a set that any older ledger knows counts, should its events be lost.
+        rows = rows_of(path, "SELECT key, value FROM meta WHERE key >= 'evaluation' AND key < 'evaluation;'")
+        story.marks |= {row["key"]: row["value"] for row in rows if row["key"] not in story.marks}
     story.marks["store_id"] = store_id
     marks = Marks(noted_mark((home.high_water_file, vault / "high-water")),
                   noted_mark((home.index_high_water_file, vault / "index-high-water")))  # fmt: skip

@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from guard.store.evaluation import set_marks
+
 __all__ = ["Story", "tell"]
 
 _RUNNING = ("preparing", "training", "committing", "held")
@@ -143,6 +145,10 @@ def _heads(story: Story, event: Mapping[str, Any], payload: dict[str, Any]) -> N
     story.marks[f"dataset:{event['subject']}"] = orjson.dumps(payload["heads"], option=orjson.OPT_SORT_KEYS).decode()
 
 
+def _evaluation(story: Story, event: Mapping[str, Any], payload: dict[str, Any]) -> None:
+    story.marks |= set_marks(str(event["verb"]), payload)
+
+
 def _paused(story: Story, event: Mapping[str, Any], _payload: dict[str, Any]) -> None:
     story.marks["paused"] = "1" if event["verb"] == "queue.paused" else "0"
 
@@ -189,6 +195,7 @@ _TELLERS: dict[str, Teller] = {
     "line.moved": _line, "line.rolled_back": _line, "file.admitted": _file, "dataset.admitted": _dataset,
     "dataset.prepared": _heads, "document.current": _document, "queue.paused": _paused, "queue.resumed": _paused,
     "index.switched": _index, "file.trainable": _trainable, "file.mended": _trainable, "job.coalesced": _coalesced,
+    "evaluation.keys": _evaluation, "evaluation.registered": _evaluation,
 }  # fmt: skip
 _FAMILIES: dict[str, Teller] = {"job": _job, "drop": _drop}
 

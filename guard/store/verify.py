@@ -23,7 +23,7 @@ from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
 from guard.store.sums import Problem, problem_steps, unsealed
 from guard.store.trash import is_folder, trash_folder
-from guard.store.verify_data import check_datasets, check_indexes, check_originals
+from guard.store.verify_data import check_datasets, check_evaluation, check_indexes, check_originals
 from guard.store.verify_events import check_export
 from guard.store.verify_vault import check_archived, check_backups
 from guard.store.versions import Version, all_versions, find_version, tips, version_states
@@ -75,6 +75,7 @@ def _check_home(keeper: Keeper, findings: Findings, wanted: list[Version] | None
     if wanted is None:
         _check_ledger(keeper, findings)
         check_indexes(keeper, findings)
+        check_evaluation(keeper, findings)
         if everything:
             check_originals(keeper, findings)
             check_datasets(keeper, findings)

@@ -16,13 +16,14 @@ import orjson
 from guard.durable import sha256_file
 from guard.names import index_name, parse_version_number
 from guard.store.datasets import HEADS, recorded_heads
+from guard.store.evaluation import evaluation_problem
 from guard.store.files import SIDECARS, StoredFile, get_file, original_hashes
 from guard.store.findings import Findings
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
 from guard.store.sums import listed_problem_steps, sums_text
 
-__all__ = ["check_datasets", "check_indexes", "check_originals", "dataset_hashes", "read_metadata"]
+__all__ = ["check_datasets", "check_evaluation", "check_indexes", "check_originals", "dataset_hashes", "read_metadata"]
 
 _SIDECARS = frozenset(SIDECARS)
 _FINGERPRINT_BYTES = 16
@@ -148,6 +149,13 @@ def dataset_hashes(metadata: Mapping[str, Any]) -> dict[str, str]:
             wanted[f"{split}/shard_{number:05d}.bin"] = shard.get("sha256", "")
             wanted[f"{split}/shard_{number:05d}_mask.bin"] = shard.get("mask_sha256", "")
     return {name: digest for name, digest in wanted.items() if digest}
+
+
+def check_evaluation(keeper: Keeper, findings: Findings) -> None:
+    """Whether every evaluation set that was registered can be read whole."""
+    problem = evaluation_problem(keeper)
+    if problem:
+        findings.add("evaluation", "evaluation sets", "data/ledger.db", problem)
 
 
 def check_indexes(keeper: Keeper, findings: Findings) -> None:
