@@ -265,7 +265,8 @@ class Intake:
             "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
             "side": str(side) if side.exists() else None, **otherwise,
         }  # fmt: skip
-        if orjson.loads(row["options"]).get("untouchable"):
+        options = orjson.loads(row["options"])
+        if options.get("untouchable") or (options.get("side") or {}).get("settings", {}).get("untouchable"):
             body["keys_out"] = str(drop_folder(self.keeper, drop) / "untouchable.keys")
         with contextlib.suppress(Damage):  # the verdict is an estimate; a job on such a home is refused, with the reason
             body["protected"] = protected_now(self.keeper)

@@ -210,6 +210,8 @@ def settled_options(keeper: Keeper, row: sqlite3.Row, answer: Mapping[str, Any])
     if not settings:
         return options, ""
     problem = wish_problem(keeper, settings, str(answer["kind"]), str(answer["container"]))
+    if not problem and settings.get("untouchable") and not answer.get("evaluation"):
+        problem = "untouchable was written into it while it was taken: drop both again"
     if problem:
         return options, f"its side file: {problem}"
     merged = _under_flags(keeper, row, options, settings)
@@ -228,6 +230,8 @@ def _under_flags(keeper: Keeper, row: sqlite3.Row, options: dict[str, Any], sett
         merged["overrides"] = {"training": dict(settings["training"])}
     if settings.get("max_steps") and keeper.settings.origins.get("training.max_steps") not in ("environment", "flag"):
         merged["max_steps"] = settings["max_steps"]
-    if "queue" in settings and row["origin"] == "inbox":
+    if settings.get("untouchable"):
+        merged |= {"untouchable": True, "queue": False}
+    elif "queue" in settings and row["origin"] == "inbox":
         merged["queue"] = settings["queue"]
     return merged

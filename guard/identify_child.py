@@ -24,7 +24,8 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from guard.checks.identify import Limits, identify
+from guard.checks.columns import Reading
+from guard.checks.identify import Identity, Limits, identify
 from guard.checks.kinds import TRAINABLE_KINDS
 from guard.checks.tail import tail_problem
 from guard.checks.why import why_text
@@ -56,7 +57,7 @@ def answer(line: bytes) -> dict[str, Any]:
         identity = identify(request["path"], request["name"], request.get("forced_kind"), limits,
                             out_folder=request.get("out_folder"), side=request.get("side"),
                             reading=request.get("reading"))  # fmt: skip
-        held = _untouchable(request, identity.kind or "") if identity.verdict == "ok" else {}
+        held = _untouchable(request, identity) if identity.verdict == "ok" else {}
         found = {"id": request_id, **identity.as_record(), **held, "why": "" if identity.verdict == "ok" else why_text(identity)}
         if identity.verdict == "ok" and request.get("home") and identity.kind in TRAINABLE_KINDS:
             # Heavy, and needed only beside a ledger: most tests and `prepare validate` never load it.
@@ -85,7 +86,7 @@ def _side(path: str) -> dict[str, Any]:
         return {"settings": {}, "problem": f"{fault.message} ({fault.hint})"}
 
 
-def _untouchable(request: dict[str, Any], kind: str) -> dict[str, Any]:
+def _untouchable(request: dict[str, Any], identity: Identity) -> dict[str, Any]:
     """What of the file is in an evaluation set, and its own keys where it is to become one."""
     protected, keys_out = request.get("protected"), request.get("keys_out")
     if not protected and not keys_out:
@@ -95,8 +96,9 @@ def _untouchable(request: dict[str, Any], kind: str) -> dict[str, Any]:
     from guard.untouchable import KeyList, keys_of_file, touched_in_file
 
     found: dict[str, Any] = {}
+    kind, reading = identity.kind, Reading(**identity.reading)
     if keys_out:
-        data, rows = keys_of_file(request["path"], request["name"])
+        data, rows = keys_of_file(request["path"], request["name"], reading)
         write_bytes(keys_out, data)
         found["evaluation"] = {"rows": rows, "keys_sha256": sha256_bytes(data)}
     if protected and kind != "docs":
@@ -104,7 +106,7 @@ def _untouchable(request: dict[str, Any], kind: str) -> dict[str, Any]:
         sidecar = Path(request["out_folder"]) / "examples.fp" if kind == "pretrain" and request.get("out_folder") else None
         # A text asks nothing: its fingerprints were just written and say it all.
         sets = (keys.sets_of(sidecar.read_bytes()) if sidecar and sidecar.is_file() else
-                touched_in_file(request["path"], kind, keys, request["name"]))  # fmt: skip
+                touched_in_file(request["path"], kind, keys, request["name"], reading))  # fmt: skip
         names = [protected["sets"][number]["name"] for number in sorted(set(sets[sets >= 0].tolist()))]
         count = int((sets >= 0).sum())
         found["untouchable"] = {"examples": count, "sets": names,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.checks.columns import Reading
 from guard.checks.rows import iter_examples
 from guard.columns import Columns
 from guard.errors import Damage, HeirloomError, is_environment
@@ -88,7 +89,8 @@ class _Task:
         except Damage as damage:
             self.unused[sha256] = damage.message
         try:
-            rows = signatures(trained_text(example.fields) for example in iter_examples(file["path"], str(file["kind"])))
+            reading = Reading(**file.get("reading") or {})
+            rows = signatures(trained_text(example.fields) for example in iter_examples(file["path"], str(file["kind"]), reading))
         except (OSError, HeirloomError) as error:
             if is_environment(error):
                 raise

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.checks.columns import Reading
 from guard.checks.rows import Fields, iter_rows, open_regular, text_chunks, text_examples, validate
 from guard.durable import sha256_bytes
 from guard.errors import Damage
@@ -71,11 +72,12 @@ def asks(fields: Mapping[str, Any]) -> Iterator[bytes]:
     yield from (_asked(turn["content"]) for turn in turns if turn["role"] == "user" and _long(turn["content"]))
 
 
-def _examples(path: Path | str, kind: str, name: str) -> Iterator[tuple[bytes, Fields]]:
+def _examples(path: Path | str, kind: str, name: str, reading: Reading | None) -> Iterator[tuple[bytes, Fields]]:
     """(fingerprint, fields) of the usable examples in order: as `iter_examples`, for bytes that do not lie under their name."""
     if name.lower().endswith(".jsonl"):
         for row in iter_rows(path):
-            fields = row.value is not None and validate(kind, row.value)
+            value = reading.apply(row.value) if reading and row.value is not None else row.value
+            fields = value is not None and validate(kind, value)
             if isinstance(fields, dict):
                 yield example_fingerprint(fields), fields
         return
@@ -84,7 +86,7 @@ def _examples(path: Path | str, kind: str, name: str) -> Iterator[tuple[bytes, F
             yield example.fingerprint, example.fields
 
 
-def keys_of_file(path: Path | str, name: str) -> tuple[bytes, int]:
+def keys_of_file(path: Path | str, name: str, reading: Reading | None = None) -> tuple[bytes, int]:
     """(the distinct keys of an evaluation set in ascending order, how many rows they come from).
 
     JSONL rows count as every kind they are valid for, plain text by its segments. Raises DataFault, OSError.
@@ -93,12 +95,13 @@ def keys_of_file(path: Path | str, name: str) -> tuple[bytes, int]:
     rows = 0
     if name.lower().endswith(".jsonl"):
         for row in iter_rows(path):
-            found = [validate(kind, row.value) for kind in _TRAINED_KINDS] if row.value is not None else []
+            value = reading.apply(row.value) if reading and row.value is not None else row.value
+            found = [validate(kind, value) for kind in _TRAINED_KINDS] if value is not None else []
             valid = [fields for fields in found if isinstance(fields, dict)]
             rows += bool(valid)
             keys |= {key for fields in valid for key in evaluation_keys(fields)}
     else:
-        for _fingerprint, fields in _examples(path, "pretrain", name):
+        for _fingerprint, fields in _examples(path, "pretrain", name, None):
             rows += 1
             keys |= set(evaluation_keys(fields))
     return b"".join(sorted(keys)), rows
@@ -160,11 +163,11 @@ class KeyList:
         return found
 
 
-def touched_in_file(path: Path | str, kind: str, keys: KeyList, name: str) -> NDArray[np.int64]:
+def touched_in_file(path: Path | str, kind: str, keys: KeyList, name: str, reading: Reading | None = None) -> NDArray[np.int64]:
     """For each example of a file called `name` [n] the number of a set it belongs to, -1 for none. Raises as `iter_examples`."""
     parts: list[NDArray[np.int64]] = []
     batch: list[tuple[bytes, ...]] = []
-    for fingerprint, fields in _examples(path, kind, name):
+    for fingerprint, fields in _examples(path, kind, name, reading):
         batch.append((fingerprint, *asks(fields)))
         if len(batch) >= _BATCH:
             parts.append(_judge(batch, keys))

@@ -432,3 +432,18 @@ def test_a_good_copy_under_another_name_mends_the_bytes_and_keeps_columns_and_si
     toy.settle()
     assert states(toy)["b.jsonl"] == "registered" and (folder / "meta.yaml").read_text() == COLUMNS
     assert verify(toy.keeper, everything=True).damage == ()
+
+
+def test_a_side_file_makes_an_evaluation_set_and_columns_hide_no_row_from_it(toy: Toy) -> None:
+    exam = "".join(QA.splitlines(keepends=True)[:12])
+    toy.drop("exam.jsonl.meta.yaml", "untouchable: true\n" + COLUMNS)
+    toy.drop("exam.jsonl", exam)
+    toy.settle()
+    assert states(toy)["exam.jsonl"] == "registered" and toy.versions() == {"v001_baseline": "sealed"}
+    toy.drop("a.jsonl.meta.yaml", COLUMNS)
+    toy.drop("a.jsonl", QA)
+    toy.settle()
+    told = next(reason for name, _state, reason in toy.drops() if name == "a.jsonl")
+    assert "12 of its rows are in the evaluation set exam.jsonl: kept out" in told
+    record = orjson.loads(toy.keeper.ledger.value("SELECT record FROM versions ORDER BY id DESC LIMIT 1"))
+    assert record["data"][0]["examples"] <= 30 - 12

@@ -104,10 +104,11 @@ def _untouchable(job: Mapping[str, Any], ready: _Ready, keys: KeyList | None) ->
     if str(job["stage"]) != "sft" or ready.prepared_sha256:
         return barred
     table = ready.dataset.train.examples
-    paths = {str(item["sha256"]): str(item["path"]) for item in job["files"]}
+    files = {str(item["sha256"]): item for item in job["files"]}
     for index, file in enumerate(ready.dataset.files):
-        path = paths[str(file["sha256"])]
-        touched = touched_in_file(path, "sft", keys, path) >= 0
+        item = files[str(file["sha256"])]
+        path = str(item["path"])
+        touched = touched_in_file(path, "sft", keys, path, Reading(**item.get("reading") or {})) >= 0
         mine = np.flatnonzero(table[:, FILE] == index)
         barred[mine] |= touched[table[mine, ORDINAL]]
     return barred

@@ -74,7 +74,7 @@ def _training(value: object) -> str:
 
 _CHECKS: dict[str, Callable[[object], str]] = {
     "description": _text, "recipe": _recipe, "priority": _whole(-MAX_PRIORITY, MAX_PRIORITY), "line": _line, "kind": _kind,
-    "queue": _yes_or_no, "max_steps": _whole(1, MAX_STEPS), "training": _training,
+    "queue": _yes_or_no, "untouchable": _yes_or_no, "max_steps": _whole(1, MAX_STEPS), "training": _training,
     "columns": lambda _value: "", "roles": lambda _value: "",
 }  # fmt: skip
 KEYS = tuple(_CHECKS)

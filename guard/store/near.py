@@ -195,7 +195,8 @@ def near_request(keeper: Keeper, files: Sequence[str]) -> tuple[dict[str, Any], 
     loose = [sha256 for sha256 in index.loose() if sha256 not in set(files)]
     body = {
         "task": "near", "id": 0, "threshold": keeper.settings.near.threshold,
-        "files": [{"sha256": file.sha256, "path": str(stored_path(keeper.home, file)), "kind": file.kind} for file in stored],
+        "files": [{"sha256": file.sha256, "path": str(stored_path(keeper.home, file)), "kind": file.kind,
+                   "reading": file.record.get("reading") or {}} for file in stored],
         "signatures": str(signature_folder(keeper.home)), "loose": loose,
         "index": [str(near_folder(keeper.home) / name) for name in index.parts],
     }  # fmt: skip
