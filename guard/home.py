@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from guard.errors import CheckFailed, Damage, NotFound
@@ -25,101 +26,101 @@ class Home:
 
     root: Path
 
-    @property
+    @cached_property
     def inbox(self) -> Path:
         return self.root / "inbox"
 
-    @property
+    @cached_property
     def rejected(self) -> Path:
         return self.inbox / "rejected"
 
-    @property
+    @cached_property
     def duplicates(self) -> Path:
         return self.inbox / "duplicates"
 
-    @property
+    @cached_property
     def data(self) -> Path:
         return self.root / "data"
 
-    @property
+    @cached_property
     def files(self) -> Path:
         return self.data / "files"
 
-    @property
+    @cached_property
     def incoming(self) -> Path:
         """Where claimed drops wait for their verdict; the identify child writes only here."""
         return self.data / ".incoming"
 
-    @property
+    @cached_property
     def shards(self) -> Path:
         return self.data / "shards"
 
-    @property
+    @cached_property
     def docs(self) -> Path:
         return self.data / "docs"
 
-    @property
+    @cached_property
     def indexes(self) -> Path:
         return self.data / "index"
 
-    @property
+    @cached_property
     def ledger(self) -> Path:
         return self.data / "ledger.db"
 
-    @property
+    @cached_property
     def events(self) -> Path:
         """The event export: the audit trail outside the ledger."""
         return self.data / "events"
 
-    @property
+    @cached_property
     def manifest(self) -> Path:
         return self.data / "manifest.json"
 
-    @property
+    @cached_property
     def models(self) -> Path:
         return self.root / "models"
 
-    @property
+    @cached_property
     def registry(self) -> Path:
         return self.models / "registry.json"
 
-    @property
+    @cached_property
     def staging(self) -> Path:
         return self.models / ".staging"
 
-    @property
+    @cached_property
     def trash(self) -> Path:
         return self.models / ".trash"
 
-    @property
+    @cached_property
     def configs(self) -> Path:
         return self.root / "configs"
 
-    @property
+    @cached_property
     def state(self) -> Path:
         return self.root / ".heirloom"
 
-    @property
+    @cached_property
     def status_file(self) -> Path:
         return self.state / "status.json"
 
-    @property
+    @cached_property
     def store_id_file(self) -> Path:
         return self.state / "store-id"
 
-    @property
+    @cached_property
     def high_water_file(self) -> Path:
         return self.state / "high-water"
 
-    @property
+    @cached_property
     def index_high_water_file(self) -> Path:
         return self.state / "index-high-water"
 
-    @property
+    @cached_property
     def lock_file(self) -> Path:
         return self.state / "lock"
 
-    @property
+    @cached_property
     def socket(self) -> Path:
         return self.state / "control.sock"
 

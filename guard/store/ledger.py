@@ -318,7 +318,7 @@ class Ledger:
         last = self.row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
         previous = last["hash"] if last else GENESIS
         sequence = (last["seq"] if last else 0) + 1
-        body = orjson.dumps(_text_only(payload), option=orjson.OPT_SORT_KEYS, default=str).decode()
+        body = _payload(payload)
         fields = [sequence, self.clock.utc(), boot_id(), self.actor, verb, _clean(subject), body]
         whole = (*fields, previous, event_hash(previous, fields))
         self.run("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", whole)
@@ -354,6 +354,14 @@ def _clean(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a character, from somebody's JSON
         return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _payload(payload: dict[str, object]) -> str:
+    """JSON of an event's payload. orjson refuses what is no text, and only then every text in it is cleaned."""
+    try:
+        return orjson.dumps(payload, option=orjson.OPT_SORT_KEYS, default=str).decode()
+    except TypeError:
+        return orjson.dumps(_text_only(payload), option=orjson.OPT_SORT_KEYS, default=str).decode()
 
 
 def _text_only(value: Any) -> Any:
