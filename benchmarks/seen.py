@@ -72,13 +72,13 @@ def fill_known(root: Path, files: int = FILES, each: int = EACH) -> Keeper:
                    "file": np.full(each, number), "ordinal": np.arange(each)}  # fmt: skip
 
     assert len(SKETCH_COLUMNS) == SKETCH
-    drain(write_columns_steps(home.data / "near" / "00000001", LAYOUT, near_chunks(), names))
+    drain(write_columns_steps(home.data / "near" / "00000001", LAYOUT, files * each, near_chunks(), names))
     write_json(home.data / "near" / "index.json", {"schema": 1, "version": 1, "folders": ["00000001"]})
     high, low = split_keys(keys.tobytes())
     order = np.argsort(high, kind="stable")
     rows = {"high": high[order], "low": low[order], "file": order // each, "ordinal": order % each}
     (home.data / "known").mkdir()
-    drain(write_columns_steps(home.data / "known" / "00000001", KEY_LAYOUT, [rows], names))
+    drain(write_columns_steps(home.data / "known" / "00000001", KEY_LAYOUT, files * each, [rows], names))
     write_json(home.data / "known" / "index.json", {"schema": 1, "folders": ["00000001"]})
     _rows(keeper, names, keys.reshape(files, each * 16), each)
     return keeper

@@ -5,13 +5,13 @@ block: every block of rows has a CRC-32 that is compared before anything in it i
 nor a half-written page can make an example known or unknown. All of it is derived from the sidecars beside the stored
 files. Not here: which rows stand in it and in what order (`guard/store/known.py`), and which folders count (the ledger).
 
-A folder holds `<column>.bin` (little-endian), `files.bin` (32 bytes of SHA-256 for each file number), `blocks.bin`
-(a CRC-32 for each BLOCK_ROWS rows, over the columns in the order of their names) and, last, `columns.json`.
+A folder holds `columns.bin` (little-endian, each column beginning at a multiple of 64 bytes, in the order of their names),
+`files.bin` (32 bytes of SHA-256 for each file number), `blocks.bin` (a CRC-32 for each BLOCK_ROWS rows, over the columns in
+that order) and, last, `columns.json`. One file, because a map of it holds a descriptor as long as it lives.
 """
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,54 +30,70 @@ __all__ = ["BLOCK_ROWS", "Columns", "write_columns_steps"]
 BLOCK_ROWS = 8192
 _SCHEMA = 1
 _FILE_BYTES = 32
+_ALIGNED = 64
 Chunk = Mapping[str, NDArray[Any]]
 
 
-def write_columns_steps(folder: Path, layout: Mapping[str, str], chunks: Iterable[Chunk], files: Sequence[str]) -> Steps[int]:
-    """Write a folder whole and durable; returns its number of rows. What lay there from an earlier attempt is replaced.
+def write_columns_steps(folder: Path, layout: Mapping[str, str], rows: int, chunks: Iterable[Chunk],
+                        files: Sequence[str]) -> Steps[None]:  # fmt: skip
+    """Write a folder whole and durable. What lay there from an earlier attempt is replaced.
 
-    `layout`: column name -> numpy type; `chunks`: the rows in order, each a mapping of equally long columns;
-    `files`: SHA-256 hex for each number in the column `file`. Yields after every chunk. Raises OSError as the disk says.
+    `layout`: column name -> numpy type; `chunks`: `rows` rows in order, each chunk a mapping of equally long columns;
+    `files`: SHA-256 hex for each number in the column `file`. Yields after every chunk. Raises OSError as the disk says,
+    Damage when the chunks do not hold so many rows.
     """
     staging = folder.with_name(f".{folder.name}.new")
     for old in (staging, folder):
         if old.exists():
             remove_tree(old)
     make_dir(staging)
-    count = 0
-    with contextlib.ExitStack() as stack:
-        handles = {name: stack.enter_context(open_new(staging / f"{name}.bin")) for name in layout}
+    places, size = _places(layout, rows)
+    written = 0
+    with open_new(staging / "columns.bin") as handle:
+        handle.truncate(size)
         for chunk in chunks:
             for name, kind in layout.items():
-                handles[name].write(np.ascontiguousarray(chunk[name], dtype=kind).tobytes())
-            count += len(next(iter(chunk.values())))
+                handle.seek(places[name] + written * np.dtype(kind).itemsize)
+                handle.write(np.ascontiguousarray(chunk[name], dtype=kind).tobytes())
+            written += len(next(iter(chunk.values())))
             yield
+        if written != rows:
+            raise _damaged(folder, f"{written} rows came where {rows} were promised")
     crcs = bytearray()
-    views = _map(staging, layout, count)
-    for block in range(-(-count // BLOCK_ROWS)):
+    views = _map(staging, layout, rows)
+    for block in range(-(-rows // BLOCK_ROWS)):
         crcs += _crc(views, block).to_bytes(4, "little")
         if block % 64 == 63:
             yield
+    del views
     table = b"".join(bytes.fromhex(name) for name in files)
     write_bytes(staging / "files.bin", table)
     write_bytes(staging / "blocks.bin", bytes(crcs))
     write_json(staging / "columns.json", {
-        "schema": _SCHEMA, "rows": count, "layout": dict(layout), "files": len(files),
+        "schema": _SCHEMA, "rows": rows, "layout": dict(layout), "files": len(files),
         "files_sha256": sha256_bytes(table), "blocks_sha256": sha256_bytes(bytes(crcs)), "block_rows": BLOCK_ROWS})  # fmt: skip
     fsync_tree(staging)
     rename_new(staging, folder)
-    return count
+
+
+def _places(layout: Mapping[str, str], rows: int) -> tuple[dict[str, int], int]:
+    """Where each column begins, and the size of the whole."""
+    places, end = {}, 0
+    for name in sorted(layout):
+        places[name] = -(-end // _ALIGNED) * _ALIGNED
+        end = places[name] + rows * np.dtype(layout[name]).itemsize
+    return places, end
 
 
 def _map(folder: Path, layout: Mapping[str, str], rows: int) -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    for name, kind in layout.items():
-        path, dtype = folder / f"{name}.bin", np.dtype(kind)
-        if path.stat().st_size != rows * dtype.itemsize:
-            raise _damaged(folder, f"{name}.bin has the wrong size")
-        # A memory map of nothing is an error of its own.
-        found[name] = np.memmap(path, dtype=dtype, mode="r") if rows else np.empty(0, dtype=dtype)
-    return found
+    places, size = _places(layout, rows)
+    path = folder / "columns.bin"
+    if path.stat().st_size != size:
+        raise _damaged(folder, "columns.bin has the wrong size")
+    # A memory map of nothing is an error of its own.
+    whole = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, dtype=np.uint8)
+    return {name: np.asarray(whole)[place : place + rows * np.dtype(layout[name]).itemsize].view(layout[name])
+            for name, place in places.items()}  # fmt: skip
 
 
 def _crc(views: Mapping[str, NDArray[Any]], block: int) -> int:

@@ -79,29 +79,28 @@ class Folders:
     """Folders whose entries are to be made durable together, before anything that stands on them is recorded.
 
     For bursts: a thousand moves into one folder are one fsync of it. Whoever hands one to `rename_new`, `make_dir` or
-    `remove_tree` calls `sync` before the act is acknowledged.
+    `remove_tree` calls `sync` before the act is acknowledged. Folders that gained a name come first, in the order in
+    which they did: nothing is durably gone from one place before it is durably at another.
     """
 
     def __init__(self) -> None:
-        self._paths: dict[Path, None] = {}
+        self._gained: dict[Path, None] = {}
+        self._lost: dict[Path, None] = {}
 
-    def add(self, path: Path) -> None:
-        """Remember a folder."""
-        self._paths[path] = None
+    def gained(self, path: Path) -> None:
+        """A name was made in a folder."""
+        self._gained[path] = None
+
+    def lost(self, path: Path) -> None:
+        """A name went from a folder."""
+        self._lost[path] = None
 
     def sync(self) -> None:
         """Make all of them durable, as far as they still exist. Raises OSError."""
-        paths, self._paths = self._paths, {}
-        for path in paths:
+        paths, self._gained, self._lost = [*self._gained, *self._lost], {}, {}
+        for path in dict.fromkeys(paths):
             if path.is_dir():
                 fsync_dir(path)
-
-
-def _made(path: Path, later: Folders | None) -> None:
-    if later is None:
-        fsync_dir(path)
-    else:
-        later.add(path)
 
 
 @contextlib.contextmanager
@@ -211,7 +210,10 @@ def make_dir(path: Path | str, later: Folders | None = None) -> None:
         return
     make_dir(path.parent)
     path.mkdir(exist_ok=True)
-    _made(path.parent, later)
+    if later is None:
+        fsync_dir(path.parent)
+    else:
+        later.gained(path.parent)
 
 
 def fsync_file(path: Path | str) -> None:
@@ -269,9 +271,13 @@ def rename_new(source: Path | str, target: Path | str, later: Folders | None = N
     """Move to a name that must not exist yet and sync both parents. Raises FileExistsError, OSError(EXDEV)."""
     source, target = Path(source), Path(target)
     _rename_noreplace(source, target)
-    _made(target.parent, later)
+    if later is not None:
+        later.gained(target.parent)
+        later.lost(source.parent)
+        return
+    fsync_dir(target.parent)
     if source.parent != target.parent:
-        _made(source.parent, later)
+        fsync_dir(source.parent)
 
 
 def sync_parents(*paths: Path | str) -> None:
@@ -375,5 +381,7 @@ def remove_tree(path: Path | str, later: Folders | None = None) -> None:
         if stat.S_ISDIR(os.lstat(path).st_mode):
             raise OSError(errno.EISDIR, "a folder appeared", os.fspath(path))
         os.unlink(path)
-    if path.parent.is_dir():
-        _made(path.parent, later)
+    if later is not None:
+        later.lost(path.parent)
+    elif path.parent.is_dir():
+        fsync_dir(path.parent)

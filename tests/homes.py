@@ -69,7 +69,9 @@ def keeper_of(root: Path, **settings: object) -> Keeper:
     ledger = Ledger(home.ledger, clock=clock, actor="tester")
     at_the_end.append(ledger._db.close)
     ledger._db.execute("PRAGMA synchronous=OFF")
-    return Keeper(home, ledger, load_settings(root, {}, flags), clock)
+    keeper = Keeper(home, ledger, load_settings(root, {}, flags), clock)
+    at_the_end.append(keeper.memory.clear)  # maps of indexes
+    return keeper
 
 
 def clone(template: Path, root: Path) -> Keeper:

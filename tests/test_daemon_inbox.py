@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from homes import run_as_ordinary_user
@@ -197,10 +198,10 @@ def test_what_the_machine_refuses_now_is_taken_later_and_never_counted_against_t
     toy.drop("a.jsonl", chat_of(9))
     moving = acts.rename_new
 
-    def refused(source: Path, target: Path) -> None:
+    def refused(source: Path, target: Path, *later: Any) -> None:
         if source.parent == toy.home.inbox:
             raise OSError(number, os.strerror(number))
-        moving(source, target)
+        moving(source, target, *later)
 
     with monkeypatch.context() as patch:
         patch.setattr(acts, "rename_new", refused)

@@ -102,9 +102,9 @@ def test_what_is_lost_or_damaged_is_made_again(toy: Toy) -> None:
     drain(keep_near_steps(toy.keeper, all_of_it=True))
     before = near_hits(toy.keeper, [passage(7)], 0.8)
     [name] = open_near(toy.keeper).parts
-    column = toy.home.data / "near" / name / "ordinal.bin"
+    column = toy.home.data / "near" / name / "columns.bin"
     bits = bytearray(column.read_bytes())
-    bits[7 * 4] ^= 1
+    bits[-(3000 - 7) * 4] ^= 1  # an ordinal: the last of the columns
     column.write_bytes(bits)
     # The folder is believed no more: its file is asked itself, and tells the same.
     toy.again()

@@ -183,6 +183,7 @@ class Toy:
         if self.alive:
             self.alive = False
             self.keeper.ledger._db.close()
+            self.keeper.memory.clear()
             self.reactor.close()
 
     def again(self) -> Toy:

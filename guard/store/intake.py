@@ -150,9 +150,10 @@ def resume_claim(keeper: Keeper, drop: int, source: Path, *, move: bool) -> str:
 def _bring_in(keeper: Keeper, drop: int, source: Path, *, move: bool, later: Folders | None = None) -> str:
     """Bring a drop's bytes under our roof from wherever that stopped; returns how, "" when they have gone."""
     content = claimed_content(keeper, drop)
-    make_dir(content.parent, later)
-    point("claim.foldered")
     side, mode = side_source(keeper, drop), "move" if move else "copy"
+    # A side file is moved durably at once: the folder it goes into has to be there for good before.
+    make_dir(content.parent, None if side else later)
+    point("claim.foldered")
     if side is not None and not content.exists() and not take_side(side, content.parent, _take, move=move):
         return _let_go(keeper, drop, "its side file went before it could be taken; it is looked at again")
     if content.exists() and move and os.path.lexists(source):
@@ -184,7 +185,7 @@ def _let_go(keeper: Keeper, drop: int, reason: str) -> str:
 def _take(source: Path, content: Path, move: bool, later: Folders | None = None) -> str:
     """Bring the bytes under our roof; returns how: "move", or "copy" when the source had to stay where it is.
 
-    Moves may be made durable `later`; a copy is durable, with the folder it lies in, before its source goes.
+    A move may be made durable `later`; a copy is durable, with the folder it lies in, before its source goes.
     """
     facts = os.lstat(source)
     if not stat.S_ISREG(facts.st_mode):
@@ -337,7 +338,7 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str
         point("admit.aside")
     rename_new(ready, final, unsynced if later is not None else None)
     if later is not None:
-        later.add(final.parent)
+        later.gained(final.parent)
 
 
 def give_back(keeper: Keeper, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> Path | None:

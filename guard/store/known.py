@@ -203,7 +203,8 @@ def _take_in(keeper: Keeper, batch: list[str]) -> Steps[None]:
         return
     index = open_index(keeper)
     name = _next_name(keeper.home)
-    yield from write_columns_steps(_folder(keeper.home) / name, KEY_LAYOUT, [sorted_rows(sidecars)], names)
+    yield from write_columns_steps(_folder(keeper.home) / name, KEY_LAYOUT, sum(map(len, sidecars)) // 16,
+                                   [sorted_rows(sidecars)], names)  # fmt: skip
     point("known.written")
     yield from _publish(keeper, [*index.parts, name])
 
@@ -252,6 +253,7 @@ def _join_steps(keeper: Keeper) -> Steps[None]:
         parts = [index.parts[name].columns for name in full]
         files = [sha256 for part in parts for sha256 in part.file_names()]
         name = _next_name(keeper.home)
-        yield from write_columns_steps(_folder(keeper.home) / name, KEY_LAYOUT, merged_chunks(parts), files)
+        yield from write_columns_steps(_folder(keeper.home) / name, KEY_LAYOUT, sum(part.rows for part in parts),
+                                       merged_chunks(parts), files)  # fmt: skip
         point("known.written")
         yield from _publish(keeper, [*(other for other in index.parts if other not in full), name])

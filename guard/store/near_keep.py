@@ -42,7 +42,7 @@ def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
     files, rows = _readable(keeper, index)
     if files and (all_of_it or len(files) >= FLUSH_FILES or rows >= FLUSH_ROWS):
         name = _next_name(keeper.home)
-        yield from write_columns_steps(near_folder(keeper.home) / name, LAYOUT, _taken_in(index.home, files), files)
+        yield from write_columns_steps(near_folder(keeper.home) / name, LAYOUT, rows, _taken_in(index.home, files), files)
         point("near.written")
         index = _publish(keeper, [*index.parts, name])
     yield from _join_steps(keeper)
@@ -103,7 +103,8 @@ def _join_steps(keeper: Keeper) -> Steps[None]:
         parts = [index.parts[name] for name in full]
         files = [sha256 for part in parts for sha256 in part.file_names()]
         name = _next_name(keeper.home)
-        yield from write_columns_steps(near_folder(keeper.home) / name, LAYOUT, _joined(parts), files)
+        yield from write_columns_steps(near_folder(keeper.home) / name, LAYOUT, sum(part.rows for part in parts),
+                                       _joined(parts), files)  # fmt: skip
         point("near.written")
         _publish(keeper, [*(other for other in index.parts if other not in full), name])
 
