@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import random
 import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import orjson
-
 from benchmarks.measure import Figure, compare
-from guard.checks.identify import identify
 from trainer.prepare import SourceFile, prepare_dataset
 from trainer.tokenizer import load_tokenizer
 
-__all__ = ["embedding_against_sklearn", "intake_against_parsing", "shards_against_tiktoken"]
+__all__ = ["embedding_against_sklearn", "shards_against_tiktoken"]
 
 
 def _text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
-
-
-def _chat_file(folder: Path, rows: int) -> Path:
-    """Rows of about 700 bytes made of sentences of Python's reference."""
-    dice = random.Random(5)
-    words = _text().split()
-    path = folder / "chat.jsonl"
-    with path.open("w", encoding="utf-8") as handle:
-        for number in range(rows):
-            ask = " ".join(dice.choices(words, k=30)) + f" {number}"
-            tell = " ".join(dice.choices(words, k=80))
-            row = {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": tell}]}
-            handle.write(json.dumps(row) + "\n")
-    return path
-
-
-def intake_against_parsing(runs: int) -> Figure:
-    """MB/s of hash + parse + validate + fingerprint, against SHA-256 and orjson alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = _chat_file(Path(folder), 15_000)
-        out = Path(folder) / "out"
-        out.mkdir()
-
-        def bare() -> None:
-            data = path.read_bytes()
-            hashlib.sha256(data).hexdigest()
-            for line in data.splitlines():
-                orjson.loads(line)
-
-        return compare("intake", "MB/s", path.stat().st_size / 1e6, lambda: identify(path, "chat.jsonl", out_folder=out),
-                       "sha256 + orjson", bare, runs)  # fmt: skip
 
 
 def shards_against_tiktoken(runs: int) -> Figure:

@@ -37,13 +37,17 @@ def quick_reader(kind: str | None) -> QuickReader | None:
 
 
 def _no_string_lost(raw: bytes, strings: int) -> bool:
-    """Whether the line surely holds no more strings than were kept, as it does when a key was written twice.
+    """Whether the line holds no more strings than were kept, as it does when a key was written twice.
 
-    Every string has two quotes of its own, and a quote inside one is escaped; an escaped backslash before a quote would
-    make that count wrong.
+    Every string has two quotes of its own, and a quote inside one is escaped: a backslash before it that is not itself
+    escaped. Backslashes escape each other in pairs from the left, which is how `replace` takes them away.
     """
     quotes = raw.count(b'"')
-    return quotes == 2 * strings or (quotes - raw.count(b'\\"') == 2 * strings and b'\\\\"' not in raw)
+    if quotes == 2 * strings:
+        return True
+    if b"\\\\" in raw:
+        raw = raw.replace(b"\\\\", b"")
+    return quotes - raw.count(b'\\"') == 2 * strings
 
 
 def _other_strings(value: dict[str, Any]) -> int:
