@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from guard.durable import Folders, sha256_bytes
+from guard.durable import Folders, sha256_bytes, sync_parents
 from guard.errors import Damage, HeirloomError
 from guard.failpoints import point
 from guard.names import safe_name, slugify
@@ -182,6 +182,8 @@ def finish_admissions(
 ) -> list[tuple[int | None, OSError | HeirloomError | None]]:
     """`finish_admission` for drops of different bytes, with two transactions in all; beside each job what kept it back."""
     stored = [item.stored for item in admissions]
+    for item in admissions:
+        sync_parents(drop_folder(keeper, item.drop["id"]) / "identity")  # what the intent stands on: the reader's findings
     with keeper.ledger.transaction():
         for item, record in zip(admissions, stored, strict=True):
             intend_admission(keeper, item.drop["id"], record)
