@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from daemon.readers import ReaderPool
+from daemon.readers import SMALL_BYTES, ReaderPool
 from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, signature_of, sweep
 from daemon.settle import Settler, Sighting
 from daemon.sides import Sides, read_otherwise, settled_options
@@ -30,7 +30,18 @@ from guard.store.admission import Admission, Decision, decide, finish_admission,
 from guard.store.estimate import stored_estimate
 from guard.store.evaluation import protected_now
 from guard.store.files import OPEN_DROPS, open_drops
-from guard.store.intake import Wish, claim_many, claimed_content, drop_folder, give_back, resume_claim, set_drop
+from guard.store.intake import (
+    REREAD,
+    Wish,
+    claim_many,
+    claimed_content,
+    drop_folder,
+    give_back,
+    is_itself,
+    resume_claim,
+    set_drop,
+    take_back,
+)
 from guard.store.keeper import Keeper
 from guard.store.side_files import SIDE
 from guard.store.versions import DEFAULT_LINE
@@ -43,6 +54,7 @@ MAX_RETRY_SECONDS = 3600.0
 TOGETHER = 64
 """Claims and admissions in one transaction at most, and how long the first judged file waits for others."""
 TOGETHER_SECONDS = 0.25
+MOST_LARGE = 4
 MOST_UNREAD = 256
 """So many files at most are claimed and not yet read: what lies in the inbox is safe there."""
 
@@ -67,6 +79,7 @@ class Intake:
         self._backlog: deque[Sighting] = deque()
         self._to_peek: list[Sighting] = []
         self._judged: list[Admission] = []
+        self._large: set[int] = set()
         self._judged_at = 0.0
 
     @property
@@ -125,15 +138,21 @@ class Intake:
     def work_off(self, now: float) -> None:
         """Take some of the settled files, while the readers are not busy enough."""
         wishes: list[tuple[Sighting, Wish]] = []
-        if len(self.in_flight) + len(self._peeking) > MOST_UNREAD // 2:
+        # Drops that wait for the machine count: while nothing can be read, the inbox is the better place.
+        unread = len(self.in_flight | self._retry_at.keys()) - len(self._large) + len(self._peeking)
+        if unread > MOST_UNREAD // 2:
             return  # when there is room for many again, they share a transaction
-        for _ in range(TOGETHER):
-            if not self._backlog or len(self.in_flight) + len(self._peeking) + len(wishes) >= MOST_UNREAD:
-                break
+        large, skipped = len(self._large), []
+        while self._backlog and len(wishes) < TOGETHER and len(self._to_peek) < TOGETHER:
             item = self._backlog.popleft()
+            if item.size > SMALL_BYTES and large >= MOST_LARGE:
+                skipped.append(item)  # the small ones behind it have a reader of their own
+                continue
             wish = self._consider(item, now)
             if wish is not None:
                 wishes.append((item, wish))
+                large += item.size > SMALL_BYTES
+        self._backlog.extendleft(reversed(skipped))
         self._send_peeks(now)
         if wishes:
             self._claim(wishes)
@@ -183,6 +202,11 @@ class Intake:
 
         def done(answer: Mapping[str, Any]) -> None:
             tails = answer.get("tails") or [""] * len(items)
+            if answer.get("fault") in ("environment", "killed"):
+                for item in items:  # the machine's fault costs no file its grace: they are asked about again
+                    self._peeking.discard(item.path)
+                    self.settler.postpone(item.path, f"its end cannot be looked at now: {answer.get('message')}")
+                return
             for item, tail in zip(items, tails, strict=True):
                 self._peeking.discard(item.path)
                 self._peeked[item.path] = (item.signature, str(tail))
@@ -241,11 +265,18 @@ class Intake:
         if state not in ("admitting", "returning"):
             return
         record = orjson.loads(row["verdict"])
-        if state == "admitting":
+        if state == "admitting" and not is_itself(self.keeper, row["id"], str(row["sha256"])):
+            self._read_again(row["id"])
+        elif state == "admitting":
             finish_admission(self.keeper, row, record, Decision(**record["decision"]))
         else:
             give_back(self.keeper, row["id"], record["verdict"], row["reason"], record["why"], record)
         self.views_dirty = True
+
+    def _read_again(self, drop: int) -> None:
+        """What was judged is not what lies there now: judge what lies there."""
+        take_back(self.keeper, drop, REREAD)
+        self._identify(drop)
 
     def _identify(self, drop: int, **otherwise: object) -> None:
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
@@ -271,10 +302,14 @@ class Intake:
         with contextlib.suppress(Damage):  # the verdict is an estimate; a job on such a home is refused, with the reason
             body["protected"] = protected_now(self.keeper)
         self.in_flight.add(drop)
-        self.pool.submit(body, content.stat().st_size, lambda answer: self._identified(drop, answer))
+        size = content.stat().st_size
+        if size > SMALL_BYTES:
+            self._large.add(drop)
+        self.pool.submit(body, size, lambda answer: self._identified(drop, answer))
 
     def _identified(self, drop: int, answer: dict[str, Any]) -> None:
         self.in_flight.discard(drop)
+        self._large.discard(drop)
         now = self.keeper.clock.monotonic()
         try:
             if answer.get("fault") in ("crash", "bug"):

@@ -22,7 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from guard.durable import fsync_tree, make_dir, open_new, remove_tree, rename_new, sha256_bytes, write_bytes, write_json
-from guard.errors import Damage
+from guard.errors import Damage, is_environment
 from guard.steps import Steps
 
 __all__ = ["BLOCK_ROWS", "Columns", "write_columns_steps"]
@@ -124,6 +124,8 @@ class Columns:
             self.rows = int(head["rows"])
             self.columns = _map(folder, head["layout"], self.rows)
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, OSError) and is_environment(error):
+                raise  # too many open files say nothing about this one
             raise _damaged(folder, str(error)) from error
         self._table = table
         self._crcs = np.frombuffer(crcs, dtype="<u4")

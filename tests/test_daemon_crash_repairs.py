@@ -13,13 +13,15 @@ import pytest
 from disk import Disk
 from playing import last_life, templates
 from scenes import Birth, Care
+from toy import Toy, chat_of
 
 from guard import durable, failpoints
-from guard.durable import clear_temporaries, seal_tree, sync_parents
+from guard.durable import clear_temporaries, seal_tree, sha256_file, sync_parents
 from guard.errors import EnvironmentFault
 from guard.failpoints import Crash
 from guard.store import intake, recovery
 from guard.store.sums import read_sums
+from guard.store.verify import verify
 
 HALF = ".README.md.4711-0badcafe.tmp"
 
@@ -172,3 +174,21 @@ def test_a_file_system_can_be_synced_and_a_missing_folder_is_an_error(tmp_path: 
     durable.sync_file_system(tmp_path)
     with pytest.raises(FileNotFoundError):
         durable.sync_file_system(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("point", ["admit.intended", "admit.stored", "admit.sidecars"])
+def test_bytes_that_a_disk_lost_between_judgement_and_storing_are_judged_again(point: str, scratch: Path) -> None:
+    toy = Toy(scratch / "home").make_base()
+    toy.drop("a.jsonl", chat_of(30))
+    failpoints.arm(point, "crash")
+    with pytest.raises(Crash):
+        toy.settle()
+    failpoints.disarm()
+    [path] = (path for path in toy.home.incoming.rglob("*") if path.name in ("content", "a.jsonl"))
+    path.chmod(0o644)
+    path.write_bytes(chat_of(20, seed=9).encode())
+    toy.again().settle()
+    [row] = toy.keeper.ledger.rows("SELECT sha256, examples FROM files")
+    assert row["examples"] == 20 and sha256_file(toy.home.files / row["sha256"] / "a.jsonl") == row["sha256"]
+    assert verify(toy.keeper, everything=True).damage == ()
+    toy.die()

@@ -15,15 +15,15 @@ from typing import Any
 
 import orjson
 
-from guard.durable import Folders, sha256_bytes, sync_parents
-from guard.errors import Damage, HeirloomError
+from guard.durable import Folders, sha256_bytes
+from guard.errors import Damage, HeirloomError, is_environment
 from guard.failpoints import point
 from guard.names import safe_name, slugify
 from guard.store.estimate import tip_of, touchable
 from guard.store.evaluation import record_set
 from guard.store.files import StoredFile, get_file, trained_in, with_sidecars
 from guard.store.indexes import active_index, link_documents
-from guard.store.intake import discard, drop_folder, intend_admission, put_in_place, set_drop
+from guard.store.intake import discard, drop_folder, intend_admission, make_durable, put_in_place, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.known import sidecar_bytes
@@ -183,7 +183,7 @@ def finish_admissions(
     """`finish_admission` for drops of different bytes, with two transactions in all; beside each job what kept it back."""
     stored = [item.stored for item in admissions]
     for item in admissions:
-        sync_parents(drop_folder(keeper, item.drop["id"]) / "identity")  # what the intent stands on: the reader's findings
+        make_durable(keeper, item.drop["id"])
     with keeper.ledger.transaction():
         for item, record in zip(admissions, stored, strict=True):
             intend_admission(keeper, item.drop["id"], record)
@@ -197,14 +197,25 @@ def finish_admissions(
             known = with_sidecars(keeper.home, record) if problem is None else record
             jobs.append(_record(keeper, item.drop, known, item.decision) if problem is None else None)
     point("admit.recorded")
-    if any(item.record["kind"] == "docs" for item in admissions):
-        link_documents(keeper)
-    for item, problem in zip(admissions, problems, strict=True):
-        if problem is None:
+    _clear_away(keeper, [item for item, problem in zip(admissions, problems, strict=True) if problem is None], later)
+    return list(zip(jobs, problems, strict=True))
+
+
+def _clear_away(keeper: Keeper, admitted: Sequence[Admission], later: Folders) -> None:
+    """Link documents and remove what is left of the drops. They are admitted: a full disk here is nobody's fault of theirs.
+
+    Links are made again by the next start and before every index, and folders of closed drops are cleared by recovery.
+    """
+    try:
+        if any(item.record["kind"] == "docs" for item in admitted):
+            link_documents(keeper)
+        for item in admitted:
             discard(keeper, item.drop["id"], later)
             point("admit.cleared")
-    later.sync()
-    return list(zip(jobs, problems, strict=True))
+        later.sync()
+    except OSError as error:
+        if not is_environment(error):
+            raise
 
 
 def _place(

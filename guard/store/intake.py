@@ -26,6 +26,7 @@ from guard.durable import (
     clear_temporaries,
     copy_verified,
     fsync_dir,
+    fsync_file,
     fsync_tree,
     make_dir,
     remove_tree,
@@ -41,11 +42,11 @@ from guard.names import safe_name
 from guard.store.files import SIDECARS, StoredFile, get_file
 from guard.store.keeper import Keeper
 from guard.store.originals import damaged_parts, mendable_parts, stray_is_sound
-from guard.store.side_files import put_back, return_beside, side_source, store_beside, take_side
+from guard.store.side_files import SIDE, put_back, return_beside, side_source, store_beside, take_side
 
 __all__ = [
-    "Wish", "claim", "claim_many", "claimed_content", "discard", "drop_folder", "give_back", "intend_admission",
-    "put_in_place", "resume_claim", "set_aside", "set_drop",
+    "REREAD", "Wish", "claim", "claim_many", "claimed_content", "discard", "drop_folder", "give_back", "intend_admission",
+    "is_itself", "make_durable", "put_in_place", "resume_claim", "set_aside", "set_drop", "take_back",
 ]  # fmt: skip
 
 
@@ -70,6 +71,9 @@ def set_drop(keeper: Keeper, drop: int, state: str, reason: str = "", **columns:
     name = ledger.value("SELECT name FROM drops WHERE id = ?", (drop,))
     told = {key: columns[key] for key in ("sha256", "returned_to") if columns.get(key)}
     ledger.event(f"drop.{state}", str(name), drop=drop, reason=reason, **told)
+
+
+REREAD = "its bytes are not what was read before: it is read again"
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def _bring_in(keeper: Keeper, drop: int, source: Path, *, move: bool, later: Fol
     if content.exists() and move and os.path.lexists(source):
         mode = _finish_copy(source, content)
     elif content.exists():
-        sync_parents(content, source)
+        sync_parents(content.parent, content, source)
     if not content.exists():
         try:
             mode = _take(source, content, move, later)
@@ -243,6 +247,40 @@ def _unlinked(source: Path, facts: os.stat_result) -> bool:
 def intend_admission(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
     """Write down that a drop is about to be stored; inside a transaction."""
     set_drop(keeper, drop, "admitting", sha256=record["sha256"], verdict=dict(record))
+
+
+def make_durable(keeper: Keeper, drop: int) -> None:
+    """Sync the bytes of a drop and what was found in them: the intent to admit stands on both. Raises OSError."""
+    folder = drop_folder(keeper, drop)
+    for item in (claimed_content(keeper, drop), folder / SIDE):
+        if item.exists():
+            fsync_file(item)
+    if folder.is_dir():
+        fsync_dir(folder)
+
+
+def is_itself(keeper: Keeper, drop: int, sha256: str) -> bool:
+    """Whether the bytes of a drop that was about to be stored still have the hash they were judged by; read now.
+
+    True where they are stored already. For whoever finds the drop after a death: a disk may have lost what it promised.
+    """
+    ready = drop_folder(keeper, drop) / "store"
+    parts = [path for path in ready.iterdir() if path.name not in SIDECARS] if ready.is_dir() else []
+    found = [path for path in (claimed_content(keeper, drop), *parts) if path.is_file()]
+    return all(sha256_file(path) == sha256 for path in found if not path.name.endswith(".tmp"))
+
+
+def take_back(keeper: Keeper, drop: int, reason: str) -> None:
+    """Give up an admission that was intended: the drop is claimed and unread again. Nothing of it was stored."""
+    folder = drop_folder(keeper, drop)
+    parts = [path for path in (folder / "store").iterdir() if path.name not in SIDECARS] if (folder / "store").is_dir() else []
+    for path in parts:
+        if not claimed_content(keeper, drop).exists():
+            rename_new(path, claimed_content(keeper, drop))
+    remove_tree(folder / "store")
+    remove_tree(folder / "identity")
+    with keeper.ledger.transaction():
+        set_drop(keeper, drop, "claimed", reason)
 
 
 def put_in_place(keeper: Keeper, drop: int, record: Mapping[str, Any], later: Folders | None = None) -> None:

@@ -37,7 +37,7 @@ class Keeper:
     glance: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was missing at the last look, and what it depended on; filled and read by `glance.py` alone."""
 
-    memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What is derived from the disk and costs time to open; each entry belongs to one module (`known.py`)."""
 
     @property

@@ -8,7 +8,7 @@ size of the file that is asked about and not of everything that was ever learnt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +63,19 @@ class _Ancestry:
             self._flags[sha256] = whole
         return self._flags[sha256]
 
-    def files(self) -> list[str]:
-        """Every file something was learnt from under the objective, in any version: a cheap superset."""
-        return [row[0] for row in self.keeper.ledger.rows("SELECT DISTINCT sha256 FROM learnt WHERE objective = ?",
-                                                          (self.objective,))]  # fmt: skip
+    def files_outside(self, covered: Collection[str]) -> list[str]:
+        """Every file outside `covered` that any version learnt from under the objective: a cheap superset.
+
+        Which files were learnt from is remembered with the keeper and followed by the rows that came since.
+        """
+        ledger = self.keeper.ledger
+        count = ledger.value("SELECT max(version_id) FROM learnt")  # a version's rows come all at once, with its birth
+        key = ("learnt", self.objective)
+        known = self.keeper.memory.get(key)
+        if known is None or known[0] != count or known[1] is not covered:
+            names = {row[0] for row in ledger.rows("SELECT DISTINCT sha256 FROM learnt WHERE objective = ?", (self.objective,))}
+            known = self.keeper.memory[key] = (count, covered, sorted(names.difference(covered)))
+        return list(known[2])
 
 
 def known_mask_steps(keeper: Keeper, fingerprints: bytes, version_id: int, objective: str,
@@ -87,8 +96,8 @@ def known_mask_steps(keeper: Keeper, fingerprints: bytes, version_id: int, objec
             _mark(part, hits, ancestry)
         yield
     # After the search: a damaged folder was left out on the way, and its files are uncovered by now.
-    for sha256 in ancestry.files():
-        if sha256 not in index.covered and ancestry.flags(sha256) is not None:
+    for sha256 in ancestry.files_outside(index.covered):
+        if ancestry.flags(sha256) is not None:
             sidecar = (instead or {}).get(sha256) or sidecar_bytes(keeper.home.files / sha256)
             _mark(known, _look_into(sidecar, sha256, fingerprints), ancestry)
             yield

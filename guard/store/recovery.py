@@ -26,7 +26,7 @@ from guard.store.archive import finish_archives
 from guard.store.birth import finish_birth, set_birth_aside
 from guard.store.files import open_drops
 from guard.store.indexes import active_index, finish_index, index_high_water, link_documents
-from guard.store.intake import give_back, resume_claim
+from guard.store.intake import REREAD, give_back, is_itself, resume_claim, take_back
 from guard.store.intents import open_intents
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
@@ -116,6 +116,9 @@ def _recover_drop(keeper: Keeper, row: sqlite3.Row) -> str:
         state = resume_claim(keeper, row["id"], Path(os.fsdecode(row["source"])), move=row["mode"] == "move")
         return f"claim finished ({state})"
     record = orjson.loads(row["verdict"])
+    if row["state"] == "admitting" and not is_itself(keeper, row["id"], str(row["sha256"])):
+        take_back(keeper, row["id"], REREAD)
+        return "its bytes changed; it is read again"
     if row["state"] == "admitting":
         finish_admission(keeper, row, record, Decision(**record["decision"]))
         return "admission finished"
