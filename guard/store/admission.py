@@ -207,8 +207,9 @@ def _clear_away(keeper: Keeper, admitted: Sequence[Admission], later: Folders) -
     Links are made again by the next start and before every index, and folders of closed drops are cleared by recovery.
     """
     try:
-        if any(item.record["kind"] == "docs" for item in admitted):
-            link_documents(keeper)
+        documents = [get_file(keeper.ledger, str(item.record["sha256"])) for item in admitted if item.record["kind"] == "docs"]
+        if documents:
+            link_documents(keeper, [file.record for file in documents if file is not None])
         for item in admitted:
             discard(keeper, item.drop["id"], later)
             point("admit.cleared")

@@ -8,7 +8,7 @@ Not here: building one (`trainer/retrieval/`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -120,17 +120,24 @@ def _record(keeper: Keeper, job: int, plan: Mapping[str, Any]) -> None:
         set_job(ledger, job, "done")
 
 
-def link_documents(keeper: Keeper) -> None:
-    """Make `data/docs/` show the current documents as links to the stored originals; links are all it holds."""
-    wanted = {}
-    for item in current_documents(keeper):
-        wanted[safe_name(item["dropped_as"])] = os.path.relpath(item["path"], keeper.home.docs)
-    make_dir(keeper.home.docs)
-    for path in keeper.home.docs.iterdir():
+def link_documents(keeper: Keeper, admitted: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """Make `data/docs/` show the current documents as links to the stored originals; links are all it holds.
+
+    `admitted`: records of documents that just became current: only their links are looked at, and none is missed.
+    """
+    docs, wanted = keeper.home.docs, {}
+    if admitted is None:
+        for item in current_documents(keeper):
+            wanted[safe_name(item["dropped_as"])] = os.path.relpath(item["path"], docs)
+    for record in admitted or ():
+        stored = keeper.home.files / str(record["sha256"]) / str(record["stored_as"])
+        wanted[safe_name(str(record.get("dropped_as", record["name"])))] = os.path.relpath(stored, docs)
+    make_dir(docs)
+    for path in docs.iterdir() if admitted is None else [docs / name for name in wanted]:
         if path.is_symlink() and wanted.get(path.name) != os.readlink(path):
             path.unlink()
             point("documents.unlinked")
     for name, target in wanted.items():
-        if not (keeper.home.docs / name).is_symlink():
-            replace_link(keeper.home.docs / name, target)
+        if not (docs / name).is_symlink():
+            replace_link(docs / name, target)
             point("documents.linked")
