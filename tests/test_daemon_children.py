@@ -345,7 +345,8 @@ def test_a_file_whose_reader_is_killed_again_and_again_waits_ever_longer_and_say
     really = toy.engine.pool.submit
 
     def submit(body: dict[str, Any], size: int, done: Callable[[dict[str, Any]], None]) -> None:
-        really(body, size, lambda _answer: done({"fault": "killed", "message": "killed from outside"}))
+        killed = {"fault": "killed", "message": "killed from outside"}
+        really(body, size, lambda answer: done(killed if body["task"] == "identify" else answer))
 
     toy.engine.pool.submit = submit  # type: ignore[method-assign]
     path = toy.drop("a.jsonl", chat_of(5))
@@ -362,3 +363,23 @@ def test_a_file_whose_reader_is_killed_again_and_again_waits_ever_longer_and_say
         toy.step()
     assert waits == sorted(waits) and waits[-1] > 3 * waits[0] and "killed from outside" in toy.engine.intake.problem
     assert toy.keeper.ledger.value("SELECT attempts FROM drops WHERE id = ?", (drop,)) == 0 and not path.exists()
+
+
+def test_an_end_that_the_machine_could_not_look_at_is_asked_about_again_and_costs_no_grace(toy: Toy) -> None:
+    really, refused = toy.engine.pool.submit, []
+
+    def submit(body: dict[str, Any], size: int, done: Callable[[dict[str, Any]], None]) -> None:
+        if body["task"] == "tails" and not refused:
+            refused.append(body)
+            done({"fault": "environment", "message": "no reader could be started"})
+        else:
+            really(body, size, done)
+
+    toy.engine.pool.submit = submit  # type: ignore[method-assign]
+    path = toy.drop("a.jsonl", chat_of(5)[:-30])
+    for _ in range(30):
+        toy.step()
+    assert refused and path.exists() and toy.drops() == [], "a cut-off end still has its minute"
+    toy.clock.advance(120)
+    toy.settle()
+    assert [state for _name, state, _reason in toy.drops()] == ["rejected"]
