@@ -94,6 +94,7 @@ def fact_steps(
         base_is_intended=intended, base_problem=problem or "the line's tip has moved",
         examples_new=(yield from _examples_new(keeper, target, prepared)),
         examples_too_long=int(prepared["counts"].get("too_long", 0)) if prepared else 0,
+        examples_known=int(prepared["counts"].get("known", 0)) if prepared else 0,
         examples_untouchable=int(prepared["counts"].get("untouchable", 0)) if prepared else 0,
         repeat_allowed=bool(job.request.get("allow_repeat")),
         free_bytes=keeper.home.free_bytes(), needed_bytes=needed_bytes(keeper, target, tokens) if present else None,

@@ -139,3 +139,11 @@ def test_not_applicable_is_told_and_is_no_refusal() -> None:
     verdict = verdict_of([("a", lambda: Check("a", None, "too few")), ("b", lambda: Check("b", True, "fine"))])
     assert verdict.ok and verdict.as_list()[0] == {
         "name": "a", "ok": None, "detail": "too few", "remedy": "", "environment": False, "warning": False}  # fmt: skip
+
+
+def test_a_file_of_which_only_what_is_too_long_is_left_is_passed_over_and_not_parked() -> None:
+    first = judged(examples_new=0, examples_too_long=174)
+    assert [check.name for check in first.failures] == ["Examples fit"]
+    again = judged(examples_new=0, examples_too_long=174, examples_known=110)
+    assert [check.name for check in again.failures] == ["No duplicates"]
+    assert "174 examples are too long" in again.reason

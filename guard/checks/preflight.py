@@ -38,6 +38,7 @@ class Facts:
     examples_new: int | None = None
     """Trainable examples that this ancestry has not learnt; an estimate until the data is prepared."""
     examples_too_long: int = 0
+    examples_known: int = 0
     """New examples that do not fit into the base's context even with their context text cut away."""
     examples_untouchable: int = 0
     """Examples that are in a registered evaluation set: never trained."""
@@ -115,6 +116,9 @@ def _something_new(facts: Facts) -> Check:
     name = "No duplicates"
     if facts.examples_new is None:
         return Check(name, False, "it is not known what is new in this data", "heirloom doctor")
+    if facts.examples_new == 0 and facts.examples_too_long and facts.examples_known:
+        return Check(name, False, f"all that {facts.base} can read of it was learnt already; the other {facts.examples_too_long:,}"
+                     " examples are too long for it", "shorten them, or plan on a base with a larger block_size")  # fmt: skip
     if facts.examples_new == 0 and facts.examples_too_long:
         return Check(name, True, f"{facts.examples_too_long:,} examples are new to this model")
     if facts.examples_new == 0 and facts.examples_untouchable:
@@ -130,7 +134,7 @@ def _something_new(facts: Facts) -> Check:
 
 def _fit(facts: Facts) -> Check:
     name = "Examples fit"
-    if facts.examples_new == 0 and facts.examples_too_long:
+    if facts.examples_new == 0 and facts.examples_too_long and not facts.examples_known:
         return Check(name, False, f"all {facts.examples_too_long:,} new examples are longer than {facts.base} can read",
                      "shorten them, or plan on a base with a larger block_size")  # fmt: skip
     if facts.examples_too_long:
