@@ -146,4 +146,4 @@ def test_a_file_of_which_only_what_is_too_long_is_left_is_passed_over_and_not_pa
     assert [check.name for check in first.failures] == ["Examples fit"]
     again = judged(examples_new=0, examples_too_long=174, examples_known=110)
     assert [check.name for check in again.failures] == ["No duplicates"]
-    assert "174 examples are too long" in again.reason
+    assert "the other 174 examples are too long" in again.reason

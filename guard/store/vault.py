@@ -123,7 +123,7 @@ def _clear_leftovers(run: BackupRun) -> None:
     """Unfinished copies of what is no longer wanted; those still wanted are taken up again."""
     wanted = {row[0] for row in run.keeper.ledger.rows("SELECT name FROM versions WHERE state IN (?, ?)", KEPT_STATES)}
     wanted |= {row[0] for row in run.keeper.ledger.rows("SELECT sha256 FROM files")}
-    for folder in (run.vault, run.vault / "ledger", *(run.vault / "configs").rglob("")):
+    for folder in (run.vault, run.vault / "ledger", run.vault / "events", *(run.vault / "configs").rglob("")):
         clear_temporaries(folder)
     for place in ("versions", "files"):
         for path in (run.vault / place).glob(".incoming-*"):
