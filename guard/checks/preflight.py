@@ -118,7 +118,8 @@ def _something_new(facts: Facts) -> Check:
         return Check(name, False, "it is not known what is new in this data", "heirloom doctor")
     if facts.examples_new == 0 and facts.examples_too_long and facts.examples_known:
         return Check(name, False, f"all that {facts.base} can read of it was learnt already; the other"
-                     f" {facts.examples_too_long:,} examples are too long for it", "shorten them, or plan on a base with a larger block_size")  # fmt: skip
+                     f" {facts.examples_too_long:,} examples are too long for it",
+                     "shorten them, or plan on a base with a larger block_size")  # fmt: skip
     if facts.examples_new == 0 and facts.examples_too_long:
         return Check(name, True, f"{facts.examples_too_long:,} examples are new to this model")
     if facts.examples_new == 0 and facts.examples_untouchable:
