@@ -11,6 +11,7 @@ import pytest
 from homes import add_original, add_version, clone, keeper_of, make_home, small_family
 
 from guard import failpoints
+from guard.bitmap import pack_bitmap
 from guard.columns import BLOCK_ROWS, Columns, write_columns_steps
 from guard.errors import Damage
 from guard.failpoints import Crash
@@ -254,3 +255,37 @@ def test_another_process_sees_the_index_as_it_became(keeper: Keeper) -> None:
 def test_a_home_without_files_has_an_empty_index(scratch: Path) -> None:
     keeper = make_home(scratch / "empty")
     assert drain(keep_index_steps(keeper)) == 0 and not np.any(KnownIndex(keeper.home).covered)
+
+
+def test_a_version_born_after_a_younger_one_is_known_at_once(keeper: Keeper) -> None:
+    """A job that was held keeps its number: what it learnt comes to the ledger after what a higher number learnt."""
+    masks(keeper)  # what this process remembers from now on
+    late = add_original(keeper, "late.jsonl")
+    name = add_version(keeper, "held", "v004_full_stack", tip=False)
+    add_version(keeper, "younger", "v004_full_stack", learnt={late: (1,)})
+    number = find_version(keeper.ledger, name).id
+    questions = sidecar_bytes(keeper.home.files / late)
+    assert not drain(known_mask_steps(keeper, questions, number, "pretrain")).any()
+    held = add_original(keeper, "held.jsonl")
+    with keeper.ledger.transaction():
+        keeper.ledger.run("INSERT INTO learnt VALUES (?, ?, 'pretrain', 2, ?)", (number, held, pack_bitmap((0, 9), 10)))
+    other = sidecar_bytes(keeper.home.files / held)
+    assert drain(known_mask_steps(keeper, other, number, "pretrain")).nonzero()[0].tolist() == [0, 9]
+
+
+def test_a_damaged_folder_too_large_to_be_compared_before_is_left_out_of_a_join(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "FLUSH_KEYS", 1)
+    before = masks(built(keeper))
+    folder = next(path for path in (keeper.home.data / "known").iterdir() if path.is_dir())
+    data = bytearray((folder / "columns.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "columns.bin").write_bytes(data)
+    keeper.memory.clear()
+    monkeypatch.setattr(known, "PROVEN_ROWS", 0)
+    monkeypatch.setattr(known, "FAN_OUT", 2)
+    drain(keep_index_steps(keeper))
+    assert masks(keeper) == before
+    drain(keep_index_steps(keeper))
+    assert masks(keeper) == before and uncovered(keeper, open_index(keeper)) == []

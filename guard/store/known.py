@@ -192,8 +192,8 @@ def _take_in(keeper: Keeper, batch: list[str]) -> Steps[None]:
     for sha256 in batch:
         try:
             data = sidecar_bytes(keeper.home.files / sha256)
-        except (Damage, OSError):
-            continue
+        except Damage:
+            continue  # `verify` names it, and a job that needs it is refused
         if _is_recorded(keeper, sha256, data):
             names.append(sha256)
             sidecars.append(data)
@@ -251,6 +251,13 @@ def _join_steps(keeper: Keeper) -> Steps[None]:
         if full is None:
             return
         parts = [index.parts[name].columns for name in full]
+        try:
+            for columns in parts:
+                yield from columns.prove_all_steps()
+        except Damage:
+            # What was too large to be compared before: its files are uncovered now, and taken in anew the next time.
+            yield from _publish(keeper, [name for name in index.parts if name not in full])
+            return
         files = [sha256 for part in parts for sha256 in part.file_names()]
         name = _next_name(keeper.home)
         yield from write_columns_steps(_folder(keeper.home) / name, KEY_LAYOUT, sum(part.rows for part in parts),

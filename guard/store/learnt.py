@@ -69,7 +69,8 @@ class _Ancestry:
         Which files were learnt from is remembered with the keeper and followed by the rows that came since.
         """
         ledger = self.keeper.ledger
-        count = ledger.value("SELECT max(version_id) FROM learnt")  # a version's rows come all at once, with its birth
+        # Rows only come, and not in the order of version numbers: a job that was held is born after a younger one.
+        count = ledger.value("SELECT count(*) FROM learnt")
         key = ("learnt", self.objective)
         known = self.keeper.memory.get(key)
         if known is None or known[0] != count or known[1] is not covered:
