@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guard.checks.columns import Reading
 from guard.checks.jsonl import read_rows
-from guard.checks.quick_rows import quick_reader
+from guard.checks.quick_rows import QuickRows
 from guard.checks.rows import validate
 from guard.checks.scan import scan_jsonl
 from guard.fingerprint import example_fingerprint
@@ -29,11 +30,14 @@ def careful(kind: str, line: bytes) -> bytes | None:
     return None if isinstance(fields, list) else example_fingerprint(fields)
 
 
-def quick(kind: str, line: bytes) -> bytes | None:
-    reader = quick_reader(kind)
-    assert reader is not None
-    found = reader(line)
-    return found[0] if found else None
+def quick(kind: str, line: bytes, reader: QuickRows | None = None, times: int = 9) -> bytes | None:
+    """What the quick way says of a line that stands in a block many times, after a block from which it could learn."""
+    reader = reader or QuickRows(kind)
+    block = (line + b"\n") * times + b" " * 5000 + b"\n"
+    reader.fingerprints(block)
+    found = set(reader.fingerprints(block)[:times])
+    assert len(found) == 1
+    return found.pop()
 
 
 @pytest.mark.parametrize("row", [
@@ -41,27 +45,66 @@ def quick(kind: str, line: bytes) -> bytes | None:
     {**CHAT, "system": "Be kind.", "context": " A shelf. "},
     {"messages": [{"role": "system", "content": "Be \"kind\"."}, *CHAT["messages"]], "id": 7, "source": "s", "x": None},
     {"messages": CHAT["messages"] * 3, "score": 1.5, "ok": True},
+    {**CHAT, "meta": {"tags": ["a", "b \\"], "by": {"name": ""}}, "system": ""},
 ])  # fmt: skip
-def test_rows_of_the_usual_shape_need_no_careful_look(row: dict[str, Any]) -> None:
+@pytest.mark.parametrize("times", [2, 9])
+def test_rows_of_the_usual_shape_need_no_careful_look(row: dict[str, Any], times: int) -> None:
     for line in (json.dumps(row).encode(), json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()):
-        assert quick("sft", line) == careful("sft", line) is not None
-    text = json.dumps({"text": "\tA line.\nAnother\\\" one.", "id": "a"}).encode()
-    assert quick("pretrain", json.dumps({"text": " A line.\nAnother \"one\"."}).encode()) is not None
-    assert quick("pretrain", text) in (None, careful("pretrain", text))
+        assert quick("sft", line, times=times) == careful("sft", line) is not None
+    for text in (" A line.\nAnother \"one\".", "\tA line.\nAnother\\\" one.", "\\", '"', "\u2019\n", "\\\\n"):
+        line = json.dumps({"text": text, "id": "a"}).encode()
+        assert quick("pretrain", line, times=times) == careful("pretrain", line) is not None
+
+
+def test_rows_under_other_names_are_read_quickly_too() -> None:
+    reading = Reading({"chat": "messages", "chat.from": "messages.role", "chat.value": "messages.content"},
+                      {"gpt": "assistant"})  # fmt: skip
+    row = {"chat": [{"from": "user", "value": "Why?"}, {"from": "gpt", "value": "So."}], "id": "1"}
+    found = quick("sft", json.dumps(row).encode(), QuickRows("sft", reading))
+    fields = validate("sft", reading.apply(row))
+    assert isinstance(fields, dict) and found == example_fingerprint(fields)
+
+
+def test_rows_that_differ_in_their_numbers_are_built_alike() -> None:
+    rows = [json.dumps({"text": f"t{n}", "score": n * 1.5 - 3, "at": [n, -n]}).encode() for n in range(40)]
+    reader = QuickRows("pretrain")
+    found = reader.fingerprints(b"\n".join([*rows, b" " * 5000]))
+    assert found[:2] == [None, None] and found[3:-1] == [careful("pretrain", row) for row in rows[3:]]
 
 
 @pytest.mark.parametrize("line", [
     b'{"text": "a", "text": "a"}', b'{"text": "a", "text" :"a"}', b'{"text":"\\":","text" :"b"}',
-    b'{"text": "a\\\\", "text": "b\\""}', b'{"text": "a", "x": {"y": 1, "y": 1}}', b'{"text": "a", "x": ["b"]}',
+    b'{"text": "a\\\\", "text": "b\\""}', b'{"text": "a", "x": {"y": 1, "y": 1}}',
     b'{"text": ""}', b'{"text": " \\n"}', b'{"text": 7}', b'{"text": null}', b'{"text": ["a"]}', b'["text"]', b'"text"', b'{}',
-    b'{"text": "a\\u0000"}', b'{"text": "a\\r\\nb"}', b'{"text": "\\ud800"}', b'{"text": "\xff"}', b'{"text": "a"} x',
-    b'{"te\\u0078t": "a", "text": "b"}',
+    b'{"text": "a\\u0000"}', b'{"text": "\\ud800"}', b'{"text": "\xff"}', b'{"text": "a"} x', b'{"text": "a"}"', b'""',
+    b'{"text": "a\x01"}', b'{"text": "a", "n": 01}', b'{"text": "a", "n": 1 2}', b'{"text": "a\\x"}', b'{"text": "a"}""',
+    b'{"text": "a", "x": " \xff"}', b'{"te\\u0078t": "a", "text": "b"}', b'{\\"text": "a"}', b'{"text": "a", "x": "\\q"}',
+    b'', b'  ', b'"', b'\\', b'{"text": "@1@"',
 ])  # fmt: skip
 def test_what_is_doubtful_takes_the_careful_way_and_never_another_answer(line: bytes) -> None:
-    assert quick("pretrain", line) in (None, careful("pretrain", line))
+    assert quick("pretrain", line) is None or careful("pretrain", line) == quick("pretrain", line)
+    assert careful("pretrain", line) is not None or quick("pretrain", line) is None
     assert quick("sft", line) is None
-    if line.startswith(b'{"text": "a", "text"') or line.startswith(b'{"text":"\\":"'):
-        assert quick("pretrain", line) is None
+
+
+def test_a_row_like_a_good_one_with_a_key_written_twice_is_not_taken_for_it() -> None:
+    reader = QuickRows("pretrain")
+    good, bad = b'{"text": "a", "id": "b"}', b'{"text": "a", "text": "b"}'
+    assert quick("pretrain", good, reader) is not None
+    assert quick("pretrain", bad, reader) is None and quick("pretrain", bad + b"", reader, times=1) is None
+    for like in (good + b'"', b'"' + good, good + b'"junk', good.replace(b": ", b"; "), good[:-1], good + b"}"):
+        assert quick("pretrain", like, reader) is None
+
+
+def test_what_is_remembered_of_rows_that_are_all_built_differently_is_bounded() -> None:
+    reader = QuickRows("pretrain")
+    for start in range(0, 12_000, 1000):
+        rows = [b'{"text": "a", "k%d": "b"%s}' % (n, b" " * (n % 7)) for n in range(start, start + 1000)]
+        reader.fingerprints(b"\n".join(rows * 2))
+    assert reader._planner is not None
+    builds = [build for frame in reader._planner._frames.values() if frame for build in frame.builds.values()]
+    assert len(builds) <= 4000 and len(reader._planner.learnt) <= 4000
+    assert quick("pretrain", b'{"text": "a", "other": 1}', reader) in (None, careful("pretrain", b'{"text": "a"}'))
 
 
 _TEXTS = st.text(alphabet=st.sampled_from('ab é"\\:{}[], \n\t\r\0\u0301\u2028\U0001f600'), max_size=6)
@@ -96,7 +139,19 @@ def lines(draw: st.DrawFn) -> bytes:
 @given(lines())
 def test_both_ways_agree_on_whatever_is_written(line: bytes) -> None:
     for kind in ("sft", "pretrain"):
-        assert quick(kind, line) in (None, careful(kind, line))
+        for times in (1, 9):
+            assert quick(kind, line, times=times) in (None, careful(kind, line))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(lines(), min_size=1, max_size=12), st.integers(1, 4))
+def test_lines_of_one_block_do_not_change_each_others_answers(rows: list[bytes], times: int) -> None:
+    for kind in ("sft", "pretrain"):
+        reader, many = QuickRows(kind), rows * times
+        for _ in range(3):
+            found = reader.fingerprints(b"\n".join([*many, b" " * 5000]))[: len(many)]
+            for row, answer in zip(many, found, strict=True):
+                assert answer in (None, careful(kind, row))
 
 
 def good_chats(count: int) -> list[bytes]:

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-__all__ = ["EXPLAINED_FAULTS", "FOREIGN", "MAX_LINE_BYTES", "Fault", "Row", "foreign_bytes", "line_blocks", "read_row",
-           "read_rows"]  # fmt: skip
+__all__ = ["EXPLAINED_FAULTS", "FOREIGN", "MAX_LINE_BYTES", "Fault", "Row", "foreign_bytes", "line_blocks", "lines_of",
+           "read_row", "read_rows"]  # fmt: skip
 
 FOREIGN = "the file is "
 MAX_LINE_BYTES = 16 << 20
@@ -86,22 +86,27 @@ def foreign_bytes(head: bytes) -> Fault | None:
     return None
 
 
-def line_blocks(stream: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, list[bytes], bool]]:
-    """Lines without their ends, many at a time: (number of the first, lines, whether the last has its line end).
+def line_blocks(stream: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes]]:
+    """Whole lines, many at a time: (number of the first, the lines as they stand with their ends).
 
-    `stream` is at the file's first byte; the first line comes alone. Of a line longer than `max_line_bytes` only a
-    beginning that is longer is given. Memory: a megabyte and one line.
+    `stream` is at the file's first byte; the first line comes alone, and only the last of the file may have no end. Of a
+    line longer than `max_line_bytes` only a beginning that is longer is given. Memory: a megabyte and one line.
     """
     number, size = 1, 0
     while block := stream.read(size) + stream.readline(max_line_bytes + 1):
-        lines = block.split(b"\n")
-        ended = not lines[-1]
-        if ended:
-            lines.pop()
-        elif len(lines[-1]) > max_line_bytes:
+        if not block.endswith(b"\n") and len(block) - block.rfind(b"\n") - 1 > max_line_bytes:
             _skip_line(stream)
-        yield number, lines, ended
-        number, size = number + len(lines), _BLOCK_BYTES
+            block += b"\n"
+        yield number, block
+        number, size = number + block.count(b"\n"), _BLOCK_BYTES
+
+
+def lines_of(block: bytes) -> list[bytes]:
+    """The lines of a block without their ends."""
+    lines = block.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def read_rows(stream: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
@@ -111,7 +116,9 @@ def read_rows(stream: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterato
     parses to.
     """
     faults = 0
-    for first, lines, ended in line_blocks(stream, max_line_bytes):
+    for first, block in line_blocks(stream, max_line_bytes):
+        ended = block.endswith(b"\n")
+        lines = lines_of(block)
         for number, line in enumerate(lines, first):
             last = not ended and number == first + len(lines) - 1
             row = read_row(number, line, last, max_line_bytes, faults < EXPLAINED_FAULTS)

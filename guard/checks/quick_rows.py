@@ -1,136 +1,165 @@
-"""The quick way through rows of the usual shape: raw line in, fingerprint out, or None when it takes a careful look.
+"""The quick way through rows of JSON: a row that is built like an earlier one is taken apart at its quotes.
 
-Most rows of most files are chats of plain turns or plain texts. For those this file answers what the careful way
-(`jsonl.py`, `rows.py`, `fingerprint.py`) answers, at several times its speed; whatever is not surely of that shape is
-None here and goes the careful way, which alone knows what a fault is. A test feeds both ways the same rows.
-Nothing is refused here, and nothing is decided about a file.
+Most rows of a block are built like one that was seen before; they are matched with its plan (`row_plans.py`) and turned
+into canonical forms all at once, without a step of Python for each. One that differs from it in numbers is matched by
+itself. Whatever fits no plan, or is doubtful in any way, is None here and goes the careful way, which alone knows what a
+fault is. A test feeds both ways the same rows. Nothing is refused here, and nothing is decided about a file.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import orjson
 
-from guard.fingerprint import new_hash
+from guard.checks.block_marks import MarkedBlock, mark_lines, shown
+from guard.checks.columns import Reading
+from guard.checks.jsonl import MAX_LINE_BYTES, lines_of
+from guard.checks.row_plans import KINDS, Plan, Planner
+from guard.fingerprint import canonical_text, fingerprints_of
 
-__all__ = ["Quick", "QuickReader", "form_bytes", "quick_reader"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Quick = tuple[bytes, int]
-"""(fingerprint of 16 bytes, bytes of the trained texts as they stand in the canonical form)"""
-QuickReader = Callable[[bytes], Quick | None]
+    Flags = NDArray[np.bool_]
+    Positions = NDArray[np.intp]
 
-_TRAINED = frozenset({"text", "messages", "system", "context"})
-_loads, _dumps, _normal = orjson.loads, orjson.dumps, unicodedata.normalize
-_SORTED = orjson.OPT_SORT_KEYS
+__all__ = ["QuickRows"]
+
+_SMALL_BYTES = 4096  # so few rows are read before the first plan is learnt
+_FEWEST = 8  # to match fewer rows than these at once costs more than to take each by itself
+_MOST_PLANS = 4  # tried on the rows with one number of quotes
+_loads, _dumps = orjson.loads, orjson.dumps
 
 
 class _Careful(Exception):
-    """This row takes a careful look; not an error."""
+    """These rows take a careful look; not an error."""
 
 
-def quick_reader(kind: str | None) -> QuickReader | None:
-    """The quick way for rows of a kind, None where there is none."""
-    return {"sft": _chat, "pretrain": _text}.get(kind or "")
+class QuickRows:
+    """The quick way through the rows of one kind, read as `reading` says. It learns plans as it goes."""
+
+    def __init__(self, kind: str | None, reading: Reading | None = None, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._planner = Planner(kind, reading) if kind in KINDS else None
+        self._most = max_line_bytes
+
+        self.bytes_trained = 0
+        """Bytes of the trained texts of all rows that were answered, as they stand in the canonical form."""
+
+    def fingerprints(self, block: bytes) -> list[bytes | None]:
+        """For each line of a block in order its fingerprint of 16 bytes, or None: it takes the careful way."""
+        if self._planner is None or len(block) < _SMALL_BYTES:
+            return [None] * len(lines_of(block))
+        marked = mark_lines(block)
+        answers: list[bytes | None] = [None] * len(marked.ends)
+        counts = self._match_many(marked, self._planner.learnt, answers)
+        for place in (counts >= 0).nonzero()[0].tolist():
+            answers[place] = self._match_one(self._planner, marked.line(place))
+        return answers
+
+    def _match_one(self, planner: Planner, line: bytes) -> bytes | None:
+        parts = line.split(b'"')
+        plan = planner.find(parts)
+        if plan is None:
+            return None
+        try:
+            for at in plan.texts:
+                parts[at] = _canonical(parts[at])
+        except (_Careful, ValueError):
+            return None
+        return self._prints(plan, [parts[at] for at in plan.trained])[0]
+
+    def _match_many(self, marked: MarkedBlock, plans: list[Plan], answers: list[bytes | None]) -> Positions:
+        """Answer the rows that are built like one of the plans'. For each line -1, or the number of its quotes if it is left."""
+        import numpy as np
+
+        counts = np.diff(marked.before)
+        counts[marked.foul | (marked.ends - marked.starts > self._most)] = -1
+        tried: dict[int, int] = {}
+        for plan in plans:
+            tried[plan.quotes] = tried.get(plan.quotes, 0) + 1
+            places = np.flatnonzero(counts == plan.quotes)
+            if len(places) < _FEWEST or tried[plan.quotes] > _MOST_PLANS:
+                continue
+            pairs = (marked.before[places, None] + plan.texts) // 2
+            opening, closing = marked.quotes[2 * pairs], marked.quotes[2 * pairs + 1]
+            fitting = _fitting(marked, plan, places, opening, closing)
+            rough = marked.rough[pairs]
+            mixed = rough.any(axis=1)
+            for some in (fitting & ~mixed).nonzero()[0], (fitting & mixed).nonzero()[0]:
+                texts = _texts(marked.text, plan, opening[some], closing[some], rough[some])
+                if texts is not None:
+                    counts[places[some]] = -1
+                    for place, answer in zip(places[some].tolist(), self._prints(plan, texts), strict=True):
+                        answers[place] = answer
+        return counts
+
+    def _prints(self, plan: Plan, texts: list[bytes]) -> list[bytes]:
+        """The fingerprints of rows of a plan with these trained texts, which are canonical: row after row, as in the form."""
+        width = len(plan.trained)
+        form = [*plan.form[:-1], plan.form[-1] + b"\n"] * (len(texts) // width)  # no form has a line end in it
+        for column in range(width):
+            form[2 * column + 1 :: 2 * width + 1] = texts[column::width]
+        forms = shown(b"".join(form))
+        self.bytes_trained += len(forms) - (plan.overhead + 1) * (len(texts) // width)
+        return fingerprints_of(lines_of(forms))
 
 
-def _no_string_lost(raw: bytes, strings: int) -> bool:
-    """Whether the line holds no more strings than were kept, as it does when a key was written twice.
-
-    Every string has two quotes of its own, and a quote inside one is escaped: a backslash before it that is not itself
-    escaped. Backslashes escape each other in pairs from the left, which is how `replace` takes them away.
-    """
-    quotes = raw.count(b'"')
-    if quotes == 2 * strings:
-        return True
-    if b"\\\\" in raw:
-        raw = raw.replace(b"\\\\", b"")
-    return quotes - raw.count(b'\\"') == 2 * strings
-
-
-def _other_strings(value: dict[str, Any]) -> int:
-    """How many strings stand among the values that are not trained on. Raises _Careful where one is not plain."""
-    strings = 0
-    for name, item in value.items():
-        if name not in _TRAINED:
-            if type(item) is str:
-                strings += 1
-            elif type(item) is dict or type(item) is list:
-                raise _Careful
-    return strings
-
-
-def _clean(text: str) -> str:
-    """A text in canonical form. Raises _Careful where that takes more than these few steps, AttributeError for no text."""
-    text = text.strip() if text.isascii() else _normal("NFC", text).strip()
-    if not text or "\0" in text or "\r" in text:
+def _canonical(part: bytes) -> bytes:
+    """What stands between two quotes, in canonical form. Raises _Careful or ValueError where that is not for here to say."""
+    text = canonical_text(_loads(b'"' + shown(part) + b'"'))
+    if not text or "\0" in text:
         raise _Careful
-    return text
+    return _dumps(text)[1:-1]
 
 
-def form_bytes(fields: dict[str, Any]) -> int:
-    """How many bytes of an example's canonical form are names and punctuation and not its texts."""
-    if "text" in fields:
-        return len('{"text":""}')
-    # A question and its answer: {"content":"","role":"user"},{"content":"","role":"assistant"},
-    return 14 + 63 * (len(fields["messages"]) // 2) + 12 * ("system" in fields) + 13 * ("context" in fields)
+def _canonical_many(parts: list[bytes]) -> list[bytes]:
+    """`_canonical` of each, all at once; raises as it does when one of them is not for here to say."""
+    if not parts:
+        return []
+    joined = shown(b'["' + b'","'.join(parts) + b'"]')
+    texts = _loads(joined)
+    if b"\\r" in joined:
+        texts = [text.replace("\r\n", "\n") for text in texts]
+    if b"\\u0000" in joined and any("\0" in text for text in texts):
+        raise _Careful
+    texts = list(map(str.strip, map(partial(unicodedata.normalize, "NFC"), texts)))
+    if "" in texts:
+        raise _Careful
+    return [text[1:-1] for text in map(_dumps, texts)]
 
 
-def _fingerprint(fields: dict[str, Any]) -> Quick:
-    form = _dumps(fields, None, _SORTED)
-    digest = new_hash()
-    digest.update(form)
-    return digest.digest(), len(form) - form_bytes(fields)
+def _fitting(marked: MarkedBlock, plan: Plan, places: Positions, opening: Positions, closing: Positions) -> Flags:
+    """[n] whether the rows at `places` have around their texts the very bytes of the plan.
+
+    `opening` and `closing` [n, t]: where the quotes of the texts stand.
+    """
+    import numpy as np
+
+    starts = np.column_stack((marked.starts[places], closing + 1))
+    stops = np.column_stack((opening, marked.ends[places]))
+    sizes = np.array([len(run) for run in plan.runs])
+    fitting = (stops - starts == sizes).all(axis=1)
+    run = np.repeat(np.arange(len(sizes)), sizes)
+    offset = np.arange(len(run)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    wanted = np.frombuffer(b"".join(plan.runs), dtype=np.uint8)
+    fitting[fitting] = (marked.data[starts[fitting][:, run] + offset] == wanted).all(axis=1)
+    return fitting
 
 
-def _text(raw: bytes) -> Quick | None:
+def _texts(text: bytes, plan: Plan, opening: Positions, closing: Positions, rough: Flags) -> list[bytes] | None:
+    """The trained texts of rows that fit a plan, row after row; None where one of them has to be looked at by itself."""
+    texts = list(map(text.__getitem__, map(slice, (opening + 1).ravel().tolist(), closing.ravel().tolist())))
+    places = rough.ravel().nonzero()[0].tolist()
     try:
-        value = _loads(raw)
-        if not _no_string_lost(raw, len(value) + 1 + (_other_strings(value) if len(value) > 1 else 0)):
-            return None
-        if len(value) > 1 and ("messages" in value or "system" in value or "context" in value):
-            return None
-        return _fingerprint({"text": _clean(value["text"])})
-    except (_Careful, ValueError, KeyError, TypeError, AttributeError):
+        for at, canonical in zip(places, _canonical_many([texts[at] for at in places]), strict=True):
+            texts[at] = canonical
+    except (_Careful, ValueError):
         return None
-
-
-def _chat(raw: bytes) -> Quick | None:
-    try:
-        value = _loads(raw)
-        turns = value["messages"]
-        # Each turn: two keys, two values. Each field of the row: a key, and a value unless it is the list of turns.
-        strings, known = len(value) + 4 * len(turns), 1
-        fields: dict[str, Any] = {}
-        for name in ("context", "system"):
-            if name in value:
-                strings, known = strings + 1, known + 1
-                fields[name] = _clean(value[name])
-        if turns[0]["role"] == "system":
-            if "system" in fields or len(turns[0]) != 2:
-                return None
-            fields["system"], turns = _clean(turns[0]["content"]), turns[1:]
-        for place in range(0, len(turns), 2):
-            question, answer = turns[place], turns[place + 1]
-            if question["role"] != "user" or answer["role"] != "assistant" or len(question) != 2 or len(answer) != 2:
-                return None
-            asked, said = question["content"], answer["content"]
-            # What `_clean` does, written out for the commonest case: this is where the time goes.
-            if asked.isascii() and said.isascii():
-                question["content"], answer["content"] = asked.strip(), said.strip()
-                if "\0" in asked or "\r" in asked or "\0" in said or "\r" in said:
-                    return None
-                if not question["content"] or not answer["content"]:
-                    return None
-            else:
-                question["content"], answer["content"] = _clean(asked), _clean(said)
-        if len(value) > known:
-            strings += _other_strings(value)
-        if not turns or type(turns) is not list or "text" in value or not _no_string_lost(raw, strings):
-            return None
-        fields["messages"] = turns
-        return _fingerprint(fields)
-    except (_Careful, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return None
+    if plan.trained == plan.texts:
+        return texts
+    columns, width = [plan.texts.index(at) for at in plan.trained], len(plan.texts)
+    return [texts[row + column] for row in range(0, len(texts), width) for column in columns]

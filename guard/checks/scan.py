@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from guard.checks.columns import Reading
-from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line_blocks, read_row, read_rows
+from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line_blocks, lines_of, read_row, read_rows
 from guard.checks.kinds import Detected, detect_columns
-from guard.checks.quick_rows import form_bytes, quick_reader
+from guard.checks.quick_rows import QuickRows
+from guard.checks.row_plans import form_bytes
 from guard.checks.rows import text_chunks, text_examples, validate
-from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, new_hash
+from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, fingerprints_of
 
 __all__ = [
     "LISTED_FAULTS", "ROWS_TO_DETECT", "RowFault", "Tally", "detect_kind", "scan_document", "scan_jsonl", "scan_text",
@@ -108,50 +109,61 @@ def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: C
     Without a kind (no row said one) rows are only read: what is an object then counts as unusable.
     With more bad rows than `hopeless` reading stops there: nothing that may follow could save the file.
     """
-    tally, quick = Tally(), None if reading else quick_reader(kind)
-    for first, lines, ended in line_blocks(stream, max_line_bytes):
-        prints: list[bytes] = []
-        for place, line in enumerate(lines):
-            found = None
-            if quick is not None and len(line) <= max_line_bytes and first > 1:
-                found = quick(line)
-            if found is None:
-                last = not ended and place == len(lines) - 1
-                row = read_row(first + place, line, last, max_line_bytes, tally.bad < EXPLAINED_FAULTS)
-                found = _careful(tally, kind, row, reading)
-                if found is None and hopeless is not None and tally.bad > hopeless:
-                    break
-                if found is None:
-                    continue
-            else:
-                tally.rows += 1
-            prints.append(found[0])
-            tally.bytes_trained += found[1]
-        write(tally.use(prints))
-        if (first == 1 and tally.bad and foreign_bytes(lines[0][:16])) or (hopeless is not None and tally.bad > hopeless):
+    tally, quick = Tally(), QuickRows(kind, reading, max_line_bytes)
+    careful = _CarefulRows(tally, kind, reading, max_line_bytes, hopeless)
+    for first, block in line_blocks(stream, max_line_bytes):
+        prints: list[bytes | None] = quick.fingerprints(block) if first > 1 else [None]
+        tally.rows += len(prints) - prints.count(None)
+        if None in prints:
+            careful.fill(first, block, prints)
+        write(tally.use([found for found in prints if found]))
+        if (first == 1 and tally.bad and foreign_bytes(block[:16])) or careful.is_hopeless:
             break
+    tally.bytes_trained += quick.bytes_trained
     return tally
 
 
-def _careful(tally: Tally, kind: str | None, row: Row | None, reading: Reading | None) -> tuple[bytes, int] | None:
-    """A row judged with every rule: its fingerprint and the size of its trained texts, or None and its faults counted."""
-    if row is None:
-        return None
-    tally.rows += 1
-    if tally.rows == 1:
-        tally.first_raw = row.raw[:200]
-    if row.value is None:
-        tally.refuse_bad(row, row.fault or Fault("", "not valid JSON"))
-        return None
-    value = reading.apply(row.value) if reading else row.value
-    fields = validate(kind, value) if kind else [Fault("", "the columns say no known kind")]
-    if isinstance(fields, list):
-        tally.refuse_unusable(row, reading.told(fields) if reading else fields)
-        return None
-    form = canonical_bytes(fields)
-    digest = new_hash()
-    digest.update(form)
-    return digest.digest(), len(form) - form_bytes(fields)
+@dataclass(frozen=True)
+class _CarefulRows:
+    """The rows that the quick way left, judged with every rule."""
+
+    tally: Tally
+    kind: str | None
+    reading: Reading | None
+    max_line_bytes: int
+    hopeless: int | None
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.hopeless is not None and self.tally.bad > self.hopeless
+
+    def fill(self, first: int, block: bytes, prints: list[bytes | None]) -> None:
+        """Put the fingerprints of the usable rows where there is none; `first` is the number of the block's first line."""
+        lines = lines_of(block)
+        unfinished = -1 if block.endswith(b"\n") else len(lines) - 1
+        for place in [place for place, found in enumerate(prints) if found is None]:
+            explain = self.tally.bad < EXPLAINED_FAULTS
+            row = read_row(first + place, lines[place], place == unfinished, self.max_line_bytes, explain)
+            if row is not None:
+                prints[place] = self._judge(row)
+                if self.is_hopeless:
+                    return
+
+    def _judge(self, row: Row) -> bytes | None:
+        tally = self.tally
+        tally.rows += 1
+        tally.first_raw = tally.first_raw or row.raw[:200]
+        if row.value is None:
+            tally.refuse_bad(row, row.fault or Fault("", "not valid JSON"))
+            return None
+        value = self.reading.apply(row.value) if self.reading else row.value
+        fields = validate(self.kind, value) if self.kind else [Fault("", "the columns say no known kind")]
+        if isinstance(fields, list):
+            tally.refuse_unusable(row, self.reading.told(fields) if self.reading else fields)
+            return None
+        form = canonical_bytes(fields)
+        tally.bytes_trained += len(form) - form_bytes(fields)
+        return fingerprints_of([form])[0]
 
 
 def scan_text(stream: BinaryIO, write: Callable[[bytes], Any]) -> Tally:
