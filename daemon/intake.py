@@ -30,19 +30,10 @@ from guard.store.admission import Admission, Decision, decide, finish_admission,
 from guard.store.estimate import stored_estimate
 from guard.store.evaluation import protected_now
 from guard.store.files import OPEN_DROPS, open_drops
-from guard.store.intake import (
-    REREAD,
-    Wish,
-    claim_many,
-    claimed_content,
-    drop_folder,
-    give_back,
-    is_itself,
-    resume_claim,
-    set_drop,
-    take_back,
-)
+from guard.store.intake import Wish, claim_many, claimed_content, drop_folder, resume_claim, set_drop
 from guard.store.keeper import Keeper
+from guard.store.placing import REREAD, is_itself, take_back
+from guard.store.returning import give_back
 from guard.store.side_files import SIDE
 from guard.store.versions import DEFAULT_LINE
 

@@ -36,10 +36,10 @@ from guard.steps import Steps, drain
 from guard.store.birth import hash_folder_steps
 from guard.store.copying import copy_file_steps
 from guard.store.files import StoredFile, get_file, with_sidecars
-from guard.store.intake import set_aside
 from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
 from guard.store.originals import damaged_parts
+from guard.store.placing import set_aside
 from guard.store.versions import Version, line_tip
 from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset

@@ -23,12 +23,13 @@ from guard.store.estimate import tip_of, touchable
 from guard.store.evaluation import record_set
 from guard.store.files import StoredFile, get_file, trained_in, with_sidecars
 from guard.store.indexes import active_index, link_documents
-from guard.store.intake import discard, drop_folder, intend_admission, make_durable, put_in_place, set_drop
+from guard.store.intake import discard, drop_folder, set_drop
 from guard.store.jobs import add_job, queued_with_file
 from guard.store.keeper import Keeper
 from guard.store.known import sidecar_bytes
 from guard.store.learnt import Novelty, judge_novelty
 from guard.store.originals import damaged_parts, mendable_parts
+from guard.store.placing import intend_admission, make_durable, put_in_place
 from guard.store.standing import settle_damage
 from guard.store.versions import DEFAULT_LINE
 
