@@ -356,7 +356,7 @@ def test_a_file_whose_reader_is_killed_again_and_again_waits_ever_longer_and_say
     toy.step()
     waits = []
     for _ in range(4):
-        drop, due = next(iter(toy.engine.intake._retry_at.items()))
+        drop, due = next(iter(toy.engine.intake.verdicts.retry_at.items()))
         waits.append(due - toy.clock.monotonic())
         toy.clock.advance(waits[-1] + 0.1)
         toy.step()
