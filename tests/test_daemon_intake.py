@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy import Toy, chat_of
 
-from daemon import intake, runner
+from daemon import freezing, intake, runner
 from daemon.notify import Notifier
 from daemon.report import live_facts
 from daemon.service import HOLD_SECONDS, Service
@@ -300,7 +300,7 @@ def test_a_job_held_by_the_machine_is_not_forgotten_by_the_next_life(toy: Toy, m
     toy.keeper.ledger._db.execute("UPDATE meta SET value = '0' WHERE key = 'paused'")
     toy.make_base()
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "write_known", full)
+        patch.setattr(freezing, "write_known", full)
         toy.drop("a.jsonl", chat_of(30))
         rounds(toy, 20)
     assert toy.jobs()[-1][2] == "held"
