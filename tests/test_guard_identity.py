@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from toy import SETTINGS, Toy, chat_of
 
-from daemon.cli.care import rebuild_lines, vault_lines
+from daemon.cli.backup import vault_lines
+from daemon.cli.doctor import rebuild_lines
 from daemon.doctor import examine
 from daemon.mending import rebuild_home
 from daemon.operations import perform
