@@ -3,7 +3,7 @@
 The daemon has it read in a child, decides, and admits it or gives it back; a burst shares its transactions. A reader
 that dies over a file costs it one of its chances; what the machine is at fault for is tried again and never counted.
 All of this can be had again from the ledger. Not here: how it came out of the inbox (`intake.py`), the rules of the
-decision (`guard/store/admission.py`), the bytes (`guard/store/placing.py`, `guard/store/returning.py`).
+decision (`guard/store/decision.py`), the bytes (`guard/store/placing.py`, `guard/store/returning.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from daemon.readers import SMALL_BYTES
 from daemon.sides import Submit, read_otherwise, settled_options
 from guard.checks.why import printable
 from guard.errors import Damage, HeirloomError, is_environment
-from guard.store.admission import Admission, Decision, decide, finish_admission, finish_admissions
+from guard.store.admission import Admission, finish_admission, finish_admissions
+from guard.store.decision import Decision, decide
 from guard.store.estimate import stored_estimate
 from guard.store.evaluation import protected_now
 from guard.store.files import OPEN_DROPS, open_drops

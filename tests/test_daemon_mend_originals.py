@@ -18,7 +18,7 @@ from guard import failpoints
 from guard.clock import ManualClock
 from guard.durable import sha256_bytes
 from guard.failpoints import Crash
-from guard.store.admission import Decision
+from guard.store.decision import Decision
 from guard.store.rebuild import rebuild
 from guard.store.verify import verify
 from trainer.dataset import open_dataset

@@ -17,7 +17,8 @@ from guard.checks.identify import identify
 from guard.durable import sha256_file
 from guard.errors import Damage
 from guard.heldout import is_held_out
-from guard.store.admission import Decision, decide, finish_admission
+from guard.store.admission import finish_admission
+from guard.store.decision import Decision, decide
 from guard.store.intake import claim, drop_folder
 from guard.store.jobs import find_job, jobs_in, set_job
 from guard.store.keeper import Keeper

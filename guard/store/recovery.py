@@ -21,9 +21,10 @@ from guard.failpoints import point
 from guard.names import index_name
 from guard.seal import IMMUTABLE, is_immutable, open_shelf, seal_folder, shut_shelf
 from guard.store import views
-from guard.store.admission import Decision, finish_admission
+from guard.store.admission import finish_admission
 from guard.store.archive import finish_archives
 from guard.store.birth import finish_birth, set_birth_aside
+from guard.store.decision import Decision
 from guard.store.files import open_drops
 from guard.store.indexes import active_index, finish_index, index_high_water, link_documents
 from guard.store.intake import resume_claim
