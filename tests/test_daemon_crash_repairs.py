@@ -16,9 +16,10 @@ from scenes import Birth, Care
 from toy import Toy, chat_of
 
 from guard import durable, failpoints
-from guard.durable import clear_temporaries, seal_tree, sha256_file, sync_parents
+from guard.durable import clear_temporaries, seal_tree, sha256_file
 from guard.errors import EnvironmentFault
 from guard.failpoints import Crash
+from guard.folders import sync_parents
 from guard.store import placing, recovery
 from guard.store.sums import read_sums
 from guard.store.verify import verify

@@ -13,9 +13,10 @@ from typing import Any
 
 import orjson
 
-from guard.durable import Folders, sha256_bytes
+from guard.durable import sha256_bytes
 from guard.errors import Damage, HeirloomError, is_environment
 from guard.failpoints import point
+from guard.folders import Folders
 from guard.names import safe_name
 from guard.store.decision import Decision
 from guard.store.evaluation import record_set

@@ -21,18 +21,11 @@ from typing import Any
 
 import orjson
 
-from guard.durable import (
-    Folders,
-    copy_verified,
-    fsync_dir,
-    make_dir,
-    remove_tree,
-    rename_new,
-    sha256_file,
-    sync_parents,
-)
+from guard.copies import copy_verified
+from guard.durable import fsync_dir, make_dir, remove_tree, rename_new, sha256_file
 from guard.errors import HeirloomError, is_environment
 from guard.failpoints import point
+from guard.folders import Folders, sync_parents
 from guard.names import safe_name
 from guard.store.keeper import Keeper
 from guard.store.side_files import put_back, side_source, take_side

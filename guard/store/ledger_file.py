@@ -11,9 +11,10 @@ import os
 import sqlite3
 from pathlib import Path
 
-from guard.durable import fsync_dir, rename_new, sync_parents
+from guard.durable import fsync_dir, rename_new
 from guard.errors import Damage, EnvironmentFault
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.store.closed_mark import clear_mark
 from guard.store.schema import SCHEMA_VERSION, STEPS
 

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from guard.copies import copy_verified
 from guard.durable import (
-    Folders,
     clear_temporaries,
-    copy_verified,
     fsync_dir,
     fsync_file,
     fsync_tree,
@@ -24,10 +23,10 @@ from guard.durable import (
     rename_new,
     seal_tree,
     sha256_file,
-    sync_parents,
 )
 from guard.errors import HeirloomError
 from guard.failpoints import point
+from guard.folders import Folders, sync_parents
 from guard.names import first_free, safe_name
 from guard.store.files import SIDECARS, StoredFile, get_file
 from guard.store.intake import claimed_content, drop_folder, set_drop

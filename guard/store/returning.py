@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from guard.checks.kinds import SIDE_SUFFIXES
-from guard.durable import copy_verified, make_dir, remove_tree, rename_new, sync_parents, write_text
+from guard.copies import copy_verified
+from guard.durable import make_dir, remove_tree, rename_new, write_text
 from guard.errors import EnvironmentFault
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.names import first_free, safe_name
 from guard.store.intake import claimed_content, drop_folder, set_drop
 from guard.store.keeper import Keeper

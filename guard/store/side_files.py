@@ -16,9 +16,11 @@ from pathlib import Path
 
 import orjson
 
-from guard.durable import copy_verified, make_dir, rename_new, sha256_file, sync_parents
+from guard.copies import copy_verified
+from guard.durable import make_dir, rename_new, sha256_file
 from guard.errors import is_environment
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.names import first_free
 from guard.store.keeper import Keeper
 
