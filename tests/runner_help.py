@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from homes import read_sidecar
+from homes import copy_home, no_syncing, read_sidecar
 from toy import Toy
 
 from daemon.operations import perform
-from guard import durable
 from guard.bitmap import unpack_bitmap
 from guard.store.jobs import find_job
 from guard.store.learnt import judge_novelty
@@ -31,7 +29,7 @@ def _template(shared_scratch: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+    no_syncing(monkeypatch)
 
 
 @pytest.fixture(name="begin")
@@ -41,7 +39,7 @@ def _begin(template: Path, scratch: Path) -> Iterator[Callable[..., Toy]]:
 
     def start(**settings: object) -> Toy:
         root = scratch / f"home{len(lives)}"
-        subprocess.run(["cp", "-a", "--", template, root], check=True)
+        copy_home(template, root)
         lives.append(Toy(root, backup__auto=False, **settings))
         return lives[-1]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import add_job_row, add_version, clone, keeper_of, make_home, places_of
+from homes import add_job_row, add_version, clone, keeper_of, make_home, no_syncing, places_of
 
-from guard import durable, failpoints
+from guard import failpoints
 from guard.durable import remove_tree
 from guard.errors import CheckFailed, Damage, EnvironmentFault, NotConfirmed, NotFound, Protected
 from guard.failpoints import Crash
@@ -38,7 +38,7 @@ OLD = "v002_step"
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+    no_syncing(monkeypatch)
 
 
 @pytest.fixture(scope="module")

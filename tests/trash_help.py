@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import add_version, clone, keeper_of, small_family
+from homes import add_version, clone, keeper_of, no_syncing, small_family
 
 from guard import durable, failpoints
 from guard.store import views
@@ -37,7 +37,7 @@ def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A death inside one process leaves the page cache; what syncing is for is tested with a real power cut."""
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+    no_syncing(monkeypatch)
 
 
 @pytest.fixture(name="keeper")
