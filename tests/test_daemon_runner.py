@@ -12,21 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner_help import (  # noqa: F401 - fixtures
-    Deaths,
-    _begin,
-    _no_syncing,
-    _template,
-    _toy,
-    ask,
-    last_job,
-    learnt_of,
-    run_until,
-    state,
-    tip,
-    trainable_rows,
-)
+from runner_help import Deaths, ask, last_job, learnt_of, run_until, state, tip, trainable_rows
 from toy import Toy, chat_of, text_of
+from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
 from daemon import freezing, runner
 from guard.store.jobs import find_job

@@ -9,9 +9,9 @@ import os
 
 import orjson
 import pytest
-from runner_help import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 from side_help import COLUMNS, QA, states, waiting
 from toy import CONFIGS, Toy, chat_of, text_of
+from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
 from daemon.client import call_register
 from daemon.rehearsal import rehearse_registration

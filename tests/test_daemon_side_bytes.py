@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import orjson
-from runner_help import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 from side_help import COLUMNS, QA, states
 from toy import Toy, chat_of
+from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
 from daemon.mending import rebuild_home
 from daemon.remake import _prepare_request
