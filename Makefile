@@ -50,8 +50,9 @@ vault: venv
 		tests/test_daemon_drill.py tests/test_daemon_drill_runner.py
 
 keeping: venv
-	$(BIN)/python -m pytest tests/test_guard_deletion.py tests/test_guard_trash.py tests/test_guard_purge.py \
-		tests/test_guard_retention.py tests/test_guard_seal.py tests/test_daemon_regrow.py tests/test_daemon_cli_keeping.py
+	$(BIN)/python -m pytest tests/test_guard_deletion.py tests/test_guard_trash.py tests/test_guard_restore.py \
+		tests/test_guard_purge.py tests/test_guard_retention.py tests/test_guard_archive.py tests/test_guard_seal.py \
+		tests/test_daemon_regrow.py tests/test_daemon_cli_keeping.py
 
 scale: venv
 	$(BIN)/python -m pytest tests/test_guard_scale.py

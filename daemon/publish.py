@@ -9,9 +9,10 @@ from typing import Any
 from daemon.records import base_record, forked_record, learnt_of
 from guard.checks.gate import judge, loss_pairs
 from guard.checks.proof import prove
-from guard.durable import fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sync_parents
+from guard.durable import fsync_dir, fsync_tree, make_dir, remove_tree, rename_new
 from guard.errors import CheckFailed, Damage
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.names import slugify
 from guard.store.birth import announce, finish_birth, hash_folder
 from guard.store.datasets import record_dataset

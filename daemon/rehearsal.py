@@ -2,7 +2,7 @@
 
 Files are read in limited reader children (law 12) and decided about with a ledger that is only read; what the readers
 write lies in a scratch folder that goes. Needs no lock and no daemon. Files of one line are judged each by itself: that
-the second is a copy of the first is told only by the real thing. Not here: the judgement (`guard/store/admission.py`).
+the second is a copy of the first is told only by the real thing. Not here: the judgement (`guard/store/decision.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from daemon.sides import only_beside, read_otherwise, wish_problem
 from guard.errors import Damage, EnvironmentFault
 from guard.home import Home
 from guard.names import safe_name
-from guard.store.admission import decide
+from guard.store.decision import decide
 from guard.store.evaluation import protected_for
 from guard.store.keeper import Keeper, open_reader
 from guard.store.views import file_status

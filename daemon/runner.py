@@ -5,12 +5,11 @@
 
 What happens next is decided from the ledger and from what a child left in its staging folder, so a restart goes on
 where the last life stopped. A death together with the daemon costs a job nothing; a child's own death costs one
-attempt only when it made no progress. Not here: plans (`planning.py`), what a failure means (`endings.py`), publication.
+attempt only when it made no progress. Not here: plans (`freezing.py`), what a failure means (`endings.py`), publication.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,25 +19,20 @@ from typing import Any
 from daemon.children import TorchServer, limits_of
 from daemon.endings import CRASH_SECONDS, HOLD_SECONDS, TRAINING_KINDS, Endings
 from daemon.facts import fact_steps
-from daemon.planning import base_request, prepare_request, train_request
-from daemon.publish import adopt_dataset, ensure_staging, publish_base, publish_child, read_result
+from daemon.freezing import exact_facts, freeze_base, freeze_preparation, freeze_training, knew_every_set, take_up_plan
+from daemon.publish import adopt_dataset, publish_base, publish_child, read_result
 from daemon.reactor import Reactor
 from daemon.regrow import chain_problem
 from daemon.schedule import next_job
 from daemon.targets import Target, target_of
 from guard.checks.preflight import Facts, preflight
 from guard.checks.verdict import Verdict
-from guard.durable import remove_tree, write_json
+from guard.durable import remove_tree
 from guard.errors import HeirloomError, NotFound, is_environment
-from guard.failpoints import point
-from guard.names import version_name
 from guard.steps import Steps, advance
 from guard.store.birth import finish_birth
-from guard.store.evaluation import evaluation_sets
-from guard.store.jobs import Job, find_job, jobs_in, set_job
+from guard.store.jobs import Job, find_job, jobs_in
 from guard.store.keeper import Keeper
-from guard.store.learnt import write_known
-from guard.store.versions import intend_number, number_is_free, reserve_number
 
 __all__ = ["Runner"]
 
@@ -143,7 +137,7 @@ class Runner:
 
     def _start(self, job: Job) -> None:
         if job.kind == "base":
-            self._start_base(job)
+            self._spawn(job.id, freeze_base(self.keeper, job))
             return
         broken = chain_problem(self.keeper, job)
         if broken:
@@ -185,42 +179,12 @@ class Runner:
             self._refuse(job, verdict)
             return
         self._facts[job.id] = facts
-        staging = self._clean_staging(job)
-        known = staging / "known.fp"
-        sidecars = [self.keeper.home.files / file.sha256 for file in target.files]
-        write_known(self.keeper, sidecars, target.base.id, job.stage, known)
-        request = prepare_request(self.keeper, target, known)
-        write_json(staging / "job.json", request)
-        with self.keeper.ledger.transaction():
-            set_job(self.keeper.ledger, job.id, "preparing", plan={"request": request}, base_id=job.base_id)
-        self._spawn(job.id, staging)
-
-    def _clean_staging(self, job: Job) -> Path:
-        """An empty staging folder: what an earlier attempt left belongs to another plan."""
-        remove_tree(self.keeper.home.staging_of(job.id))
-        return ensure_staging(self.keeper, job.id)
-
-    def _start_base(self, job: Job) -> None:
-        """Make a base from a recipe: no data, no parent, and so no preflight but the disk's."""
-        staging = self._clean_staging(job)
-        ledger = self.keeper.ledger
-        intend_number(self.keeper, job.id, job.wanted_id)
-        with ledger.transaction():
-            number = reserve_number(self.keeper, job.wanted_id, job.id)
-            point("start.numbered")
-            output = {"id": number, "name": version_name(number, job.slug), "slug": job.slug}
-            request = base_request(self.keeper, job, output)
-            set_job(ledger, job.id, "training", plan={"train": request}, output_id=number)
-        point("start.recorded")
-        write_json(staging / "job.json", request)
-        self._spawn(job.id, staging)
+        self._spawn(job.id, freeze_preparation(self.keeper, job, target))
 
     def _resume(self, job: Job) -> None:
         """Go on with a job of an earlier life or after a death: from its frozen plan, or from its preparation."""
         if "train" in job.plan:
-            staging = ensure_staging(self.keeper, job.id)
-            write_json(staging / "job.json", job.plan["train"])
-            self._spawn(job.id, staging)
+            self._spawn(job.id, take_up_plan(self.keeper, job))
         else:
             self._start(job)
 
@@ -234,8 +198,7 @@ class Runner:
         """The data is ready: take it over, and judge again with exact figures."""
         staging = self.keeper.home.staging_of(job.id)
         prepared = adopt_dataset(self.keeper, job, read_result(staging, "prepared.json"))
-        if _sets(job.plan["request"].get("protected")) != _known_sets(self.keeper):
-            # A set was registered while the data was prepared: its rows may be among what was chosen.
+        if not knew_every_set(self.keeper, job):
             self._facts.pop(job.id, None)
             self._start(job)
             return
@@ -243,37 +206,15 @@ class Runner:
         if estimate is None:  # an earlier life gathered them
             self._gather(job, partial(self._freeze, prepared), prepared)
         else:
-            self._freeze(prepared, job, target_of(self.keeper, job), self._exact_facts(job, estimate, prepared))
+            self._freeze(prepared, job, target_of(self.keeper, job), exact_facts(self.keeper, job, estimate, prepared))
 
     def _freeze(self, prepared: dict[str, Any], job: Job, target: Target, facts: Facts) -> None:
         """Judge with the exact figures, take a number, freeze the plan, train."""
-        staging = self.keeper.home.staging_of(job.id)
         verdict = preflight(facts)
         if not verdict.ok:
             self._refuse(job, verdict)
             return
-        request = job.plan["request"]
-        ledger = self.keeper.ledger
-        intend_number(self.keeper, job.id, job.wanted_id)
-        with ledger.transaction():
-            number = reserve_number(self.keeper, job.wanted_id, job.id)
-            point("start.numbered")
-            output = {"id": number, "name": version_name(number, job.slug), "slug": job.slug}
-            train = train_request(self.keeper, target, request, prepared, output)
-            set_job(ledger, job.id, "training", plan={"request": request, "train": train}, output_id=number)
-        point("start.recorded")
-        write_json(staging / "job.json", train)
-        self._spawn(job.id, staging)
-
-    def _exact_facts(self, job: Job, estimate: Facts, prepared: dict[str, Any]) -> Facts:
-        taken = job.wanted_id is not None and not number_is_free(self.keeper, job.wanted_id, job.id)
-        return dataclasses.replace(
-            estimate, examples_new=_trainable(prepared),
-            examples_too_long=int(prepared["counts"].get("too_long", 0)),
-            examples_untouchable=int(prepared["counts"].get("untouchable", 0)),
-            free_bytes=self.keeper.home.free_bytes(), tokenizer_data=prepared.get("tokenizer_hash"),
-            template_data=prepared.get("template_hash"), mask_ratio=prepared.get("mask_ratio"),
-            output_problem=f"the number {job.wanted_id} was used meanwhile" if taken else "")  # fmt: skip
+        self._spawn(job.id, freeze_training(self.keeper, job, target, prepared))
 
     def _refuse(self, job: Job, verdict: Verdict) -> None:
         self.current = None
@@ -356,18 +297,3 @@ class Runner:
 
     def close(self) -> None:
         self.server.close()
-
-
-def _sets(protected: dict[str, Any] | None) -> list[str]:
-    """The evaluation sets that a preparation knew of."""
-    return sorted(item["sha256"] for item in (protected or {}).get("sets", ()))
-
-
-def _known_sets(keeper: Keeper) -> list[str]:
-    return sorted(item["sha256"] for item in evaluation_sets(keeper.ledger))
-
-
-def _trainable(prepared: dict[str, Any]) -> int:
-    """Examples a prepared job will train: the new ones, and known ones where repeating was asked for."""
-    counts = prepared["counts"]
-    return int(counts["new"]) + int(counts.get("known_again", 0)) if prepared["steps"] else 0

@@ -28,7 +28,7 @@ from guard.store.intake import set_drop
 from guard.store.keeper import Keeper
 from guard.store.versions import line_tip, tips
 
-__all__ = ["Side", "Sides", "beside", "only_beside", "read_otherwise", "settled_options", "wish_problem"]
+__all__ = ["Side", "Sides", "Submit", "beside", "only_beside", "read_otherwise", "settled_options", "wish_problem"]
 
 Submit = Callable[[Mapping[str, Any], int, Callable[[dict[str, Any]], None]], None]
 

@@ -18,28 +18,20 @@ from daemon.costs import cost_of
 from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
 from daemon.targets import resolve_base, shape_of
-from guard.durable import (
-    copy_verified,
-    fsync_tree,
-    json_bytes,
-    make_dir,
-    remove_tree,
-    rename_new,
-    seal_tree,
-    sync_parents,
-    write_bytes,
-)
+from guard.copies import copy_verified
+from guard.durable import fsync_tree, json_bytes, make_dir, remove_tree, rename_new, seal_tree, write_bytes
 from guard.errors import Busy, CheckFailed, Damage, NotFound, UsageError
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.names import parse_version_number, safe_name, slugify
 from guard.steps import Steps, drain
 from guard.store.birth import hash_folder_steps
 from guard.store.copying import copy_file_steps
 from guard.store.files import StoredFile, get_file, with_sidecars
-from guard.store.intake import set_aside
 from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
 from guard.store.originals import damaged_parts
+from guard.store.placing import set_aside
 from guard.store.versions import Version, line_tip
 from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset

@@ -3,7 +3,8 @@
 Law 1: nothing is reported done before its bytes and its folder entries are on disk. A failed fsync is a failure of
 that file: the temporary is abandoned and the error goes up; the fsync is never tried again, because after a failed
 one the kernel may have dropped the dirty pages (PostgreSQL's "fsyncgate", 2018).
-Pattern learnt from restic's local backend. This file knows nothing of versions, ledgers or homes.
+Pattern learnt from restic's local backend. This file knows nothing of versions, ledgers or homes. Copies that are read
+back stand in `copies.py`, folders that are synced together in `folders.py`.
 """
 
 from __future__ import annotations
@@ -19,44 +20,20 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
-from guard.errors import Damage
+if TYPE_CHECKING:
+    from guard.folders import Folders
 
 __all__ = [
-    "FILE_MODE",
-    "Folders",
-    "append_to",
-    "clear_temporaries",
-    "copy_verified",
-    "cut_file",
-    "fsync_dir",
-    "fsync_file",
-    "fsync_tree",
-    "json_bytes",
-    "link_or_copy",
-    "make_dir",
-    "open_new",
-    "publish",
-    "remove_file",
-    "remove_tree",
-    "rename_new",
-    "replace_link",
-    "seal_tree",
-    "sha256_bytes",
-    "sha256_file",
-    "sync_file_system",
-    "sync_parents",
-    "unseal_tree",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
+    "FILE_MODE", "append_to", "clear_temporaries", "cut_file", "fsync_dir", "fsync_file", "fsync_tree", "json_bytes",
+    "make_dir", "open_new", "publish", "remove_file", "remove_tree", "rename_new", "replace_link", "seal_tree",
+    "sha256_bytes", "sha256_file", "sync_file_system", "unseal_tree", "write_bytes", "write_json", "write_text",
+]  # fmt: skip
 
 FILE_MODE = 0o644
-_CHUNK_BYTES = 1 << 20
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 _TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp")
@@ -73,34 +50,6 @@ def fsync_dir(path: Path | str) -> None:
         _fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class Folders:
-    """Folders whose entries are to be made durable together, before anything that stands on them is recorded.
-
-    For bursts: a thousand moves into one folder are one fsync of it. Whoever hands one to `rename_new`, `make_dir` or
-    `remove_tree` calls `sync` before the act is acknowledged. Folders that gained a name come first, in the order in
-    which they did: nothing is durably gone from one place before it is durably at another.
-    """
-
-    def __init__(self) -> None:
-        self._gained: dict[Path, None] = {}
-        self._lost: dict[Path, None] = {}
-
-    def gained(self, path: Path) -> None:
-        """A name was made in a folder."""
-        self._gained[path] = None
-
-    def lost(self, path: Path) -> None:
-        """A name went from a folder."""
-        self._lost[path] = None
-
-    def sync(self) -> None:
-        """Make all of them durable, as far as they still exist. Raises OSError."""
-        paths, self._gained, self._lost = [*self._gained, *self._lost], {}, {}
-        for path in dict.fromkeys(paths):
-            if path.is_dir():
-                fsync_dir(path)
 
 
 @contextlib.contextmanager
@@ -280,17 +229,6 @@ def rename_new(source: Path | str, target: Path | str, later: Folders | None = N
         fsync_dir(source.parent)
 
 
-def sync_parents(*paths: Path | str) -> None:
-    """Sync the folders in which these names stand, or stood, as far as they exist.
-
-    For whoever finds a move already made: its attempt may have failed between the rename and the fsync of a folder,
-    and what is recorded as done must not come back, or go away, with the next power cut.
-    """
-    for folder in dict.fromkeys(Path(path).parent for path in paths):
-        if folder.is_dir():
-            fsync_dir(folder)
-
-
 def replace_link(path: Path | str, target: str) -> None:
     """Point the symbolic link `path` at `target` in one step."""
     path = Path(path)
@@ -314,37 +252,6 @@ def sha256_file(path: Path | str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def copy_verified(source: Path | str, target: Path | str, expected: str | None = None) -> str:
-    """Copy a file durably, read the copy back and compare hashes; returns the SHA-256 in hex.
-
-    Raises Damage when the copy, or the source against `expected`, differs; an older target then keeps its bytes.
-    """
-    digest = hashlib.sha256()
-
-    def check(copy: Path) -> None:
-        if sha256_file(copy) != digest.hexdigest() or digest.hexdigest() != (expected or digest.hexdigest()):
-            raise Damage(f"the copy of {source} is not what it should be", subject=str(source),
-                         hint="check the disk; the original was not touched")  # fmt: skip
-
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as reader, open_new(target, check=check) as writer:
-        while block := reader.read(_CHUNK_BYTES):
-            digest.update(block)
-            writer.write(block)
-    return digest.hexdigest()
-
-
-def link_or_copy(source: Path | str, target: Path | str) -> None:
-    """Give the bytes a second name: a hard link, or a verified copy where links are not to be had."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-        fsync_dir(Path(target).parent)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise
-        copy_verified(source, target)
 
 
 def seal_tree(path: Path | str) -> None:

@@ -7,6 +7,7 @@ judge. The text beside it only explains; nothing is ever decided from it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ from guard.durable import publish
 from guard.errors import Busy
 from guard.home import Home
 
-__all__ = ["holder_of", "home_lock"]
+__all__ = ["holder_of", "home_lock", "is_locked"]
 
 
 def holder_of(home: Home) -> dict[str, object]:
@@ -28,6 +29,21 @@ def holder_of(home: Home) -> dict[str, object]:
         return json.loads((home.state / "lock.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def is_locked(home: Home) -> bool:
+    """Whether some process holds the lock now; asked of the kernel, and let go at once."""
+    try:
+        descriptor = os.open(home.lock_file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _describe(holder: dict[str, object]) -> str:

@@ -9,10 +9,11 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Callable
 
 from guard.errors import UsageError
 
-__all__ = ["index_name", "parse_version_number", "safe_name", "slugify", "split_output", "version_name"]
+__all__ = ["first_free", "index_name", "parse_version_number", "safe_name", "slugify", "split_output", "version_name"]
 
 _NAME = re.compile(r"v(\d{3,})(?:_(.+))?")
 _MAX_SLUG = 48
@@ -64,3 +65,20 @@ def safe_name(raw: bytes | str) -> str:
         return text
     mark = hashlib.sha256(data).hexdigest()[:12]
     return f"{encoded[:120].decode(errors='ignore')}~{mark}~{encoded[-40:].decode(errors='ignore')}"
+
+
+def first_free(taken: Callable[[int], bool]) -> int:
+    """A number from 1 on that is not taken and follows one that is; the lowest where no lower one was freed again.
+
+    `taken` costs a look at the disk, and thousands of files of one name may lie there: by doubling, then by halving what
+    is left (Bentley and Yao's unbounded search, 1976), about 2 log2(n) looks instead of n. Whoever takes the number may
+    still find that somebody was faster.
+    """
+    free = 1
+    while taken(free):
+        free *= 2
+    below = free // 2
+    while free - below > 1:
+        middle = (below + free) // 2
+        below, free = (middle, free) if taken(middle) else (below, middle)
+    return free

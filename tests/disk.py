@@ -21,8 +21,8 @@ from faults import Fault
 
 from guard import durable
 from guard.failpoints import Crash
-from guard.store import ledger as ledger_module
 from guard.store.ledger import Ledger
+from guard.store.ledger_file import translate
 
 __all__ = ["Disk"]
 
@@ -201,7 +201,7 @@ class Disk(DurableTree):
                 self.call("commit")
             except OSError as error:
                 text = "database or disk is full" if error.errno == errno.ENOSPC else "disk I/O error"
-                raise ledger_module._translate(sqlite3.OperationalError(text), ledger.path) from error
+                raise translate(sqlite3.OperationalError(text), ledger.path) from error
             result = real(ledger, sql, values)
             if not self.real:
                 self._keep_ledger(ledger.path)

@@ -1,58 +1,19 @@
-"""What tests of the training runner share: a toy daemon with a base, and short ways to ask it and to read its ledger."""
+"""What tests of the training runner share: short ways to ask a toy daemon and to read its ledger."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from homes import read_sidecar
 from toy import Toy
 
 from daemon.operations import perform
-from guard import durable
 from guard.bitmap import unpack_bitmap
 from guard.store.jobs import find_job
 from guard.store.learnt import judge_novelty
 from guard.store.versions import line_tip
-
-
-@pytest.fixture(scope="module", name="template")
-def _template(shared_scratch: Path) -> Path:
-    """A home with its base, from which every test starts."""
-    root = Path(tempfile.mkdtemp(dir=shared_scratch)) / "home"  # each file that uses this fixture makes its own
-    Toy(root).make_base().die()
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
-
-
-@pytest.fixture(name="begin")
-def _begin(template: Path, scratch: Path) -> Iterator[Callable[..., Toy]]:
-    """Starts toys with settings, and ends them."""
-    lives: list[Toy] = []
-
-    def start(**settings: object) -> Toy:
-        root = scratch / f"home{len(lives)}"
-        subprocess.run(["cp", "-a", "--", template, root], check=True)
-        lives.append(Toy(root, backup__auto=False, **settings))
-        return lives[-1]
-
-    yield start
-    for toy in lives:
-        toy.die()
-
-
-@pytest.fixture(name="toy")
-def _toy(begin: Callable[..., Toy]) -> Toy:
-    return begin()
 
 
 def tip(toy: Toy, line: str = "policy") -> str:

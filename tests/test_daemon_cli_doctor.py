@@ -16,15 +16,13 @@ from daemon.doctor import (
     DAMAGE,
     examine,
     file_system_of,
-    judge_chain,
-    judge_disk,
     judge_file_system,
     judge_lock,
     judge_packages,
     judge_python,
-    judge_vault,
     judge_watches,
 )
+from daemon.ledger_checks import judge_chain, judge_disk, judge_vault
 from guard.clock import SYSTEM_CLOCK
 from guard.durable import remove_tree
 from guard.lock import home_lock

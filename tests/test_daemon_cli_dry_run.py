@@ -13,7 +13,7 @@ from homes import add_job_row, clone, keeper_of, make_home, small_family
 from toy import Toy, chat_of, text_of
 
 from daemon.cli import main as cli
-from daemon.cli.care import backup_plan_lines
+from daemon.cli.backup import backup_plan_lines
 from daemon.operations import perform
 from guard.durable import remove_tree
 from guard.store.vault import plan_backup, run_backup

@@ -6,16 +6,19 @@ from typing import Any
 
 import pytest
 
-from daemon.cli.care import check_rows, parse_share, vault_lines, verify_lines
+from daemon.cli.backup import vault_lines
 from daemon.cli.chat import fitting_turns, shown
 from daemon.cli.data import dataset_lines, index_lines, name_or_folder, result_lines
+from daemon.cli.doctor import check_rows
 from daemon.cli.files import exit_code_of, register_lines, register_record
 from daemon.cli.homes import happened_lines
 from daemon.cli.journal import event_line, parse_since
+from daemon.cli.moving import rollback_lines
 from daemon.cli.plans import plan_lines
 from daemon.cli.queue import Teller, job_lines, retry_words, watch_job
 from daemon.cli.status import progress_line, render_status
-from daemon.cli.versions import related, rollback_lines, version_lines
+from daemon.cli.verify import parse_share, verify_lines
+from daemon.cli.versions import related, version_lines
 from guard.errors import DaemonNotRunning, UsageError
 
 TRAINING = {"job": 12, "base": "v004_full_stack", "output": "v005_math", "step": 1300, "steps": 2500, "loss": 0.15312,

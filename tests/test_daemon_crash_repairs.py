@@ -16,10 +16,11 @@ from scenes import Birth, Care
 from toy import Toy, chat_of
 
 from guard import durable, failpoints
-from guard.durable import clear_temporaries, seal_tree, sha256_file, sync_parents
+from guard.durable import clear_temporaries, seal_tree, sha256_file
 from guard.errors import EnvironmentFault
 from guard.failpoints import Crash
-from guard.store import intake, recovery
+from guard.folders import sync_parents
+from guard.store import placing, recovery
 from guard.store.sums import read_sums
 from guard.store.verify import verify
 
@@ -101,7 +102,7 @@ def test_an_original_whose_sync_failed_is_written_anew_and_not_synced_again(
             raise OSError(errno.EIO, "the disk lost it")
         real(path)
 
-    monkeypatch.setattr(intake, "fsync_tree", failing_once)
+    monkeypatch.setattr(placing, "fsync_tree", failing_once)
     assert birth.patient_life(lambda: None) == []
     stored = {path.stat().st_ino for path in birth.home.files.glob("*/*")}
     assert len(before) == 4 and not stored & set(before)

@@ -14,7 +14,7 @@ from toy import Toy, chat_of
 
 from daemon import drill, drill_runner
 from daemon.children import ChildLimits, JobChild
-from daemon.cli.care import drill_line
+from daemon.cli.backup import drill_line
 from daemon.client import call_drill
 from daemon.drill import Progress, run_drill, scratch_beside
 from daemon.drill_runner import DrillRunner

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from toy import Toy, chat_of
 
-from daemon import intake
+from daemon import intake, verdicts
 from guard import failpoints
 
 
@@ -21,7 +21,8 @@ def toy(scratch: Path) -> Iterator[Toy]:
 
 
 def test_many_large_files_behind_one_that_is_not_finished_starve_no_small_one(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "SMALL_BYTES", 3000)
+    for module in (intake, verdicts):
+        monkeypatch.setattr(module, "SMALL_BYTES", 3000)
     monkeypatch.setattr(intake, "MOST_UNREAD", 16)
     really = toy.engine.pool.submit
 
@@ -43,7 +44,8 @@ def test_many_large_files_behind_one_that_is_not_finished_starve_no_small_one(to
 
 def test_while_nothing_can_be_read_the_inbox_keeps_its_files(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "MOST_UNREAD", 16)
-    monkeypatch.setattr(intake, "TOGETHER", 8)
+    for module in (intake, verdicts):
+        monkeypatch.setattr(module, "TOGETHER", 8)
     really = toy.engine.pool.submit
 
     def submit(body: dict[str, Any], size: int, done: Callable[[dict[str, Any]], None]) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from toy import Toy, chat_of
 
-from daemon import intake, runner
+from daemon import freezing, intake, runner
 from daemon.notify import Notifier
 from daemon.report import live_facts
 from daemon.service import HOLD_SECONDS, Service
-from guard import durable
-from guard.durable import copy_verified
+from guard import copies, durable
+from guard.copies import copy_verified
 from guard.errors import EnvironmentFault, HeirloomError
 from guard.store import intake as acts
 from guard.store import views
@@ -243,7 +243,10 @@ def test_a_copy_cut_off_by_the_machine_is_never_taken_for_the_file(
     def io_error(*_arguments: object) -> str:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(durable, "sha256_file" if step == "hash" else "_fsync", io_error)
+    if step == "hash":
+        monkeypatch.setattr(copies, "sha256_file", io_error)
+    else:
+        monkeypatch.setattr(durable, "_fsync", io_error)
     with pytest.raises(OSError, match="Input/output"):
         copy_verified(source, scratch / "copy")
     assert not (scratch / "copy").exists()
@@ -300,7 +303,7 @@ def test_a_job_held_by_the_machine_is_not_forgotten_by_the_next_life(toy: Toy, m
     toy.keeper.ledger._db.execute("UPDATE meta SET value = '0' WHERE key = 'paused'")
     toy.make_base()
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "write_known", full)
+        patch.setattr(freezing, "write_known", full)
         toy.drop("a.jsonl", chat_of(30))
         rounds(toy, 20)
     assert toy.jobs()[-1][2] == "held"

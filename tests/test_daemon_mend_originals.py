@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from homes import copy_home
 from toy import Toy, chat_of
 
 from daemon.cli.files import register_lines
@@ -18,7 +19,7 @@ from guard import failpoints
 from guard.clock import ManualClock
 from guard.durable import sha256_bytes
 from guard.failpoints import Crash
-from guard.store.admission import Decision
+from guard.store.decision import Decision
 from guard.store.rebuild import rebuild
 from guard.store.verify import verify
 from trainer.dataset import open_dataset
@@ -38,7 +39,7 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def toy(template: Path, scratch: Path) -> Iterator[Toy]:
-    shutil.copytree(template, scratch / "home", symlinks=True)
+    copy_home(template, scratch / "home")
     toy = Toy(scratch / "home")
     yield toy
     toy.die()

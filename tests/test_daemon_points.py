@@ -22,7 +22,7 @@ from guard.clock import ManualClock
 from guard.errors import CheckFailed
 from guard.failpoints import POINTS, Crash
 from guard.home import Home
-from guard.store import ledger as ledger_module
+from guard.store import ledger_file
 from guard.store.create import create_home
 from guard.store.jobs import add_job
 from guard.store.ledger import Ledger
@@ -277,8 +277,8 @@ def migration(point: str, begin_from: Template, root: Path) -> None:
     sequence = scene.keeper.ledger.sequence()
     scene.die()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger_module, "STEPS", (*STEPS, "CREATE TABLE one (id INTEGER)", "CREATE TABLE two (id INTEGER)"))
-        patch.setattr(ledger_module, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
+        patch.setattr(ledger_file, "STEPS", (*STEPS, "CREATE TABLE one (id INTEGER)", "CREATE TABLE two (id INTEGER)"))
+        patch.setattr(ledger_file, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
         failpoints.arm(point, "crash")
         with pytest.raises(Crash):
             Ledger(scene.home.ledger, clock=ManualClock())

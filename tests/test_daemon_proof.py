@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from homes import read_sidecar
+from homes import copy_home, read_sidecar
 from toy import Toy, chat_of
 
 from guard.durable import sha256_file, write_json
@@ -37,7 +36,7 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def toy(template: Path, scratch: Path) -> Iterator[Toy]:
-    subprocess.run(["cp", "-a", "--", template, scratch / "home"], check=True)
+    copy_home(template, scratch / "home")
     toy = Toy(scratch / "home", backup__auto=False)
     yield toy
     toy.die()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from homes import known_fingerprints, read_sidecar
+from homes import copy_home, known_fingerprints, no_syncing, read_sidecar
 from toy import Toy, chat_of, text_of
 
 from daemon.control import ControlServer
 from daemon.control import ask as ask_socket
 from daemon.operations import begin, perform
 from daemon.story import tell_story
-from guard import durable, failpoints
+from guard import failpoints
 from guard.durable import remove_tree, sha256_file
 from guard.errors import CheckFailed, Damage, NotFound, Protected, UsageError
 from guard.failpoints import Crash
@@ -34,7 +33,7 @@ NEW = "policy_without_b"
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+    no_syncing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def toy(template: Path, scratch: Path) -> Iterator[Toy]:
-    subprocess.run(["cp", "-a", "--", template, scratch / "home"], check=True)
+    copy_home(template, scratch / "home")
     toy = Toy(scratch / "home", backup__auto=False)
     yield toy
     failpoints.disarm()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from homes import copy_home
 from toy import Toy, chat_of, text_of
 
 from daemon.children import TorchServer
@@ -33,7 +34,7 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def toy(template: Path, scratch: Path) -> Iterator[Toy]:
-    shutil.copytree(template, scratch / "home", symlinks=True)
+    copy_home(template, scratch / "home")
     toy = Toy(scratch / "home")
     yield toy
     toy.die()

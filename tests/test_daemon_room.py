@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from homes import copy_home
 from toy import Toy, chat_of
 
 from daemon import costs, engine
@@ -32,7 +32,7 @@ def begin(template: Path, scratch: Path) -> Iterator[Callable[..., Toy]]:
 
     def start(**settings: object) -> Toy:
         root = scratch / f"home{len(lives)}"
-        subprocess.run(["cp", "-a", "--", template, root], check=True)
+        copy_home(template, root)
         lives.append(Toy(root, **settings))
         return lives[-1]
 

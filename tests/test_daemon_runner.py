@@ -12,23 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner_help import (  # noqa: F401 - fixtures
-    Deaths,
-    _begin,
-    _no_syncing,
-    _template,
-    _toy,
-    ask,
-    last_job,
-    learnt_of,
-    run_until,
-    state,
-    tip,
-    trainable_rows,
-)
+from runner_help import Deaths, ask, last_job, learnt_of, run_until, state, tip, trainable_rows
 from toy import Toy, chat_of, text_of
+from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
-from daemon import runner
+from daemon import freezing, runner
 from guard.store.jobs import find_job
 from guard.store.versions import ancestors, find_version
 
@@ -216,7 +204,7 @@ def test_a_full_disk_while_the_job_is_begun_holds_it(toy: Toy, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "write_known", full)
+        patch.setattr(freezing, "write_known", full)
         toy.drop("a.jsonl", chat_of(30))
         for _ in range(20):
             toy.step()

@@ -5,19 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from runner_help import (  # noqa: F401 - fixtures
-    Deaths,
-    _begin,
-    _no_syncing,
-    _template,
-    _toy,
-    ask,
-    last_job,
-    run_until,
-    state,
-    tip,
-)
+from runner_help import Deaths, ask, last_job, run_until, state, tip
 from toy import Toy, chat_of
+from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
 from guard.errors import CheckFailed, NotFound, UsageError
 from guard.store.jobs import find_job

@@ -7,20 +7,9 @@ import os
 from collections.abc import Callable
 
 import pytest
-from runner_help import (  # noqa: F401 - fixtures
-    _begin,
-    _no_syncing,
-    _template,
-    _toy,
-    ask,
-    last_job,
-    learnt_of,
-    run_until,
-    state,
-    tip,
-    trainable_rows,
-)
+from runner_help import ask, last_job, learnt_of, run_until, state, tip, trainable_rows
 from toy import Toy, chat_of
+from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
 from daemon import publish
 from daemon.report import compose

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +9,26 @@ from typing import Any
 
 import orjson
 import pytest
-from homes import add_job_row, add_original, add_version, keeper_of, known_fingerprints, make_home, read_sidecar, set_tip
+from homes import (
+    add_job_row,
+    add_original,
+    add_version,
+    copy_home,
+    keeper_of,
+    known_fingerprints,
+    make_home,
+    no_syncing,
+    read_sidecar,
+    set_tip,
+)
 
 from guard import durable
 from guard.checks.identify import identify
 from guard.durable import sha256_file
 from guard.errors import Damage
 from guard.heldout import is_held_out
-from guard.store.admission import Decision, decide, finish_admission
+from guard.store.admission import finish_admission
+from guard.store.decision import Decision, decide
 from guard.store.intake import claim, drop_folder
 from guard.store.jobs import find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
@@ -39,8 +50,8 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def keeper(template: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
-    subprocess.run(["cp", "-a", "--", template, scratch / "home"], check=True)
+    no_syncing(monkeypatch)
+    copy_home(template, scratch / "home")
     opened = keeper_of(scratch / "home")
     yield opened
     opened.ledger.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import remove_sealed
 
-from guard import durable
+from guard import copies, durable
 from guard.errors import Damage
 
 
@@ -212,7 +212,7 @@ def test_a_link_is_switched_in_one_step(folder: Path, monkeypatch: pytest.Monkey
 
 def test_a_copy_is_read_back_and_its_hash_returned(folder: Path) -> None:
     (folder / "a").write_bytes(b"bytes" * 1000)
-    digest = durable.copy_verified(folder / "a", folder / "b")
+    digest = copies.copy_verified(folder / "a", folder / "b")
     assert digest == durable.sha256_file(folder / "b") == durable.sha256_bytes(b"bytes" * 1000)
 
 
@@ -220,7 +220,7 @@ def test_a_source_that_is_not_what_it_was_leaves_the_older_copy(folder: Path) ->
     (folder / "a").write_bytes(b"rotten")
     (folder / "b").write_bytes(b"good")
     with pytest.raises(Damage) as caught:
-        durable.copy_verified(folder / "a", folder / "b", durable.sha256_bytes(b"good"))
+        copies.copy_verified(folder / "a", folder / "b", durable.sha256_bytes(b"good"))
     assert caught.value.subject == str(folder / "a")
     assert (folder / "b").read_bytes() == b"good" and names(folder) == ["a", "b"]
 
@@ -238,16 +238,16 @@ def test_a_copy_that_does_not_read_back_never_takes_its_name(
         assert Path(path).read_bytes() == b"bytes"
         return really(folder / "a")[::-1]
 
-    monkeypatch.setattr(durable, "sha256_file", bad_disk)
+    monkeypatch.setattr(copies, "sha256_file", bad_disk)
     with pytest.raises(failure):
-        durable.copy_verified(folder / "a", folder / "b")
+        copies.copy_verified(folder / "a", folder / "b")
     assert names(folder) == ["a"]
 
 
 def test_symbolic_links_are_never_followed_when_reading(folder: Path) -> None:
     (folder / "secret").write_text("x")
     (folder / "link").symlink_to("secret")
-    for act in (lambda: durable.sha256_file(folder / "link"), lambda: durable.copy_verified(folder / "link", folder / "b")):
+    for act in (lambda: durable.sha256_file(folder / "link"), lambda: copies.copy_verified(folder / "link", folder / "b")):
         with pytest.raises(OSError) as caught:
             act()
         assert caught.value.errno == errno.ELOOP
@@ -256,14 +256,14 @@ def test_symbolic_links_are_never_followed_when_reading(folder: Path) -> None:
 
 def test_a_second_name_or_else_a_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "a").write_text("x")
-    durable.link_or_copy(folder / "a", folder / "b")
+    copies.link_or_copy(folder / "a", folder / "b")
     assert (folder / "a").stat().st_ino == (folder / "b").stat().st_ino
 
     def no_links(*_arguments: object, **_more: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", no_links)
-    durable.link_or_copy(folder / "a", folder / "c")
+    copies.link_or_copy(folder / "a", folder / "c")
     assert (folder / "c").read_text() == "x" and (folder / "c").stat().st_ino != (folder / "a").stat().st_ino
 
 

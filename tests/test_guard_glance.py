@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from homes import copy_home, no_syncing, settings_from_outside
 from toy import SETTINGS, Toy, chat_of
 
 from daemon.cli.main import main
@@ -25,9 +25,8 @@ from guard.store.verify import verify
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
-    for key, value in SETTINGS.items():
-        monkeypatch.setenv(f"HEIRLOOM_{key.replace('.', '__').upper()}", str(value))
+    no_syncing(monkeypatch)
+    settings_from_outside(monkeypatch, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def toy(template: Path, scratch: Path) -> Iterator[Toy]:
-    shutil.copytree(template, scratch / "home", symlinks=True)
+    copy_home(template, scratch / "home")
     toy = Toy(scratch / "home")
     run_backup(toy.keeper)  # a vault of this very place
     yield toy

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from homes import copy_home, no_syncing, settings_from_outside
 from toy import SETTINGS, Toy, chat_of
 
-from daemon.cli.care import rebuild_lines, vault_lines
+from daemon.cli.backup import vault_lines
+from daemon.cli.doctor import rebuild_lines
 from daemon.doctor import examine
 from daemon.mending import rebuild_home
 from daemon.operations import perform
@@ -27,9 +29,8 @@ from guard.store.verify import verify
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
-    for key, value in SETTINGS.items():
-        monkeypatch.setenv(f"HEIRLOOM_{key.replace('.', '__').upper()}", str(value))
+    no_syncing(monkeypatch)
+    settings_from_outside(monkeypatch, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def home(template: Path, scratch: Path) -> Iterator[Home]:
-    shutil.copytree(template, scratch / "home", symlinks=True)
+    copy_home(template, scratch / "home")
     yield Home(scratch / "home")
     failpoints.disarm()
 

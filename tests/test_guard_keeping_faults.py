@@ -15,11 +15,11 @@ from homes import add_version, clone, keeper_of, make_home, places_of
 from guard import durable, failpoints
 from guard.errors import CheckFailed, EnvironmentFault
 from guard.failpoints import Crash
-from guard.store import ledger as ledger_module
 from guard.store import views
 from guard.store.archive import archive
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
+from guard.store.ledger_file import translate
 from guard.store.purge import purge
 from guard.store.rebuild import rebuild
 from guard.store.recovery import recover
@@ -76,7 +76,7 @@ def full_ledger(monkeypatch: pytest.MonkeyPatch) -> Full:
             nonlocal count
             count += sql == "COMMIT"
             if sql == "COMMIT" and first <= count <= last:
-                raise ledger_module._translate(sqlite3.OperationalError("database or disk is full"), self.path)
+                raise translate(sqlite3.OperationalError("database or disk is full"), self.path)
             return run(self, sql, values)
 
         with monkeypatch.context() as patch:

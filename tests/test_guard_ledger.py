@@ -11,7 +11,7 @@ import pytest
 
 from guard.clock import ManualClock
 from guard.errors import Damage, EnvironmentFault
-from guard.store import ledger as module
+from guard.store import ledger_file as module
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.ledger import Ledger
 from guard.store.schema import SCHEMA_VERSION, STEPS

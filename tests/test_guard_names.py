@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.errors import UsageError
-from guard.names import index_name, parse_version_number, safe_name, slugify, split_output, version_name
+from guard.names import first_free, index_name, parse_version_number, safe_name, slugify, split_output, version_name
 
 
 def test_versions_sort_as_integers() -> None:
@@ -72,3 +72,21 @@ def test_every_name_becomes_text_of_at_most_180_bytes_in_one_folder(raw: bytes) 
 def test_long_names_stay_different_and_keep_their_suffix() -> None:
     one, two = safe_name("é" * 120 + "1.jsonl"), safe_name("é" * 120 + "2.jsonl")
     assert one != two and one.endswith("1.jsonl") and two.endswith("2.jsonl")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 1000, 100_000])
+def test_the_first_free_number_is_found_with_few_looks(count: int) -> None:
+    looks: list[int] = []
+
+    def taken(number: int) -> bool:
+        looks.append(number)
+        return number <= count
+
+    assert first_free(taken) == count + 1
+    assert len(looks) <= 2 * (count + 1).bit_length()
+
+
+@given(st.sets(st.integers(1, 60)))
+def test_a_free_number_follows_a_taken_one_whatever_was_freed_again(taken: set[int]) -> None:
+    free = first_free(taken.__contains__)
+    assert free not in taken and (free == 1 or free - 1 in taken)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import add_version, keeper_of, small_family
+from homes import add_version, copy_home, keeper_of, no_syncing, small_family
 
-from guard import durable
 from guard.durable import remove_tree
 from guard.errors import NotFound
 from guard.store.keeper import Keeper
@@ -38,8 +36,8 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def keeper(template: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
-    subprocess.run(["cp", "-a", "--", template, scratch / "home"], check=True)
+    no_syncing(monkeypatch)
+    copy_home(template, scratch / "home")
     opened = keeper_of(scratch / "home")
     yield opened
     opened.ledger.close()

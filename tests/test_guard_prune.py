@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from homes import copy_home
 from toy import Toy
 
 from daemon.cli.data import prune_lines
@@ -35,7 +35,7 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def toy(template: Path, scratch: Path) -> Iterator[Toy]:
-    shutil.copytree(template, scratch / "home", symlinks=True)
+    copy_home(template, scratch / "home")
     toy = Toy(scratch / "home")
     yield toy
     failpoints.disarm()

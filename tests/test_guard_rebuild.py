@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from homes import known_fingerprints
+from homes import copy_home, known_fingerprints, no_syncing, settings_from_outside
 from toy import SETTINGS, Toy, chat_of, text_of
 
 from daemon.mending import rebuild_home
@@ -32,9 +32,8 @@ ROUNDS = [name for name in POINTS if name.startswith("rebuild.")]
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
-    for key, value in SETTINGS.items():
-        monkeypatch.setenv(f"HEIRLOOM_{key.replace('.', '__').upper()}", str(value))
+    no_syncing(monkeypatch)
+    settings_from_outside(monkeypatch, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def facts(keeper: Keeper) -> dict[str, Any]:
 
 @pytest.fixture
 def home(template: Path, scratch: Path) -> Iterator[Home]:
-    shutil.copytree(template, scratch / "home", symlinks=True)
+    copy_home(template, scratch / "home")
     yield Home(scratch / "home")
 
 
@@ -213,7 +212,7 @@ def test_both_lost_the_ledger_and_the_folder_of_a_version_the_lineage_still_know
 
 def test_what_was_under_way_begins_again_and_nothing_dropped_is_lost(template: Path, scratch: Path) -> None:
     """The ledger is lost while a drop is claimed, one is queued and one trains."""
-    shutil.copytree(template, scratch / "home", symlinks=True)
+    copy_home(template, scratch / "home")
     toy = Toy(scratch / "home")
     toy.drop("d.jsonl", chat_of(50, seed=11))
     toy.drop("e.jsonl", chat_of(50, seed=12))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from homes import add_job_row, add_original, add_version, keeper_of, small_family
+from homes import add_job_row, add_original, add_version, copy_home, keeper_of, no_syncing, small_family
 from tinydb import Query
 
 from guard import durable, failpoints
@@ -31,8 +30,8 @@ def template(shared_scratch: Path) -> Path:
 
 @pytest.fixture
 def keeper(template: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
-    subprocess.run(["cp", "-a", "--", template, scratch / "home"], check=True)
+    no_syncing(monkeypatch)
+    copy_home(template, scratch / "home")
     opened = keeper_of(scratch / "home")
     yield opened
     opened.ledger.close()

@@ -71,7 +71,7 @@ def test_finished_files_are_made_in_one_place_only() -> None:
 
 
 def test_time_is_passed_in_where_decisions_are_made() -> None:
-    daemon = [ROOT / "daemon" / f"{name}.py" for name in ("settle", "intake", "runner", "engine")]
+    daemon = [ROOT / "daemon" / f"{name}.py" for name in ("settle", "intake", "verdicts", "runner", "freezing", "engine")]
     for path in [*sources("guard"), *daemon]:
         if path.name == "clock.py":
             continue

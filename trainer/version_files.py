@@ -18,7 +18,8 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from guard.durable import copy_verified, fsync_tree, make_dir, sha256_file, write_json, write_text
+from guard.copies import copy_verified
+from guard.durable import fsync_tree, make_dir, sha256_file, write_json, write_text
 from guard.errors import CheckFailed, Damage, NotFound
 from trainer.hf_tokenizer import write_hf_tokenizer
 from trainer.model import Decoder

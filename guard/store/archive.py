@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guard.durable import sync_parents
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, Protected, is_environment
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.seal import erase_sealed, require_openable
 from guard.steps import Steps, drain
 from guard.store.findings import Findings

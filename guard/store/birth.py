@@ -21,12 +21,12 @@ from guard.durable import (
     remove_tree,
     rename_new,
     sha256_file,
-    sync_parents,
     write_json,
     write_text,
 )
 from guard.errors import Damage
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.seal import open_shelf, seal_folder
 from guard.steps import Steps, drain
 from guard.store.jobs import Job, find_job, set_job

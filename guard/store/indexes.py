@@ -13,9 +13,10 @@ from typing import Any
 
 import orjson
 
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, replace_link, seal_tree, sync_parents, write_text
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, replace_link, seal_tree, write_text
 from guard.errors import Damage
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.names import index_name, parse_version_number, safe_name
 from guard.store.birth import hash_folder
 from guard.store.jobs import find_job, set_job

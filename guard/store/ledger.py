@@ -4,7 +4,8 @@ WAL and synchronous=FULL: a committed transaction survives a power cut. Every ch
 with its event, in one transaction, and every event carries the hash of the one before it, so that a changed or
 missing event is found. After a commit the new events are appended to the export (`event_export.py`), and every table
 carries a digest of its rows (`row_digests.py`). Tables are described in `schema.py`; who may write is decided by
-`guard/lock.py`. Not here: what the rows mean (`files.py`, `jobs.py`, `versions.py`, `drops.py`).
+`guard/lock.py`. Not here: opening, migrating and copying the file (`ledger_file.py`), and what the rows mean (`files.py`,
+`jobs.py`, `versions.py`, `intake.py`).
 """
 
 from __future__ import annotations
@@ -16,21 +17,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from guard.clock import SYSTEM_CLOCK, Clock
-from guard.durable import fsync_dir, rename_new, sync_parents
-from guard.errors import Damage, EnvironmentFault
+from guard.errors import Damage
 from guard.failpoints import point
 from guard.home import boot_id
 from guard.store.closed_mark import clear_mark, is_marked, mark_problem, write_mark
 from guard.store.event_export import EVENT_KEYS, GENESIS, EventExport, event_hash
+from guard.store.ledger_file import REBUILD, bring_up_to_date, connect, copy_database, translate
+from guard.store.ledger_text import clean_text, payload_text, text_only
 from guard.store.row_digests import RowDigests, changed_tables
-from guard.store.schema import SCHEMA_VERSION, STEPS
 
 __all__ = ["GENESIS", "Ledger", "event_hash"]
-
-_REBUILD = "heirloom doctor --rebuild makes it again from the export, the versions and the stored files"
 
 
 class Ledger:
@@ -45,12 +42,12 @@ class Ledger:
         self._marked = True
         self._new_events: list[dict[str, Any]] = []
         if not path.exists():
-            raise Damage(f"{path} is missing", subject=str(path), hint=_REBUILD)
+            raise Damage(f"{path} is missing", subject=str(path), hint=REBUILD)
         try:
-            self._db = self._connect()
+            self._db = connect(path, read_only=read_only)
             self._take_up()
         except sqlite3.DatabaseError as error:
-            raise _translate(error, path) from error
+            raise translate(error, path) from error
 
     def _take_up(self) -> None:
         """Check what was opened; a ledger that is refused is not left open."""
@@ -59,7 +56,7 @@ class Ledger:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
-            self._check_schema()
+            bring_up_to_date(self._db, self.path, read_only=self.read_only)
             if not self.read_only:
                 self._open_for_writing()
         except BaseException:
@@ -75,7 +72,7 @@ class Ledger:
             newest = self.sequence()
             raise Damage(f"{self.path} ends with event {newest} and the export knows event {found}" if newest < found else
                          f"{self.path} and the export tell two different stories of event {found}",
-                         subject=str(self.path), hint=f"it is an old copy, or was changed; {_REBUILD}")  # fmt: skip
+                         subject=str(self.path), hint=f"it is an old copy, or was changed; {REBUILD}")  # fmt: skip
         self._digests = RowDigests(self._db)
         if not self._digests.known:
             clear_mark(self.path)
@@ -91,47 +88,6 @@ class Ledger:
             self.export_problem = ""
         except OSError as error:
             self.export_problem = f"the event export lags behind: {error}"
-
-    def _connect(self) -> sqlite3.Connection:
-        mode = "ro" if self.read_only else "rw"
-        quoted = str(self.path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-        connection = sqlite3.connect(f"file:{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=10.0)
-        connection.row_factory = sqlite3.Row
-        return connection
-
-    def _check_schema(self) -> None:
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if found > SCHEMA_VERSION:
-            raise Damage(f"{self.path} has schema {found}; this Heirloom knows up to {SCHEMA_VERSION}",
-                         subject=str(self.path), hint="upgrade Heirloom; nothing was changed")  # fmt: skip
-        if found < SCHEMA_VERSION and not self.read_only:
-            self._migrate(found)
-
-    def _migrate(self, found: int) -> None:
-        """Run the missing steps, one transaction each, after a checked copy of what was there."""
-        if found:
-            self._copy_aside(found)
-        clear_mark(self.path)
-        point("migrate.copied")
-        for number in range(found, SCHEMA_VERSION):
-            self._db.executescript(f"BEGIN IMMEDIATE;{STEPS[number]};PRAGMA user_version={number + 1};COMMIT;")
-            point("migrate.stepped")
-        if found:
-            # Rows have another shape now; what they held was checked by nobody but the copy before it.
-            self._db.execute("DELETE FROM meta WHERE key >= 'digest:' AND key < 'digest;'")
-        fsync_dir(self.path.parent)
-        point("migrate.recorded")
-
-    def _copy_aside(self, found: int) -> None:
-        target = self.path.with_name(f"{self.path.name}.schema{found}")
-        if target.exists():
-            sync_parents(target)
-            return
-        staged = target.with_name(f"{target.name}.tmp")
-        staged.unlink(missing_ok=True)
-        self.copy_to(staged)
-        point("migrate.staged")
-        rename_new(staged, target)
 
     @classmethod
     def create(cls, path: Path, *, clock: Clock = SYSTEM_CLOCK, actor: str = "cli") -> Ledger:
@@ -155,30 +111,16 @@ class Ledger:
 
         Raises Damage, or EnvironmentFault when there is no room; what then lies at `target` is not to be believed.
         """
-        try:
-            with contextlib.closing(sqlite3.connect(target)) as copy:
-                self._db.backup(copy)
-                copy.execute("PRAGMA journal_mode=DELETE")
-                verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise _translate(error, target) from error
-        if verdict != "ok":
-            raise Damage(f"the ledger copy {target} fails its check: {verdict}", subject=str(target))
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        fsync_dir(target.parent)
+        copy_database(self._db, target)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         """Every row of a query. Raises Damage or EnvironmentFault."""
         try:
-            return self._db.execute(sql, _text_only(values)).fetchall()
+            return self._db.execute(sql, text_only(values)).fetchall()
         except sqlite3.DatabaseError as error:
-            raise _translate(error, self.path) from error
+            raise translate(error, self.path) from error
 
     def row(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Row | None:
         """The first row of a query, or None."""
@@ -209,7 +151,7 @@ class Ledger:
             with self.snapshot():
                 return changed_tables(self._db)
         except sqlite3.DatabaseError as error:
-            raise _translate(error, self.path) from error
+            raise translate(error, self.path) from error
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -251,7 +193,7 @@ class Ledger:
             try:
                 self._digests.write()
             except sqlite3.DatabaseError as error:
-                raise _translate(error, self.path) from error
+                raise translate(error, self.path) from error
             self.run("COMMIT")
             self._export_new()
         except BaseException:
@@ -278,7 +220,7 @@ class Ledger:
         try:
             self._digests.follow()
         except sqlite3.DatabaseError as error:
-            raise _translate(error, self.path) from error
+            raise translate(error, self.path) from error
 
     def _export_new(self) -> None:
         """Tell the export what was just committed. The commit stands, whatever becomes of it."""
@@ -298,9 +240,9 @@ class Ledger:
         """One changing statement; returns the id of an inserted row."""
         assert self._depth or sql == "BEGIN IMMEDIATE", "changes need a transaction"
         try:
-            return self._db.execute(sql, _text_only(values)).lastrowid or 0
+            return self._db.execute(sql, text_only(values)).lastrowid or 0
         except sqlite3.DatabaseError as error:
-            raise _translate(error, self.path) from error
+            raise translate(error, self.path) from error
 
     def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         """One changing statement for many rows."""
@@ -308,7 +250,7 @@ class Ledger:
         try:
             self._db.executemany(sql, rows)
         except sqlite3.DatabaseError as error:
-            raise _translate(error, self.path) from error
+            raise translate(error, self.path) from error
 
     def set_meta(self, key: str, value: str) -> None:
         self.run("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))
@@ -318,8 +260,8 @@ class Ledger:
         last = self.row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
         previous = last["hash"] if last else GENESIS
         sequence = (last["seq"] if last else 0) + 1
-        body = _payload(payload)
-        fields = [sequence, self.clock.utc(), boot_id(), self.actor, verb, _clean(subject), body]
+        body = payload_text(payload)
+        fields = [sequence, self.clock.utc(), boot_id(), self.actor, verb, clean_text(subject), body]
         whole = (*fields, previous, event_hash(previous, fields))
         self.run("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", whole)
         self._new_events.append(dict(zip(EVENT_KEYS, whole, strict=True)))
@@ -346,41 +288,3 @@ class Ledger:
         if newest and int(newest) >= expected:
             problems.append(f"events {expected} to {newest} are missing")
         return problems
-
-
-def _clean(text: str) -> str:
-    """Names with bytes that are not UTF-8 are shown escaped: SQLite and JSON hold only real text."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a character, from somebody's JSON
-        return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _payload(payload: dict[str, object]) -> str:
-    """JSON of an event's payload. orjson refuses what is no text, and only then every text in it is cleaned."""
-    try:
-        return orjson.dumps(payload, option=orjson.OPT_SORT_KEYS, default=str).decode()
-    except TypeError:
-        return orjson.dumps(_text_only(payload), option=orjson.OPT_SORT_KEYS, default=str).decode()
-
-
-def _text_only(value: Any) -> Any:
-    """The value with every text in it cleaned: a message that names an odd file must not stop what it tells of."""
-    if isinstance(value, str):
-        return value if value.isascii() else _clean(value)
-    if isinstance(value, list | tuple):
-        return [_text_only(item) for item in value]
-    return {key: _text_only(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _translate(error: sqlite3.DatabaseError, path: Path) -> Exception:
-    text = str(error)
-    if isinstance(error, sqlite3.OperationalError) and any(
-        word in text for word in ("disk is full", "locked", "disk I/O", "unable to open", "readonly")
-    ):
-        return EnvironmentFault(f"the ledger cannot be used now: {text}", subject=str(path), cause=error,
-                                hint="free space on its disk, then try again; nothing was lost")  # fmt: skip
-    if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
-        return error
-    return Damage(f"the ledger is damaged: {text}", subject=str(path), cause=error,
-                  hint=_REBUILD)  # fmt: skip

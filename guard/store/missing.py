@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from guard.durable import copy_verified, make_dir, remove_tree, rename_new, seal_tree, sha256_file
+from guard.copies import copy_verified
+from guard.durable import make_dir, remove_tree, rename_new, seal_tree, sha256_file
 from guard.home import Home
 from guard.store.copying import listing
 

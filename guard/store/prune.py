@@ -12,9 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from guard.durable import remove_tree, rename_new, sync_parents
+from guard.durable import remove_tree, rename_new
 from guard.errors import NotFound, Protected
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.names import index_name, parse_version_number
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper

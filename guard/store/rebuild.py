@@ -27,7 +27,8 @@ from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 from guard.store.marks import noted_mark
 from guard.store.rebuild_facts import elders, found_files, found_indexes, found_versions, read_trail, rows_of
-from guard.store.rebuild_rows import Marks, Remains, write_rows
+from guard.store.rebuild_remains import Marks, Remains
+from guard.store.rebuild_rows import write_rows
 from guard.store.rebuild_story import tell
 from guard.store.versions import high_water
 from guard.store.views import refresh

@@ -21,19 +21,22 @@ from guard.failpoints import point
 from guard.names import index_name
 from guard.seal import IMMUTABLE, is_immutable, open_shelf, seal_folder, shut_shelf
 from guard.store import views
-from guard.store.admission import Decision, finish_admission
+from guard.store.admission import finish_admission
 from guard.store.archive import finish_archives
 from guard.store.birth import finish_birth, set_birth_aside
+from guard.store.decision import Decision
 from guard.store.files import open_drops
 from guard.store.indexes import active_index, finish_index, index_high_water, link_documents
-from guard.store.intake import REREAD, give_back, is_itself, resume_claim, take_back
+from guard.store.intake import resume_claim
 from guard.store.intents import open_intents
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.marks import noted_mark
+from guard.store.placing import REREAD, is_itself, take_back
 from guard.store.prune import finish_prunes
 from guard.store.purge import finish_purges
 from guard.store.restore import finish_restores
+from guard.store.returning import give_back
 from guard.store.rollback import finish_rollbacks
 from guard.store.trash import finish_deletes
 from guard.store.versions import high_water

@@ -15,9 +15,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from guard.durable import fsync_dir, remove_tree, rename_new, sync_parents
+from guard.durable import fsync_dir, remove_tree, rename_new
 from guard.errors import CheckFailed, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.seal import loosen, open_shelf, open_top, require_openable, seal_folder
 from guard.steps import Steps, drain
 from guard.store.archive import finish_archives

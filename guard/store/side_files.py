@@ -2,7 +2,7 @@
 
 A side file (`<name>.meta.yaml`) is taken before its drop, so that a drop is never taken without it, and under the same
 intent: the drop's options name where it came from. User bytes are never deleted: what cannot go on is put back.
-Not here: what a side file says (`guard/checks/side.py`), or the drop's own bytes (`intake.py`).
+Not here: what a side file says (`guard/checks/side.py`), or the drop's own bytes (`intake.py`, `placing.py`, `returning.py`).
 
 In a drop's folder it is called `side.yaml`, beside a stored original `meta.yaml`.
 """
@@ -16,9 +16,12 @@ from pathlib import Path
 
 import orjson
 
-from guard.durable import copy_verified, make_dir, rename_new, sha256_file, sync_parents
+from guard.copies import copy_verified
+from guard.durable import make_dir, rename_new, sha256_file
 from guard.errors import is_environment
 from guard.failpoints import point
+from guard.folders import sync_parents
+from guard.names import first_free
 from guard.store.keeper import Keeper
 
 __all__ = ["SIDE", "STORED_SIDE", "put_back", "return_beside", "side_source", "store_beside", "take_side"]
@@ -61,14 +64,18 @@ def put_back(source: Path | None, folder: Path, rejected: Path) -> None:
         return
     if os.path.lexists(source) or not source.parent.is_dir():
         make_dir(rejected)
-        number, target = 1, rejected / source.name
-        while os.path.lexists(target):
-            number += 1
-            target = rejected / f"{number} {source.name}"
+        target = _free(rejected, source.name)
     else:
         target = source
     rename_new(kept, target)
     point("verdict.sided")
+
+
+def _free(folder: Path, name: str) -> Path:
+    def numbered(number: int) -> Path:
+        return folder / (name if number == 1 else f"{number} {name}")
+
+    return numbered(first_free(lambda number: os.path.lexists(numbered(number))))
 
 
 def return_beside(source: Path | None, folder: Path, target: Path, move_out: Callable[[Path, Path], None]) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 import orjson
 
 from guard.checks.deletion import DeletionFacts, judge_deletion
-from guard.durable import rename_new, sync_parents
+from guard.durable import rename_new
 from guard.errors import Busy, Damage, EnvironmentFault, HeirloomError, NotFound, is_environment
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.seal import close_top, open_shelf, open_top, require_openable
 from guard.store.intents import clear_intent, open_intents, put_intent
 from guard.store.keeper import Keeper

@@ -24,12 +24,12 @@ from guard.durable import (
     remove_tree,
     sha256_bytes,
     sha256_file,
-    sync_parents,
     write_bytes,
     write_text,
 )
 from guard.errors import Damage
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.steps import drain
 from guard.store.copying import Incoming, folder_digest, listing, seal_quietly
 from guard.store.files import get_file, original_hashes

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from guard.clock import SYSTEM_CLOCK, Clock
-from guard.durable import copy_verified, make_dir, seal_tree, sha256_file, write_text
+from guard.copies import copy_verified
+from guard.durable import make_dir, seal_tree, sha256_file, write_text
 from guard.errors import CheckFailed, Damage, EnvironmentFault
 from guard.failpoints import point
 from guard.home import Home

@@ -11,9 +11,10 @@ import re
 from collections.abc import Generator
 from pathlib import Path
 
-from guard.durable import fsync_dir, rename_new, sync_parents
+from guard.durable import fsync_dir, rename_new
 from guard.errors import Damage
 from guard.failpoints import point
+from guard.folders import sync_parents
 from guard.store.copying import set_aside
 from guard.store.sums import Problem, hash_steps
 from guard.store.vault_run import BackupRun, Steps, named

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from guard.durable import sha256_file, sync_parents
+from guard.durable import sha256_file
 from guard.errors import Damage, HeirloomError
+from guard.folders import sync_parents
 from guard.frames import FrameHeader, read_header
 from guard.store.copying import Incoming, seal_quietly
 from guard.store.intents import clear_intent

@@ -1,6 +1,6 @@
-"""`heirloom verify`, `backup`, `doctor`: is everything still what it was, and is it safe.
+"""`heirloom backup`: the vault brought up to date, looked at, proved by a drill, taken for ours again.
 
-Looking is done in `guard/store/verify.py`, `vault.py` and `daemon/doctor.py`; here it becomes words and exit codes.
+The acts are `guard/store/vault.py` and `daemon/drill.py`; here questions are asked and answers shown.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ import typer
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.flags import DryRun, Yes
 from daemon.cli.output import human_bytes, moment, plural, short_hash, tick, visible
-from guard.errors import CheckFailed, Damage, NotFound, UsageError
+from guard.errors import Damage
 
-__all__ = ["add_to", "backup_plan_lines", "check_rows", "parse_share", "vault_lines", "verify_lines"]
-
+__all__ = ["add_to", "backup_plan_lines", "drill_line", "size_lines", "vault_lines"]
 
 _SHOWN_NAMES = 20
 
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    app.command("verify", epilog=EPILOGUE)(verify)
     group = typer.Typer(add_completion=False, rich_markup_mode=None)
     group.callback(invoke_without_command=True, epilog=EPILOGUE)(backup)
     group.command("run", epilog=EPILOGUE)(backup_run)
@@ -32,91 +30,6 @@ def add_to(app: typer.Typer) -> None:
     group.command("drill", epilog=EPILOGUE)(backup_drill)
     group.command("adopt", epilog=EPILOGUE)(backup_adopt)
     app.add_typer(group, name="backup", epilog=EPILOGUE)
-    app.command("doctor", epilog=EPILOGUE)(doctor)
-
-
-# --- verify ------------------------------------------------------------------------------------------------------
-
-
-def verify(
-    context: typer.Context,
-    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="One version; all of them otherwise.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Versions, originals, indexes, ledger and views.")] = False,
-    backup: Annotated[bool, typer.Option("--backup", help="Read the vault instead.")] = False,
-    sample: Annotated[str | None, typer.Option("--sample", metavar="5%", help="Read only this share of the bytes.")] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Train VERSION once more and compare the bytes.")] = False,
-) -> None:
-    """Read everything again and compare it with the hashes that were recorded."""
-    from guard.store.keeper import open_reader
-    from guard.store.verify import verify as run_verify
-
-    caller: Caller = context.obj
-    if rebuild and (version is None or everything or backup):
-        raise UsageError("--rebuild makes one version again: which one?", hint="heirloom verify v003 --rebuild")
-    with open_reader(caller.home()) as keeper:
-        wanted = None if version is None else [version]
-        found = run_verify(keeper, versions=wanted, everything=everything, backup=backup, sample=parse_share(sample))
-        report = found.as_dict()
-        if rebuild and report["ok"]:
-            _remake(caller, keeper, str(version), report)
-    caller.console.emit(report)
-    caller.console.say(*verify_lines(report))
-    if not report["ok"]:
-        raise typer.Exit(Damage.exit_code)
-
-
-def _remake(caller: Caller, keeper: Any, version: str, report: dict[str, Any]) -> None:
-    """Make an intact version again; what came out different is damage, what cannot be compared is a notice."""
-    from daemon.remake import remake
-    from guard.store.findings import Finding
-
-    caller.console.progress(f"training {visible(version)} once more")
-    made = report["rebuild"] = remake(keeper, version)
-    if made["verdict"] == "different":
-        item = Finding("rebuild", made["version"], "", made["reason"])
-        report["ok"] = False
-        report["damage"].append({"what": item.what, "name": item.name, "file": "", "problem": item.problem,
-                                 "descendants": [], "remedy": item.remedy})  # fmt: skip
-
-
-def parse_share(text: str | None) -> float | None:
-    """`5%` or `0.05` as 0.05. Raises UsageError for anything that is not above 0 and at most 100 %."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
-    share = float(match.group(1)) / (100 if match.group(2) else 1) if match else 0.0
-    if not 0 < share <= 1:
-        raise UsageError(f"--sample {text!r} is not a share", hint="heirloom verify --all --sample 5%")
-    return share
-
-
-def verify_lines(report: Mapping[str, Any]) -> list[str]:
-    """The verdict, and every damage with what to do about it."""
-    checked = report["checked"]
-    what = (f"{plural(checked['versions'], 'version')}, {plural(checked['files'], 'file')},"
-            f" {human_bytes(checked['bytes'])} read")  # fmt: skip
-    if report["ok"]:
-        return [f"✅ Everything is what it was: {what}", *_remake_lines(report.get("rebuild"))]
-    lines = [f"❌ Damage found ({what})"]
-    for item in report["damage"]:
-        place = " ".join(visible(item[key]) for key in ("what", "name", "file") if item[key])
-        lines.append(f"   {place}: {visible(item['problem'])}")
-        if item["descendants"]:
-            lines.append(f"      grown from it: {', '.join(map(visible, item['descendants']))}")
-        if item["remedy"]:
-            lines.append(f"      try: {visible(item['remedy'])}")
-    return lines
-
-
-def _remake_lines(made: Mapping[str, Any] | None) -> list[str]:
-    if made is None:
-        return []
-    if made["verdict"] == "identical":
-        return [f"✅ {visible(made['version'])} was trained once more and is identical: {plural(len(made['files']), 'file')}"]
-    return [f"⚠️ {visible(made['version'])} is not comparable: {visible(made['reason'])}"]
-
-
-# --- backup ------------------------------------------------------------------------------------------------------
 
 
 def backup(context: typer.Context) -> None:
@@ -274,71 +187,3 @@ def size_lines(found: Mapping[str, Any]) -> list[str]:
 def _short_name(name: str) -> str:
     """A version by its name, an original by the start of its hash."""
     return short_hash(name) if re.fullmatch(r"[0-9a-f]{64}", name) else visible(name)
-
-
-# --- doctor ------------------------------------------------------------------------------------------------------
-
-
-def doctor(
-    context: typer.Context,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make a lost or damaged ledger, and the views, again.")] = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Is this machine and this home fit to work? Changes nothing, unless --rebuild is given."""
-    from daemon.doctor import DAMAGE, examine
-
-    caller: Caller = context.obj
-    if rebuild:
-        _rebuild(caller, dry_run=dry_run)
-        return
-    if dry_run:
-        raise UsageError("doctor changes nothing; only --rebuild has a dry run", hint="heirloom doctor --rebuild --dry-run")
-    try:
-        home = caller.home()
-    except NotFound:
-        if caller.home_given:
-            raise
-        home = None
-    checks = [check.as_dict() for check in examine(home)]
-    failed = [check["name"] for check in checks if check["ok"] is False]
-    caller.console.emit({"ok": not failed, "home": str(home.root) if home else None, "checks": checks})
-    caller.console.say(*check_rows(checks))
-    if failed:
-        raise typer.Exit(Damage.exit_code if DAMAGE & set(failed) else CheckFailed.exit_code)
-
-
-def _rebuild(caller: Caller, *, dry_run: bool) -> None:
-    from daemon.mending import rebuild_home
-
-    found = rebuild_home(caller.home(), dry_run=dry_run)
-    caller.console.emit({**found, **({"dry_run": True} if dry_run else {})})
-    caller.console.say(*rebuild_lines(found, dry_run=dry_run))
-
-
-def rebuild_lines(found: Mapping[str, Any], *, dry_run: bool) -> list[str]:
-    """What was, or would be, made again, and everything a person should know about it."""
-    if not found["problem"]:
-        words = "would be" if dry_run else "were"
-        notes = [f"   ⚠️ {visible(note)}" for note in found["notes"]]
-        return [f"✅ The ledger is sound and stays; export and views {words} made again.", *notes]
-    if dry_run and "versions" not in found:
-        return [f"Would mend: {visible(found['problem'])}", *(f"   ⚠️ {visible(note)}" for note in found["notes"])]
-    counts = ", ".join((plural(found["versions"], "version"), plural(found["files"], "file"), plural(found["jobs"], "job"),
-                        plural(found["events"], "event")))  # fmt: skip
-    lines = [f"{'Would make' if dry_run else '✅ Made'} the ledger again ({visible(found['problem'])}): {counts}"]
-    lines += [f"   {visible(line)}: {visible(tip)} is active" for line, tip in found["lines"].items()]
-    lines += [f"   ⚠️ {visible(note)}" for note in found["notes"]]
-    lines += [f"   kept aside: {visible(name)}" for name in found["moved_aside"]]
-    return lines if dry_run else [*lines, "   try: heirloom verify --all"]
-
-
-def check_rows(checks: list[dict[str, Any]]) -> list[str]:
-    """Each check with its mark, and what to type where it says no."""
-    lines: list[str] = []
-    for check in checks:
-        mark = "⚠️ " if check.get("warning") and check["ok"] else tick(check["ok"])
-        lines.append(f"{mark} {visible(check['name'])}: {visible(check['detail'])}")
-        if check["ok"] is False and check.get("remedy"):
-            lines.append(f"   try: {visible(check['remedy'])}")
-    return lines
