@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE_MODE", "append_to", "clear_temporaries", "cut_file", "fsync_dir", "fsync_file", "fsync_tree", "json_bytes",
-    "make_dir", "open_new", "publish", "remove_file", "remove_tree", "rename_new", "replace_link", "seal_tree",
+    "make_dir", "open_new", "publish", "remove_file", "remove_tree", "rename_new", "replace_link", "seal_file", "seal_tree",
     "sha256_bytes", "sha256_file", "sync_file_system", "unseal_tree", "write_bytes", "write_json", "write_text",
 ]  # fmt: skip
 
@@ -54,11 +54,12 @@ def fsync_dir(path: Path | str) -> None:
 
 @contextlib.contextmanager
 def open_new(
-    path: Path | str, mode: int = FILE_MODE, check: Callable[[Path], None] | None = None
+    path: Path | str, mode: int = FILE_MODE, check: Callable[[Path], None] | None = None, *, synced: bool = True
 ) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not.
 
-    `check` looks at the synced file before it takes its name; when it raises, `path` keeps its old bytes.
+    `check` looks at the synced file before it takes its name; when it raises, `path` keeps its old bytes. A file that is
+    not `synced` is a draft: whoever builds upon it makes it durable first.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -68,7 +69,8 @@ def open_new(
             yield handle
             handle.flush()
             os.fchmod(handle.fileno(), mode)
-            _fsync(handle.fileno())
+            if synced:
+                _fsync(handle.fileno())
         if check is not None:
             check(temporary)
         os.rename(temporary, path)
@@ -76,7 +78,8 @@ def open_new(
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    fsync_dir(path.parent)
+    if synced:
+        fsync_dir(path.parent)
 
 
 def clear_temporaries(folder: Path | str) -> list[str]:
@@ -90,9 +93,9 @@ def clear_temporaries(folder: Path | str) -> list[str]:
     return names
 
 
-def write_bytes(path: Path | str, data: bytes, mode: int = FILE_MODE) -> None:
-    """Replace `path` by `data`, durably and in one step."""
-    with open_new(path, mode) as handle:
+def write_bytes(path: Path | str, data: bytes, mode: int = FILE_MODE, *, synced: bool = True) -> None:
+    """Replace `path` by `data` in one step, and durably if `synced`."""
+    with open_new(path, mode, synced=synced) as handle:
         handle.write(data)
 
 
@@ -254,6 +257,12 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def seal_file(path: Path | str) -> None:
+    """Make a file 0444 and durable, bytes and mode. Raises OSError."""
+    os.chmod(path, 0o444)
+    fsync_file(path)
+
+
 def seal_tree(path: Path | str) -> None:
     """Make files 0444 and folders 0555 (law 2), durably; symbolic links are not followed.
 
@@ -263,8 +272,7 @@ def seal_tree(path: Path | str) -> None:
         for name in files:
             full = os.path.join(folder, name)
             if not os.path.islink(full) and os.stat(full).st_mode & 0o7777 != 0o444:
-                os.chmod(full, 0o444)
-                fsync_file(full)
+                seal_file(full)
         os.chmod(folder, 0o555)
         fsync_dir(folder)
 

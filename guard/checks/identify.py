@@ -2,7 +2,8 @@
 
 Runs in a limited child (`guard/identify_child.py`), never in the daemon's own process. It knows neither the ledger
 nor what was learnt before, moves nothing and deletes nothing; when the verdict is `ok` it leaves two files in
-`out_folder`: `examples.fp` (16 bytes for each usable example, in order) and `record.json`.
+`out_folder`: `examples.fp` (16 bytes for each usable example, in order) and `record.json`. They are drafts: whoever
+stores them syncs them first.
 It protects nothing against a hostile file by itself: memory and time are watched from outside.
 
 With a side file (`side.py`) what it says of kind and columns is obeyed, and all of it stands in the identity.
@@ -182,14 +183,14 @@ def _identify_open(stream: BinaryIO, base: Identity, forced_kind: str | None, li
     if out_folder is None:
         return _changed_or(stream, before, base, _content(stream, base, forced_kind, limits, lambda _: None))
     durable.make_dir(out_folder)
-    with durable.open_new(Path(out_folder) / EXAMPLES_FILE) as sidecar:
+    with durable.open_new(Path(out_folder) / EXAMPLES_FILE, synced=False) as sidecar:
         identity = _content(stream, base, forced_kind, limits, sidecar.write)
         identity = _changed_or(stream, before, base, identity)
         if identity.verdict != "ok":
             raise _Verdict(identity)
     # ASCII with escapes: a file name that is not UTF-8 survives in it, which UTF-8 JSON cannot promise.
     text = json.dumps(identity.as_record(), indent=2, sort_keys=True) + "\n"
-    durable.write_bytes(Path(out_folder) / RECORD_FILE, text.encode("ascii"))
+    durable.write_bytes(Path(out_folder) / RECORD_FILE, text.encode("ascii"), synced=False)
     return identity
 
 

@@ -16,11 +16,10 @@ from guard.copies import copy_verified
 from guard.durable import (
     clear_temporaries,
     fsync_dir,
-    fsync_file,
-    fsync_tree,
     make_dir,
     remove_tree,
     rename_new,
+    seal_file,
     seal_tree,
     sha256_file,
 )
@@ -45,13 +44,15 @@ def intend_admission(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> No
 
 
 def make_durable(keeper: Keeper, drop: int) -> None:
-    """Sync the bytes of a drop and what was found in them: the intent to admit stands on both. Raises OSError."""
+    """Seal and sync the bytes of a drop and what was found in them: the intent to admit stands on both. Raises OSError."""
     folder = drop_folder(keeper, drop)
-    for item in (claimed_content(keeper, drop), folder / SIDE):
-        if item.exists():
-            fsync_file(item)
-    if folder.is_dir():
-        fsync_dir(folder)
+    found = folder / "identity"
+    for item in (claimed_content(keeper, drop), folder / SIDE, *(found.iterdir() if found.is_dir() else ())):
+        if item.is_file():
+            seal_file(item)
+    for part in (found, folder):
+        if part.is_dir():
+            fsync_dir(part)
 
 
 def is_itself(keeper: Keeper, drop: int, sha256: str) -> bool:
@@ -162,8 +163,9 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str
         for item in list(ready.iterdir()):
             copy_verified(item, item)
     for item in ready.iterdir():
-        os.chmod(item, 0o444)
-    fsync_tree(ready)
+        if item.stat().st_mode & 0o7777 != 0o444:  # `make_durable` sealed and synced what was not copied since
+            seal_file(item)
+    fsync_dir(ready)
     point("admit.sidecars")
     if final.exists():
         set_aside(final)
