@@ -292,7 +292,7 @@ class Intake:
         body = {
             "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
             "out_folder": str(out), "home": str(self.keeper.home.root),
-            "line": str(orjson.loads(row["options"]).get("line") or DEFAULT_LINE),
+            "line": orjson.loads(row["options"]).get("line"),  # a flag's; the side file is read there
             "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
             "side": str(side) if side.exists() else None, **otherwise,
         }  # fmt: skip

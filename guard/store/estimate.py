@@ -48,8 +48,10 @@ def touchable(fingerprints: bytes, untouchable: str) -> bytes:
 def estimate(root: str, line: str, objective: str, sidecar: Path, untouchable: str = "") -> dict[str, Any] | None:
     """The counts of `Novelty` with the `tip` they hold for; None when it cannot be said from here (the daemon then says).
 
-    `sidecar`: the folder with the file's `examples.fp`; `untouchable`: bitmap of its examples in evaluation sets.
+    `line`: the one it is for, "" for the usual one; `sidecar`: the folder with the file's `examples.fp`; `untouchable`:
+    bitmap of its examples in evaluation sets.
     """
+    line = line or DEFAULT_LINE
     try:
         keeper = _reader(root)
         tip = tip_of(keeper, line)
