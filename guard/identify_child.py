@@ -65,8 +65,8 @@ def answer(line: bytes) -> dict[str, Any]:
             from guard.store.estimate import estimate
 
             without = (held.get("untouchable") or {}).get("rows", "")
-            line = str(request.get("line") or identity.settings.get("line") or "")
-            found["novelty"] = estimate(request["home"], line, identity.kind, Path(request["out_folder"]), without)
+            meant = str(request.get("line") or identity.settings.get("line") or "")
+            found["novelty"] = estimate(request["home"], meant, identity.kind, Path(request["out_folder"]), without)
         return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}
