@@ -49,6 +49,7 @@ __all__ = [
     "sha256_file",
     "sync_file_system",
     "sync_parents",
+    "sync_so_far",
     "unseal_tree",
     "write_bytes",
     "write_json",
@@ -128,6 +129,15 @@ def open_new(
             os.unlink(temporary)
         raise
     fsync_dir(path.parent)
+
+
+def sync_so_far(handle: BinaryIO) -> None:
+    """Make durable what was written to a file of `open_new` until now, so that its end has little left to sync.
+
+    For large files that are written in slices. Raises OSError; the block must end with it, and the file is abandoned.
+    """
+    handle.flush()
+    _fsync(handle.fileno())
 
 
 def clear_temporaries(folder: Path | str) -> list[str]:

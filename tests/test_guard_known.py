@@ -15,7 +15,8 @@ from guard.bitmap import pack_bitmap
 from guard.columns import BLOCK_ROWS, Columns, write_columns_steps
 from guard.errors import Damage
 from guard.failpoints import Crash
-from guard.key_columns import KEY_LAYOUT, KeyColumns, merged_chunks, sorted_rows, split_keys
+from guard.key_columns import KEY_LAYOUT, KeyColumns, merged_chunks
+from guard.key_runs import Rows, in_order, joined, key_rows, split_keys
 from guard.steps import drain
 from guard.store import known
 from guard.store.keeper import Keeper
@@ -31,6 +32,10 @@ def sidecar(count: int, seed: int, shared: list[bytes] | None = None) -> bytes:
 
 def held(files: list[bytes]) -> int:
     return sum(map(len, files)) // 16
+
+
+def sorted_rows(files: list[bytes]) -> Rows:
+    return in_order(joined([key_rows(data, number) for number, data in enumerate(files)]))
 
 
 def pieces(data: bytes) -> list[bytes]:
@@ -84,7 +89,7 @@ def test_a_fingerprint_that_fills_whole_blocks_is_found_in_all_its_places(tmp_pa
 def test_folders_joined_answer_as_they_did_apart(shelf: tuple[Path, list[bytes]], tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     root, files = shelf
-    monkeypatch.setattr("guard.key_columns.MERGE_ROWS", 3_000)
+    monkeypatch.setattr("guard.key_runs.MERGE_ROWS", 3_000)
     parts = [Columns(root / "1"), Columns(root / "2")]
     names = [name for part in parts for name in part.file_names()]
     drain(write_columns_steps(tmp_path / "both", KEY_LAYOUT, held(files), merged_chunks(parts), names))
