@@ -10,7 +10,7 @@ operations, whatever the number of rows. Not here: files on disk (`guard/columns
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class KeyColumns:
             return
         order = np.argsort(high, kind="stable")
         asked = high[order]
-        left, right = self._edge(asked, "left"), self._edge(asked, "right")
+        left, right = self._edges(asked)
         found = np.flatnonzero(right > left)
         ends = np.cumsum((right - left)[found])
         total = int(ends[-1]) if len(found) else 0
@@ -67,21 +67,42 @@ class KeyColumns:
 
     def ready_steps(self, high: NDArray[np.uint64]) -> Steps[None]:
         """Compare the blocks that a search for these begins with, in slices, so that `find` has little left to compare."""
-        for side in ("left", "right"):
-            blocks = np.searchsorted(self._first, np.sort(high), side="left" if side == "left" else "right") - 1
-            yield from self.columns.prove_steps(np.maximum(blocks, 0))
+        blocks = np.maximum(np.searchsorted(self._first, np.sort(high), side="left") - 1, 0)
+        yield from self.columns.prove_steps(np.unique(np.minimum(np.concatenate([blocks, blocks + 1]), len(self._first) - 1)))
 
-    def _edge(self, asked: NDArray[np.uint64], side: str) -> NDArray[np.int64]:
+    def _edges(self, asked: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(first row, row behind the last) of each of the ascending questions. Most stand nowhere, or once."""
+        left = self._edge(asked, "left")
+        right = left.copy()
+        hit = self._equal(np.arange(len(asked)), left, asked)
+        right[hit] += 1
+        more = self._equal(hit, right, asked)
+        right[more] = self._edge(asked[more], "right")
+        return left, right
+
+    def _equal(self, places: NDArray[np.int64], rows: NDArray[np.int64], asked: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Those places of the questions whose row holds their key."""
+        places = places[rows[places] < self.columns.rows]
+        self.columns.prove(rows[places] // BLOCK_ROWS)
+        return places[self.high[rows[places]] == asked[places]]
+
+    def _edge(self, asked: NDArray[np.uint64], side: Literal["left", "right"]) -> NDArray[np.int64]:
         """Where each of the ascending questions would be inserted, looking into proven blocks only."""
-        left = side == "left"
-        block = np.searchsorted(self._first, asked, side="left" if left else "right") - 1
-        block = np.maximum(block, 0)
+        block = np.maximum(np.searchsorted(self._first, asked, side=side) - 1, 0)
+        if not len(asked):
+            return block
+        start, stop = int(block[0]), int(block[-1]) + 1
+        if stop - start <= 2 * (1 + np.count_nonzero(block[1:] != block[:-1])):
+            # Most of the blocks in between are asked: they are searched as one.
+            self.columns.prove(np.arange(start, stop))
+            stretch = self.high[start * BLOCK_ROWS : stop * BLOCK_ROWS]
+            return start * BLOCK_ROWS + np.searchsorted(stretch, asked, side=side)
         self.columns.prove(block)
         low, high = block * BLOCK_ROWS, np.minimum((block + 1) * BLOCK_ROWS, self.columns.rows)
         for _ in range(_ROUNDS):
             middle = (low + high) >> 1
             value = self.high[np.minimum(middle, self.columns.rows - 1)]
-            after = (value < asked) if left else (value <= asked)
+            after = (value < asked) if side == "left" else (value <= asked)
             open_ = low < high
             low = np.where(open_ & after, middle + 1, low)
             high = np.where(open_ & ~after, middle, high)

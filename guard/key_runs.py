@@ -1,7 +1,7 @@
 """Rows of keys in sorted runs, and one order made of many: sorting in pieces of bounded work and memory.
 
 What is sorted at once is RUN_ROWS rows, what is merged at once MERGE_ROWS, so that whoever sorts ten million rows gets
-back to other things thirty times a second. A row is one place in several columns; `high` is what is sorted by.
+back to other things many times a second. A row is one place in several columns; `high` is what is sorted by.
 Not here: how rows lie on disk for good (`guard/columns.py`), or how they are asked (`guard/key_columns.py`).
 """
 
@@ -20,9 +20,9 @@ from guard.columns import BLOCK_ROWS
 
 __all__ = ["RUN_ROWS", "Rows", "Runs", "Sorted", "in_order", "joined", "key_rows", "merged", "split_keys"]
 
-RUN_ROWS = 1 << 18
-"""So many rows are sorted at a time: some 30 ms."""
-MERGE_ROWS = 1 << 17
+RUN_ROWS = 1 << 17
+"""So many rows are sorted at a time: some 20 ms."""
+MERGE_ROWS = 1 << 16
 _LEAST_WINDOW = 1024
 Rows = dict[str, NDArray[Any]]
 

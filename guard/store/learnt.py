@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,12 +127,23 @@ def _distinct_keys(high: NDArray[np.uint64], low: NDArray[np.uint32]) -> tuple[N
 
     A row that stands ten thousand times in a file is asked about once: each asking would find all places of all the others.
     """
-    order = np.lexsort((low, high))
-    fresh = np.ones(len(order), dtype=bool)
-    fresh[1:] = (high[order[1:]] != high[order[:-1]]) | (low[order[1:]] != low[order[:-1]])
+    order, fresh = _different(high, low)
     number = np.empty(len(order), dtype=np.int64)
     number[order] = np.cumsum(fresh) - 1
     return order[fresh], number
+
+
+def _different(high: NDArray[Any], low: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(order in which the keys ascend [n], which of them in that order differ from the one before [n])."""
+    order = np.argsort(high, kind="stable")
+    same = high[order[1:]] == high[order[:-1]]
+    fresh = np.ones(len(order), dtype=bool)
+    if (low[order[1:]][same] != low[order[:-1]][same]).any():
+        # Others with the same first eight bytes: never seen among hashes, and made by hand easily enough.
+        order = np.lexsort((low, high))
+        same = high[order[1:]] == high[order[:-1]]
+    fresh[1:] = ~same | (low[order[1:]] != low[order[:-1]])
+    return order, fresh
 
 
 def _mark(known: NDArray[np.bool_], ancestry: _Ancestry, hits: FileHits) -> None:
@@ -263,10 +275,8 @@ def _distinct_portions(fingerprints: bytes) -> Iterator[NDArray[np.uint64]]:
         yield words[:0]
     last, seen = None, np.empty(0, dtype=np.uint64)
     for rows in merged(runs.sorted()):
-        order = np.lexsort((rows["rest"], rows["high"]))
+        order, fresh = _different(rows["high"], rows["rest"])
         high, rest = rows["high"][order], rows["rest"][order]
-        fresh = np.ones(len(high), dtype=bool)
-        fresh[1:] = (high[1:] != high[:-1]) | (rest[1:] != rest[:-1])
         if last == high[0]:  # a key may come in several portions
             fresh &= ~((high == last) & np.isin(rest, seen))
         mine = rest[fresh & (high == high[-1])]
