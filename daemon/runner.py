@@ -37,7 +37,7 @@ from guard.store.birth import finish_birth
 from guard.store.evaluation import evaluation_sets
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
-from guard.store.learnt import write_known
+from guard.store.learnt import write_known_steps
 from guard.store.versions import intend_number, number_is_free, reserve_number
 
 __all__ = ["Runner"]
@@ -48,13 +48,13 @@ LOCKED = 76  # a child of an earlier life still holds the staging folder
 
 @dataclass
 class _Judging:
-    """A job whose facts are being gathered, a slice in every round."""
+    """A job of which something large is read before it goes on, a slice in every round: `then` gets what came of it."""
 
     job: int
     state: str
     target: Target
-    steps: Steps[Facts]
-    then: Callable[[Job, Target, Facts], None]
+    steps: Steps[Any]
+    then: Callable[[Job, Target, Any], None]
 
 
 class Runner:
@@ -164,17 +164,19 @@ class Runner:
         assert judging is not None
 
         def step(job: Job) -> None:
-            done, facts = advance(judging.steps, self.keeper.clock.monotonic)
+            done, found = advance(judging.steps, self.keeper.clock.monotonic)
             if not done:
                 return
             self.judging = None
             if job.state == judging.state and target_of(self.keeper, job) == judging.target:
-                assert facts is not None
-                judging.then(job, judging.target, facts)
+                judging.then(job, judging.target, found)
 
         job = find_job(self.keeper.ledger, judging.job)
         if job.state != judging.state:
+            judging.steps.close()
             self.judging = None
+            if job.state == "cancelled":
+                remove_tree(self.keeper.home.staging_of(job.id))
             return
         self._guarded(job, step)
 
@@ -188,7 +190,12 @@ class Runner:
         staging = self._clean_staging(job)
         known = staging / "known.fp"
         sidecars = [self.keeper.home.files / file.sha256 for file in target.files]
-        write_known(self.keeper, sidecars, target.base.id, job.stage, known)
+        steps = write_known_steps(self.keeper, sidecars, target.base.id, job.stage, known)
+        self.judging = _Judging(job.id, job.state, target, steps, partial(self._begin_preparing, known))
+
+    def _begin_preparing(self, known: Path, job: Job, target: Target, _count: int) -> None:
+        """What was learnt of the files is written down: start the child that prepares them."""
+        staging = known.parent
         request = prepare_request(self.keeper, target, known)
         write_json(staging / "job.json", request)
         with self.keeper.ledger.transaction():
