@@ -37,7 +37,9 @@ from guard.store.birth import finish_birth
 from guard.store.evaluation import evaluation_sets
 from guard.store.jobs import Job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
+from guard.store.known import LostSidecar
 from guard.store.learnt import write_known_steps
+from guard.store.lost import tell_lost
 from guard.store.versions import intend_number, number_is_free, reserve_number
 
 __all__ = ["Runner"]
@@ -138,6 +140,9 @@ class Runner:
                 self.ends.hold(job.id, told)
             elif isinstance(error, NotFound):
                 self.ends.put(job.id, "parked", told)
+            elif isinstance(error, LostSidecar) and len(job.files) == 1:
+                # A person has to bring the file's fingerprints back; what waits behind it does not wait for that.
+                self.ends.put(job.id, "parked", f"{told}; {error.hint.replace('JOB', str(job.id))}")
             else:
                 self.ends.fail(job.id, told)
 
@@ -196,6 +201,7 @@ class Runner:
     def _begin_preparing(self, known: Path, job: Job, target: Target, _count: int) -> None:
         """What was learnt of the files is written down: start the child that prepares them."""
         staging = known.parent
+        tell_lost(self.keeper, job.id)
         request = prepare_request(self.keeper, target, known)
         write_json(staging / "job.json", request)
         with self.keeper.ledger.transaction():

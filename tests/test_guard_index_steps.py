@@ -72,7 +72,7 @@ class Meter:
         self._count(monkeypatch, key_runs, "in_order", lambda rows: len(rows["high"]))
         self._count(monkeypatch, columns, "_crc", lambda *_rest: BLOCK_ROWS)
         self._count(monkeypatch, learnt, "_mark", lambda _mask, _ancestry, hits: len(hits.question))
-        self._count(monkeypatch, learnt, "_distinct_keys", lambda high, _low: len(high))
+        self._count(monkeypatch, learnt, "distinct_keys", lambda high, _low: len(high))
         self._count(monkeypatch, learnt, "held_out_mask", lambda keys, *_rest: len(keys) // 16)
 
     def _count(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, size: Callable[..., int]) -> None:

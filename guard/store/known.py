@@ -7,6 +7,7 @@ it costs time and nothing else. Not here: which of the found examples a version 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +23,12 @@ from guard.home import Home
 from guard.key_columns import KEY_LAYOUT, Hits, KeyColumns, merged_chunks
 from guard.key_runs import RUN_ROWS, Rows, Runs, joined, key_rows, merged, split_keys
 from guard.steps import Steps
+from guard.store.files import SIDECARS
 from guard.store.keeper import Keeper
 from guard.store.shelf import Shelf, ShelfView
 
-__all__ = ["FileHits", "KnownIndex", "keep_index_steps", "open_index", "sidecar_bytes", "sidecar_path", "uncovered"]
+__all__ = ["FileHits", "KnownIndex", "LostSidecar", "keep_index_steps", "lost_sidecar", "open_index", "sidecar_bytes",
+           "sidecar_path", "sidecar_problem_steps", "uncovered"]  # fmt: skip
 
 FLUSH_FILES = 2048
 FLUSH_KEYS = 1 << 20
@@ -34,6 +37,9 @@ FAN_OUT = 8
 SMALLEST_TIER = 1 << 17
 PROVEN_ROWS = 1 << 26
 """Folders of at most so many rows (1.3 GB) are compared whole once in a process; of larger ones what is asked for."""
+UNREADABLE = frozenset({errno.ENOENT, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
+                        errno.EUCLEAN})  # fmt: skip
+"""What an OSError says about one file; any other is about the machine, and tried again."""
 _MOST_AT_ONCE = 256
 """Sidecars that are opened in one step."""
 
@@ -46,21 +52,43 @@ class FileHits(NamedTuple):
     ordinal: NDArray[np.int64]
 
 
+class LostSidecar(Damage):
+    """The fingerprints of a stored file cannot be used: jobs that train that very file wait for a person."""
+
+
+def lost_sidecar(folder: Path, what: str) -> LostSidecar:
+    """What is wrong with the fingerprints beside a stored original, and what to type."""
+    names = [path.name for path in folder.iterdir() if path.name not in SIDECARS] if folder.is_dir() else []
+    again = f"drop the same bytes again (cp {folder / names[0]} into inbox/)" if names else "drop the same file again"
+    return LostSidecar(f"{folder / 'examples.fp'} {what}", subject=str(folder / "examples.fp"),
+                       hint=f"{again}, or copy examples.fp back from the vault; then heirloom queue retry JOB")  # fmt: skip
+
+
 def sidecar_path(folder: Path) -> tuple[Path, int]:
-    """The fingerprints beside a stored original and how many there are. Raises Damage when torn or missing."""
+    """The fingerprints beside a stored original and how many there are. Raises LostSidecar when torn, missing or unreadable."""
     path = folder / "examples.fp"
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        raise Damage(f"{path} is missing", subject=str(path), hint="heirloom verify --all") from error
-    if size % 16:
-        raise Damage(f"{path} is torn", subject=str(path), hint="heirloom verify --all")
+        raise lost_sidecar(folder, "is missing") from error
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise lost_sidecar(folder, f"cannot be read: {error.strerror}") from error
+    if size % 16 or not path.is_file():
+        raise lost_sidecar(folder, "is torn")
     return path, size // 16
 
 
 def sidecar_bytes(folder: Path) -> bytes:
-    """The fingerprints beside a stored original, 16 bytes for each ordinal. Raises Damage when torn or missing."""
-    return sidecar_path(folder)[0].read_bytes()
+    """The fingerprints beside a stored original, 16 bytes for each ordinal. Raises as `sidecar_path`."""
+    path, _count = sidecar_path(folder)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise lost_sidecar(folder, f"cannot be read: {error.strerror}") from error
 
 
 def _shelf(home: Home) -> Shelf:
@@ -185,7 +213,7 @@ def _take_in(keeper: Keeper, shelf: Shelf, batch: Sequence[str]) -> Steps[None]:
     """Make one folder of whole files. A sidecar that cannot be believed stays out; `verify` names it."""
     names = []
     for sha256 in batch:
-        if (yield from _is_recorded_steps(keeper, sha256)):
+        if not (yield from sidecar_problem_steps(keeper, sha256)):
             names.append(sha256)
     if not names:
         return
@@ -201,22 +229,27 @@ def _take_in(keeper: Keeper, shelf: Shelf, batch: Sequence[str]) -> Steps[None]:
     yield from shelf.publish_steps([*open_index(keeper).folders, made])
 
 
-def _is_recorded_steps(keeper: Keeper, sha256: str) -> Steps[bool]:
-    """Whether a sidecar is there and is what was recorded when its file was admitted."""
+def sidecar_problem_steps(keeper: Keeper, sha256: str) -> Steps[str]:
+    """Why the fingerprints of a stored file cannot be believed; "" when they are what was recorded at its admission.
+
+    Read now, in slices. Raises OSError for what is wrong with the machine and not with this file.
+    """
     recorded = keeper.ledger.value("SELECT json_extract(record, '$.sidecars.\"examples.fp\"') FROM files WHERE sha256 = ?",
                                    (sha256,))  # fmt: skip
+    digest = hashlib.sha256()
     try:
         path, _count = sidecar_path(keeper.home.files / sha256)
-    except Damage:
-        return False
-    if recorded is None:
-        return True
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while data := handle.read(RUN_ROWS * 16):
-            digest.update(data)
-            yield
-    return bool(recorded == digest.hexdigest())
+        with path.open("rb") as handle:
+            while recorded and (data := handle.read(RUN_ROWS * 16)):
+                digest.update(data)
+                yield
+    except Damage as damage:
+        return damage.message
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return f"{path} cannot be read: {error.strerror}"
+    return "" if not recorded or recorded == digest.hexdigest() else f"{path} is not what was recorded"
 
 
 def _pieces(folders: Sequence[Path]) -> Iterator[Rows]:

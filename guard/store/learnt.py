@@ -22,9 +22,11 @@ from guard.columns import SYNC_BYTES
 from guard.durable import open_new, sync_so_far
 from guard.heldout import held_out_mask
 from guard.key_runs import RUN_ROWS, Runs, merged, split_keys
+from guard.key_sets import among, different, distinct_keys
 from guard.steps import Steps, drain
 from guard.store.keeper import Keeper
-from guard.store.known import FileHits, KnownIndex, open_index, sidecar_path
+from guard.store.known import FileHits, KnownIndex, open_index, sidecar_path, sidecar_problem_steps
+from guard.store.lost import found_lost, spare_steps
 from guard.store.versions import ancestors
 
 __all__ = ["FINGERPRINT_BYTES", "Novelty", "judge_novelty", "known_mask_steps", "novelty_steps", "write_known",
@@ -90,7 +92,8 @@ def known_mask_steps(keeper: Keeper, fingerprints: bytes | memoryview, version_i
     """For each of the 16-byte fingerprints [n]: was it learnt by the version or an ancestor of it, under the objective?
 
     `instead`: fingerprints by SHA-256 of originals whose sidecars are not to be read. Exact whether the index covers
-    everything or nothing. Raises Damage when what a file held cannot be known (law 5).
+    everything or nothing, but for files that no folder covers and whose fingerprints are lost: those are noted (`lost.py`).
+    Raises OSError as the machine says, Damage for a bitmap that is damaged.
     """
     known = np.zeros(len(fingerprints) // FINGERPRINT_BYTES, dtype=bool)
     if not len(known):
@@ -98,7 +101,7 @@ def known_mask_steps(keeper: Keeper, fingerprints: bytes | memoryview, version_i
     ancestry = _Ancestry(keeper, version_id, objective)
     index = open_index(keeper)
     for part, high, low in _portions(known, fingerprints):
-        asked, place = _distinct_keys(high, low)
+        asked, place = distinct_keys(high, low)
         found = np.zeros(len(asked), dtype=bool)
         yield from index.find_steps(high[asked], low[asked], partial(_mark, found, ancestry))
         part |= found[place]
@@ -106,10 +109,12 @@ def known_mask_steps(keeper: Keeper, fingerprints: bytes | memoryview, version_i
     # After the search: a damaged folder was left out on the way, and its files are uncovered by now.
     for learnt in _learnt_outside(keeper, ancestry, index, instead or {}):
         yield
+        if not isinstance(learnt, bytes) or not learnt:
+            continue
         high, low = split_keys(learnt)
-        order, _place = _distinct_keys(high, low)
-        for part, asked_high, asked_low in _portions(known, fingerprints) if len(learnt) else ():
-            part |= _among(high[order], low[order], asked_high, asked_low)
+        order, _place = distinct_keys(high, low)
+        for part, asked_high, asked_low in _portions(known, fingerprints):
+            part |= among(high[order], low[order], asked_high, asked_low)
             yield
     return known
 
@@ -122,30 +127,6 @@ def _portions(known: NDArray[np.bool_], fingerprints: bytes | memoryview) -> Ite
                *split_keys(view[start * FINGERPRINT_BYTES : (start + _AT_ONCE) * FINGERPRINT_BYTES]))  # fmt: skip
 
 
-def _distinct_keys(high: NDArray[np.uint64], low: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(places of the different keys, in ascending order; for each key the number of its equal among them).
-
-    A row that stands ten thousand times in a file is asked about once: each asking would find all places of all the others.
-    """
-    order, fresh = _different(high, low)
-    number = np.empty(len(order), dtype=np.int64)
-    number[order] = np.cumsum(fresh) - 1
-    return order[fresh], number
-
-
-def _different(high: NDArray[Any], low: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(order in which the keys ascend [n], which of them in that order differ from the one before [n])."""
-    order = np.argsort(high, kind="stable")
-    same = high[order[1:]] == high[order[:-1]]
-    fresh = np.ones(len(order), dtype=bool)
-    if (low[order[1:]][same] != low[order[:-1]][same]).any():
-        # Others with the same first eight bytes: never seen among hashes, and made by hand easily enough.
-        order = np.lexsort((low, high))
-        same = high[order[1:]] == high[order[:-1]]
-    fresh[1:] = ~same | (low[order[1:]] != low[order[:-1]])
-    return order, fresh
-
-
 def _mark(known: NDArray[np.bool_], ancestry: _Ancestry, hits: FileHits) -> None:
     flags = ancestry.flags(hits.sha256)
     if flags is not None:
@@ -153,13 +134,25 @@ def _mark(known: NDArray[np.bool_], ancestry: _Ancestry, hits: FileHits) -> None
         known[hits.question[inside][flags[hits.ordinal[inside]]]] = True
 
 
-def _learnt_outside(keeper: Keeper, ancestry: _Ancestry, index: KnownIndex, instead: Mapping[str, bytes]) -> Iterator[bytes]:
-    """The fingerprints that the ancestry learnt of files that no folder covers, some RUN_ROWS at a time; b"" on the way."""
+def _learnt_outside(keeper: Keeper, ancestry: _Ancestry, index: KnownIndex,
+                    instead: Mapping[str, bytes]) -> Iterator[Any]:  # fmt: skip
+    """The fingerprints that the ancestry learnt of files that no folder covers, some RUN_ROWS at a time, as bytes; whatever
+    else comes in between is a step.
+
+    A file whose sidecar cannot be believed is noted (`lost.py`) and passed over.
+    """
     held, count = list[bytes](), 0
     for sha256 in ancestry.files_outside(index.covered):
         flags = ancestry.flags(sha256)
         if flags is None:
             continue
+        if sha256 not in instead:
+            problem = yield from sidecar_problem_steps(keeper, sha256)
+            spare, left = (yield from _from_datasets(keeper, sha256, flags)) if problem else (b"", 0)
+            found_lost(keeper, sha256, f"{problem} ({left:,} learnt examples)" if left else "")
+            if problem:
+                held.append(spare)
+                continue
         for first, data in _stretches(keeper.home.files / sha256, instead.get(sha256)):
             examples = np.frombuffer(data, dtype="V16")
             learnt = flags[first : first + len(examples)]
@@ -168,8 +161,18 @@ def _learnt_outside(keeper: Keeper, ancestry: _Ancestry, index: KnownIndex, inst
             if count >= RUN_ROWS:
                 yield b"".join(held)
                 held, count = [], 0
-        yield b""
+        yield None
     yield b"".join(held)
+
+
+def _from_datasets(keeper: Keeper, sha256: str, flags: NDArray[np.bool_]) -> Steps[tuple[bytes, int]]:
+    """(the fingerprints of a file's learnt examples that datasets still have, how many they have not)."""
+    ordinals, keys = yield from spare_steps(keeper, sha256)
+    inside = ordinals < len(flags)
+    ordinals, keys = ordinals[inside], keys[inside]
+    missing = flags.copy()
+    missing[ordinals] = False
+    return keys[flags[ordinals]].tobytes(), int(missing.sum())
 
 
 def _stretches(folder: Path, instead: bytes | None) -> Iterator[tuple[int, bytes]]:
@@ -183,22 +186,6 @@ def _stretches(folder: Path, instead: bytes | None) -> Iterator[tuple[int, bytes
         while data := handle.read(RUN_ROWS * FINGERPRINT_BYTES):
             yield first, data
             first += RUN_ROWS
-
-
-def _among(high: NDArray[np.uint64], low: NDArray[np.uint32], asked_high: NDArray[np.uint64],
-           asked_low: NDArray[np.uint32]) -> NDArray[np.bool_]:  # fmt: skip
-    """For each key that is asked for [n]: is it one of the different keys, which ascend?"""
-    found = np.zeros(len(asked_high), dtype=bool)
-    place = np.searchsorted(high, asked_high, "left")
-    open_ = np.arange(len(asked_high))
-    while len(open_):  # once, but for keys that share their first eight bytes
-        open_ = open_[place[open_] < len(high)]
-        open_ = open_[high[place[open_]] == asked_high[open_]]
-        same = low[place[open_]] == asked_low[open_]
-        found[open_[same]] = True
-        open_ = open_[~same]
-        place[open_] += 1
-    return found
 
 
 def write_known_steps(keeper: Keeper, sidecars: Sequence[Path], version_id: int, objective: str, path: Path) -> Steps[int]:
@@ -275,7 +262,7 @@ def _distinct_portions(fingerprints: bytes) -> Iterator[NDArray[np.uint64]]:
         yield words[:0]
     last, seen = None, np.empty(0, dtype=np.uint64)
     for rows in merged(runs.sorted()):
-        order, fresh = _different(rows["high"], rows["rest"])
+        order, fresh = different(rows["high"], rows["rest"])
         high, rest = rows["high"][order], rows["rest"][order]
         if last == high[0]:  # a key may come in several portions
             fresh &= ~((high == last) & np.isin(rest, seen))
