@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from toy import Toy, chat_of
 
+from daemon import upkeep
 from daemon.cli.files import story_lines
 from daemon.operations import perform
 from daemon.report import compose, live_facts
 from daemon.story import tell_story
-from guard import durable
+from guard import durable, failpoints
 from guard.durable import remove_tree, sha256_bytes
 from guard.store.jobs import add_job
 from guard.store.standing import standing_damage
@@ -111,3 +112,17 @@ def test_a_batch_with_such_a_file_is_split_and_the_others_are_trained(toy: Toy) 
     toy.settle()
     assert sorted(row[2] for row in toy.jobs() if "together" not in row[3] and "split" not in row[3]) == [
         "done", "done", "done", "done", "parked"]  # fmt: skip
+
+
+def test_an_index_that_cannot_be_written_is_told_until_it_can(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "CALM_FILES", 1)
+    failpoints.arm("known.published", "enospc")
+    toy.drop("other.jsonl", chat_of(10, seed=900))
+    toy.settle()
+    toy.clock.advance(upkeep.LOOK_SECONDS)
+    toy.until(lambda: toy.engine.upkeep.problem)
+    assert any("the index of known examples was not brought up to date" in text for text in alerts(toy))
+    failpoints.disarm()
+    toy.clock.advance(upkeep.LOOK_SECONDS)
+    toy.until(lambda: not toy.engine.upkeep.problem)
+    assert not any("index of known examples" in text for text in alerts(toy))
