@@ -111,7 +111,7 @@ class Engine:
         """How long the loop may sleep before something is due."""
         if self._backup is not None or (self.runner.judging is not None and not self.runner.paused):
             return 0.0
-        if self.upkeep.busy or (self.intake.backlog and not self.pool.full):
+        if self.upkeep.busy or self.intake.verdicts.examining.busy or (self.intake.backlog and not self.pool.full):
             return 0.0
         if self.intake.views_dirty:
             return max(0.0, min(0.25, self._views_due() - now))

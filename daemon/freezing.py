@@ -18,22 +18,32 @@ from guard.checks.preflight import Facts
 from guard.durable import remove_tree, write_json
 from guard.failpoints import point
 from guard.names import version_name
+from guard.steps import Steps
 from guard.store.evaluation import evaluation_sets
 from guard.store.jobs import Job, set_job
 from guard.store.keeper import Keeper
-from guard.store.learnt import write_known
+from guard.store.learnt import write_known_steps
+from guard.store.lost import tell_lost
 from guard.store.versions import intend_number, number_is_free, reserve_number
 
-__all__ = ["exact_facts", "freeze_base", "freeze_preparation", "freeze_training", "knew_every_set", "take_up_plan"]
+__all__ = ["exact_facts", "freeze_base", "freeze_preparation", "freeze_training", "knew_every_set",
+           "known_steps", "take_up_plan"]  # fmt: skip
+
+_KNOWN = "known.fp"
+
+
+def known_steps(keeper: Keeper, job: Job, target: Target) -> Steps[int]:
+    """Write down what was learnt of a job's files, in slices, in an empty staging folder; returns how many examples."""
+    staging = _clean_staging(keeper, job)
+    sidecars = [keeper.home.files / file.sha256 for file in target.files]
+    return write_known_steps(keeper, sidecars, target.base.id, job.stage, staging / _KNOWN)
 
 
 def freeze_preparation(keeper: Keeper, job: Job, target: Target) -> Path:
-    """What preparation needs, in an empty staging folder; returns the folder."""
-    staging = _clean_staging(keeper, job)
-    known = staging / "known.fp"
-    sidecars = [keeper.home.files / file.sha256 for file in target.files]
-    write_known(keeper, sidecars, target.base.id, job.stage, known)
-    request = prepare_request(keeper, target, known)
+    """What preparation needs, in the staging folder in which `known_steps` left what was learnt; returns the folder."""
+    staging = keeper.home.staging_of(job.id)
+    tell_lost(keeper, job.id)
+    request = prepare_request(keeper, target, staging / _KNOWN)
     write_json(staging / "job.json", request)
     with keeper.ledger.transaction():
         set_job(keeper.ledger, job.id, "preparing", plan={"request": request}, base_id=job.base_id)

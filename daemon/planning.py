@@ -24,6 +24,7 @@ from guard.store.versions import (
     learnt_rows,
     version_by_id,
 )
+from trainer.barred import REPLAY_RULES
 from trainer.hardware import resolve_numbers
 from trainer.model_config import ModelConfig
 from trainer.recipe import parse_recipe, recipe_hash
@@ -63,7 +64,8 @@ def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[
         "validation_fraction": float(keeper.ledger.meta("validation_fraction") or settings.validation.fraction),
         "shard_size_tokens": SHARD_TOKENS, "block_size": target.base.record["block_size"],
         "datasets_root": str(home.shards), "allow_repeat": bool(job.request.get("allow_repeat")),
-        "replay": {"fraction": settings.replay.fraction, "datasets": replay_sources(keeper, target.base)},
+        "replay": {"fraction": settings.replay.fraction, "datasets": replay_sources(keeper, target.base),
+                   "originals": str(home.files), "rules": REPLAY_RULES},
         "recipe": target.recipe.as_dict(), "seed": target.recipe.seed,
         "max_steps": job.request.get("max_steps", settings.training.max_steps) or None,
         "iterations": job.request.get("iterations"),
@@ -206,6 +208,7 @@ def _planned(request: Mapping[str, Any]) -> dict[str, Any]:
                                              "shard_size_tokens")},
         "untouchable_sets": [item["sha256"] for item in (request.get("protected") or {}).get("sets", ())],
         "replay_fraction": replay["fraction"], "replay_sources": [Path(item["path"]).name for item in replay["datasets"]],
+        "replay_rules": replay.get("rules", 1),
     }  # fmt: skip
 
 

@@ -246,7 +246,7 @@ def live_facts(engine: Any) -> dict[str, Any]:
     waiting = engine.intake.settler.waiting()
     ignored = {str(path): reason for path, reason in engine.intake.last.ignored.items()}
     problems = [text for text in (engine.home_problem, engine.machine_problem, engine.intake.problem, engine.backup_problem,
-                                engine.watch_problem, engine.scrub_problem, engine.near.problem,
+                                engine.watch_problem, engine.scrub_problem, engine.near.problem, engine.upkeep.problem,
                                 engine.keeper.ledger.export_problem) if text]
     shown = dict(list(waiting.items())[:100])
     return {"waiting": {_shown(key): value for key, value in shown.items()}, "waiting_count": len(waiting),

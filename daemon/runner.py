@@ -19,7 +19,15 @@ from typing import Any
 from daemon.children import TorchServer, limits_of
 from daemon.endings import CRASH_SECONDS, HOLD_SECONDS, TRAINING_KINDS, Endings
 from daemon.facts import fact_steps
-from daemon.freezing import exact_facts, freeze_base, freeze_preparation, freeze_training, knew_every_set, take_up_plan
+from daemon.freezing import (
+    exact_facts,
+    freeze_base,
+    freeze_preparation,
+    freeze_training,
+    knew_every_set,
+    known_steps,
+    take_up_plan,
+)
 from daemon.publish import adopt_dataset, publish_base, publish_child, read_result
 from daemon.reactor import Reactor
 from daemon.regrow import chain_problem
@@ -33,6 +41,7 @@ from guard.steps import Steps, advance
 from guard.store.birth import finish_birth
 from guard.store.jobs import Job, find_job, jobs_in
 from guard.store.keeper import Keeper
+from guard.store.known import LostSidecar
 
 __all__ = ["Runner"]
 
@@ -42,13 +51,13 @@ LOCKED = 76  # a child of an earlier life still holds the staging folder
 
 @dataclass
 class _Judging:
-    """A job whose facts are being gathered, a slice in every round."""
+    """A job of which something large is read before it goes on, a slice in every round: `then` gets what came of it."""
 
     job: int
     state: str
     target: Target
-    steps: Steps[Facts]
-    then: Callable[[Job, Target, Facts], None]
+    steps: Steps[Any]
+    then: Callable[[Job, Target, Any], None]
 
 
 class Runner:
@@ -132,6 +141,9 @@ class Runner:
                 self.ends.hold(job.id, told)
             elif isinstance(error, NotFound):
                 self.ends.put(job.id, "parked", told)
+            elif isinstance(error, LostSidecar) and len(job.files) == 1:
+                # A person has to bring the file's fingerprints back; what waits behind it does not wait for that.
+                self.ends.put(job.id, "parked", f"{told}; {error.hint.replace('JOB', str(job.id))}")
             else:
                 self.ends.fail(job.id, told)
 
@@ -158,17 +170,19 @@ class Runner:
         assert judging is not None
 
         def step(job: Job) -> None:
-            done, facts = advance(judging.steps, self.keeper.clock.monotonic)
+            done, found = advance(judging.steps, self.keeper.clock.monotonic)
             if not done:
                 return
             self.judging = None
             if job.state == judging.state and target_of(self.keeper, job) == judging.target:
-                assert facts is not None
-                judging.then(job, judging.target, facts)
+                judging.then(job, judging.target, found)
 
         job = find_job(self.keeper.ledger, judging.job)
         if job.state != judging.state:
+            judging.steps.close()
             self.judging = None
+            if job.state == "cancelled":
+                remove_tree(self.keeper.home.staging_of(job.id))
             return
         self._guarded(job, step)
 
@@ -179,6 +193,11 @@ class Runner:
             self._refuse(job, verdict)
             return
         self._facts[job.id] = facts
+        steps = known_steps(self.keeper, job, target)
+        self.judging = _Judging(job.id, job.state, target, steps, self._begin_preparing)
+
+    def _begin_preparing(self, job: Job, target: Target, _count: int) -> None:
+        """What was learnt of the files is written down: start the child that prepares them."""
         self._spawn(job.id, freeze_preparation(self.keeper, job, target))
 
     def _resume(self, job: Job) -> None:

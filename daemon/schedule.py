@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from daemon.endings import TRAINING_KINDS
 from daemon.regrow import chain_problem
-from guard.store.jobs import Job, find_job, jobs_in, set_job
+from guard.store.jobs import Job, each_queued, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 
 __all__ = ["next_job"]
+
+MOST_FILES = 1024
+MOST_EXAMPLES = 1 << 22
+"""One batch holds no more files and examples than these (a larger file is a batch of its own): putting it together is one
+step, and what is known of it is held in memory. What is left waits for the next batch."""
 
 
 def next_job(keeper: Keeper) -> Job | None:
     """The first queued job whose line is not waiting for a held or running one."""
     blocked = {job.line for job in jobs_in(keeper.ledger, "held", "preparing", "training", "committing")
                if job.kind in TRAINING_KINDS}  # fmt: skip
-    for job in jobs_in(keeper.ledger, "queued"):
+    for job in each_queued(keeper.ledger):
         if job.kind in TRAINING_KINDS and job.line not in blocked and chain_problem(keeper, job) is not None:
             return _coalesce(keeper, job)
     return None
@@ -25,8 +30,10 @@ def next_job(keeper: Keeper) -> Job | None:
 
 def _coalesce(keeper: Keeper, first: Job) -> Job:
     """When many drops of one kind wait on one line, train what is queued as one version."""
-    alike = [job for job in jobs_in(keeper.ledger, "queued") if _batchable(job, first)]
-    if not _batchable(first, first) or len(alike) < keeper.settings.coalesce.after:
+    if not _batchable(first, first):
+        return first
+    alike = _alike(keeper, first)
+    if len(alike) < keeper.settings.coalesce.after:
         return first
     ledger = keeper.ledger
     with ledger.transaction():
@@ -41,6 +48,20 @@ def _coalesce(keeper: Keeper, first: Job) -> Job:
         ledger.run("UPDATE jobs SET slug = ? WHERE id = ?", (f"{first.slug}_and_{place - 1}_more", first.id))
         ledger.event("job.coalesced", f"job {first.id}", files=place)
     return find_job(ledger, first.id)
+
+
+def _alike(keeper: Keeper, first: Job) -> list[Job]:
+    """The queued jobs that go together with the first, itself among them: no more than one batch may hold."""
+    alike, files, examples = list[Job](), 0, 0
+    for job in each_queued(keeper.ledger):
+        if not _batchable(job, first):
+            continue
+        more = sum(keeper.ledger.value("SELECT examples FROM files WHERE sha256 = ?", (sha256,)) or 0 for sha256 in job.files)
+        if alike and (files + len(job.files) > MOST_FILES or examples + more > MOST_EXAMPLES):
+            break
+        alike.append(job)
+        files, examples = files + len(job.files), examples + more
+    return alike
 
 
 def _batchable(job: Job, first: Job) -> bool:

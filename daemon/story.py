@@ -22,9 +22,10 @@ from guard.home import Home
 from guard.names import safe_name
 from guard.store.evaluation import evaluation_sets, learnt_before
 from guard.store.keeper import Keeper
-from guard.store.known import sidecar_bytes
+from guard.store.known import sidecar_bytes, sidecar_path
 from guard.store.learnt import judge_novelty
 from guard.store.lineage import regrown_lines
+from guard.store.standing import standing_damage
 from guard.store.versions import tips
 
 __all__ = ["tell_story"]
@@ -55,7 +56,7 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
         "name": name,
         "status": status,
         "reason": reason,
-        "files": [_file(row) | {"left": _left(keeper, row)} for row in files],
+        "files": [_file(row) | {"left": _left(keeper, row), "damage": _damage(keeper, row)} for row in files],
         "drops": _linked([_drop(row) for row in drops]),
         "waits": _waits(keeper.home, name),
         "jobs": jobs,
@@ -130,6 +131,17 @@ def _left(keeper: Keeper, row: sqlite3.Row) -> dict[str, int] | None:
         return {line: judge_novelty(keeper, fingerprints, tip.id, row["kind"]).new for line, tip in tips(keeper.ledger).items()}
     except (HeirloomError, OSError):
         return None
+
+
+def _damage(keeper: Keeper, row: sqlite3.Row) -> str:
+    """What is known to be wrong with a stored file and what to type, "" when nothing is."""
+    told = standing_damage(keeper).get(f"original {row['sha256']}", "")
+    try:
+        if row["kind"] in TRAINABLE_KINDS:
+            sidecar_path(keeper.home.files / row["sha256"])
+    except HeirloomError as error:
+        return told or f"{error.message}: {error.hint.partition('; then')[0]}"
+    return told
 
 
 def _waits(home: Home, name: str) -> list[dict[str, str]]:

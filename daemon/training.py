@@ -30,7 +30,7 @@ from guard.store.copying import copy_file_steps
 from guard.store.files import StoredFile, get_file, with_sidecars
 from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
-from guard.store.originals import damaged_parts
+from guard.store.originals import examine_steps
 from guard.store.placing import set_aside
 from guard.store.versions import Version, line_tip
 from guard.store.views import refresh
@@ -59,7 +59,7 @@ def admit_steps(keeper: Keeper, folder: Path, dataset: Dataset) -> Steps[str]:
     name = safe_name(folder.name)
     final = keeper.home.files / sha256
     known = get_file(keeper.ledger, sha256)
-    mended = known is not None and bool(damaged_parts(keeper.home, known))
+    mended = known is not None and bool((yield from examine_steps(keeper.home, known)))
     if mended or not final.exists():
         # It goes on under the name it was first stored by: that is where the ledger looks for its parts.
         yield from _store_folder(keeper, folder, final, str(known.record["stored_as"]) if known else name, sha256)

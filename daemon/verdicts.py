@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from daemon.examining import Examining
 from daemon.readers import SMALL_BYTES
 from daemon.sides import Submit, read_otherwise, settled_options
 from guard.checks.why import printable
@@ -58,6 +59,7 @@ class Verdicts:
         self._judged: list[Admission] = []
         self._large: set[int] = set()
         self._judged_at = 0.0
+        self.examining = Examining(keeper, self._identified, self._cannot_examine)
 
     @property
     def problem(self) -> str:
@@ -76,6 +78,7 @@ class Verdicts:
 
     def take_up(self, now: float) -> None:
         """Admit what was judged, and find work that an earlier life or a fault left: claimed drops, and copies asked for."""
+        self.examining.tick()
         reading = len(self.in_flight) - len(self._judged)
         if self._judged and (not reading or len(self._judged) >= TOGETHER or now >= self._judged_at + TOGETHER_SECONDS):
             self._admit(now)
@@ -130,7 +133,7 @@ class Verdicts:
         body = {
             "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
             "out_folder": str(out), "home": str(self.keeper.home.root),
-            "line": str(orjson.loads(row["options"]).get("line") or DEFAULT_LINE),
+            "line": orjson.loads(row["options"]).get("line"),  # a flag's; the side file is read there
             "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
             "side": str(side) if side.exists() else None, **otherwise,
         }  # fmt: skip
@@ -159,6 +162,10 @@ class Verdicts:
         except Exception as error:  # noqa: BLE001 - told in the status; one drop never ends the daemon
             self._hold(drop, error, now)
 
+    def _cannot_examine(self, drop: int, error: Exception) -> None:
+        self.in_flight.discard(drop)
+        self._hold(drop, error, self.keeper.clock.monotonic())
+
     def _hold(self, drop: int, error: BaseException, now: float) -> None:
         """It could not be done: try again later, ever more rarely, blame nobody, and say so until it succeeds."""
         kind = "" if isinstance(error, OSError | HeirloomError) else f"{type(error).__name__}: "
@@ -183,6 +190,9 @@ class Verdicts:
     def _conclude(self, drop: int, answer: dict[str, Any]) -> None:
         if any(item.record["sha256"] == answer.get("sha256") for item in self._judged):
             self._admit(self.keeper.clock.monotonic())  # the same bytes twice in one burst: the first decides the second
+        if self.examining.begin(drop, answer):
+            self.in_flight.add(drop)  # until its stored copy was read
+            return
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
         assert row is not None
         if answer["verdict"] == "wait" and row["mode"] != "copy":
@@ -238,6 +248,7 @@ class Verdicts:
             problems = [error] * len(judged)
         for item, problem in zip(judged, problems, strict=True):
             self.in_flight.discard(item.drop["id"])
+            self.examining.forget(item.record)
             if problem is not None:
                 self._hold(item.drop["id"], problem, now)
         self._changed()
@@ -249,4 +260,5 @@ class Verdicts:
     def _return(self, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> None:
         """Give a file back with its reason; an earlier rejection of the same name is not forgotten by `why`."""
         give_back(self.keeper, drop, verdict, reason, why, record)
+        self.examining.forget(record)
         self._changed()

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FILE_MODE", "append_to", "clear_temporaries", "cut_file", "fsync_dir", "fsync_file", "fsync_tree", "json_bytes",
     "make_dir", "open_new", "publish", "remove_file", "remove_tree", "rename_new", "replace_link", "seal_file", "seal_tree",
-    "sha256_bytes", "sha256_file", "sync_file_system", "unseal_tree", "write_bytes", "write_json", "write_text",
+    "sha256_bytes", "sha256_file", "sync_file_system", "sync_so_far", "unseal_tree",
+    "write_bytes", "write_json", "write_text",
 ]  # fmt: skip
 
 FILE_MODE = 0o644
@@ -80,6 +81,15 @@ def open_new(
         raise
     if synced:
         fsync_dir(path.parent)
+
+
+def sync_so_far(handle: BinaryIO) -> None:
+    """Make durable what was written to a file of `open_new` until now, so that its end has little left to sync.
+
+    For large files that are written in slices. Raises OSError; the block must end with it, and the file is abandoned.
+    """
+    handle.flush()
+    _fsync(handle.fileno())
 
 
 def clear_temporaries(folder: Path | str) -> list[str]:

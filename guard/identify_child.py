@@ -1,7 +1,8 @@
 """The child that reads dropped files: one JSON request a line on stdin, one JSON answer a line on stdout.
 
 Request: {"id", "path", "name", "forced_kind", "out_folder", "limits"} (the last three may be left out or null); with
-"home" and "line" the answer says as "novelty" what of the file is new to the line's tip (`guard/store/estimate.py`); with
+"home" the answer says as "novelty" what of the file is new to a line's tip (`guard/store/estimate.py`): the request's "line",
+else the one its side file asks for, else the usual one; with
 "task": "tails" only the ends of "files" (path and name of each) are looked at, before they are taken, and the answer is
 {"id", "tails": for each its problem or ""}.
 With "task": "meta" a side file is read before it is taken with its drop; the answer is {"id", "settings", "problem"}.
@@ -64,7 +65,8 @@ def answer(line: bytes) -> dict[str, Any]:
             from guard.store.estimate import estimate
 
             without = (held.get("untouchable") or {}).get("rows", "")
-            found["novelty"] = estimate(request["home"], request["line"], identity.kind, Path(request["out_folder"]), without)
+            meant = str(request.get("line") or identity.settings.get("line") or "")
+            found["novelty"] = estimate(request["home"], meant, identity.kind, Path(request["out_folder"]), without)
         return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}

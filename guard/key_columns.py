@@ -3,26 +3,27 @@
 A row has 20 bytes: the first 12 of the fingerprint, the file's number and the example's ordinal. Ninety-six bits tell a
 billion examples apart (a chance of 1e-20 that a foreign one is taken for known). Rows ascend by the first 8 bytes; the
 first key of every block is kept apart, so that a search looks into proven blocks only. Bulk questions cost a few array
-operations, whatever the number of rows. Not here: files on disk (`guard/columns.py`), what was learnt of them.
+operations, whatever the number of rows. Not here: files on disk (`guard/columns.py`), sorting
+(`guard/key_runs.py`), or what was learnt of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.columns import BLOCK_ROWS, Columns
+from guard.key_runs import Rows, Sorted, merged, split_keys
+from guard.steps import Steps
 
-__all__ = ["KEY_LAYOUT", "Hits", "KeyColumns", "merged_chunks", "sorted_rows", "split_keys"]
+__all__ = ["KEY_LAYOUT", "Hits", "KeyColumns", "merged_chunks", "split_keys"]
 
 KEY_LAYOUT = {"high": "<u8", "low": "<u4", "file": "<u4", "ordinal": "<u4"}
 _ROUNDS = BLOCK_ROWS.bit_length()
-MERGE_ROWS = 1 << 19
-_HITS_AT_ONCE = 1 << 20
-Rows = dict[str, NDArray[Any]]
+_HITS_AT_ONCE = 1 << 18
 
 
 class Hits(NamedTuple):
@@ -31,26 +32,6 @@ class Hits(NamedTuple):
     question: NDArray[np.int64]
     file: NDArray[np.int64]
     ordinal: NDArray[np.int64]
-
-
-def split_keys(fingerprints: bytes | memoryview) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """(high, low): the first 8 and the next 4 of each 16 bytes, big-endian, as numbers [n]."""
-    words = np.frombuffer(fingerprints, dtype=">u8").reshape(-1, 2)
-    return words[:, 0].astype(np.uint64), (words[:, 1] >> np.uint64(32)).astype(np.uint32)
-
-
-def sorted_rows(sidecars: Sequence[bytes]) -> Rows:
-    """Rows of whole files, numbered as given, in the order of a key folder. Each sidecar: 16 bytes for each ordinal."""
-    counts = [len(data) // 16 for data in sidecars]
-    high, low = split_keys(b"".join(sidecars))
-    file = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
-    ordinal = np.concatenate([np.arange(n, dtype=np.uint32) for n in counts]) if counts else np.empty(0, np.uint32)
-    return _in_order({"high": high, "low": low, "file": file, "ordinal": ordinal})
-
-
-def _in_order(rows: Rows) -> Rows:
-    order = np.argsort(rows["high"], kind="stable")
-    return {name: column[order] for name, column in rows.items()}
 
 
 class KeyColumns:
@@ -68,39 +49,60 @@ class KeyColumns:
             return
         order = np.argsort(high, kind="stable")
         asked = high[order]
-        left, right = self._edge(asked, "left"), self._edge(asked, "right")
+        left, right = self._edges(asked)
         found = np.flatnonzero(right > left)
         ends = np.cumsum((right - left)[found])
-        start = 0
-        while start < len(found):
-            base = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, base + _HITS_AT_ONCE, "right")))
-            yield self._rows_between(order, low, found[start:stop], left, right)
-            start = stop
+        total = int(ends[-1]) if len(found) else 0
+        for start in range(0, total, _HITS_AT_ONCE):
+            # One question may have millions of places: portions are cut through it, too.
+            place = np.arange(start, min(start + _HITS_AT_ONCE, total))
+            group = np.searchsorted(ends, place, "right")
+            owner = found[group]
+            rows = right[owner] - ends[group] + place
+            self.columns.prove(rows // BLOCK_ROWS)
+            same = np.asarray(self.columns.columns["low"][rows]) == low[order[owner]]
+            rows, owner = rows[same], owner[same]
+            yield Hits(order[owner], self.columns.columns["file"][rows].astype(np.int64),
+                       self.columns.columns["ordinal"][rows].astype(np.int64))  # fmt: skip
 
-    def _rows_between(self, order: NDArray[np.int64], low: NDArray[np.uint32], found: NDArray[np.int64],
-                      left: NDArray[np.int64], right: NDArray[np.int64]) -> Hits:  # fmt: skip
-        lengths = (right - left)[found]
-        owner = np.repeat(found, lengths)
-        ends = np.cumsum(lengths)
-        rows = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths) + left[owner]
-        self.columns.prove(rows // BLOCK_ROWS)
-        same = np.asarray(self.columns.columns["low"][rows]) == low[order[owner]]
-        rows, owner = rows[same], owner[same]
-        return Hits(order[owner], self.columns.columns["file"][rows].astype(np.int64),
-                    self.columns.columns["ordinal"][rows].astype(np.int64))  # fmt: skip
+    def ready_steps(self, high: NDArray[np.uint64]) -> Steps[None]:
+        """Compare the blocks that a search for these begins with, in slices, so that `find` has little left to compare."""
+        blocks = np.maximum(np.searchsorted(self._first, np.sort(high), side="left") - 1, 0)
+        yield from self.columns.prove_steps(np.unique(np.minimum(np.concatenate([blocks, blocks + 1]), len(self._first) - 1)))
 
-    def _edge(self, asked: NDArray[np.uint64], side: str) -> NDArray[np.int64]:
+    def _edges(self, asked: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(first row, row behind the last) of each of the ascending questions. Most stand nowhere, or once."""
+        left = self._edge(asked, "left")
+        right = left.copy()
+        hit = self._equal(np.arange(len(asked)), left, asked)
+        right[hit] += 1
+        more = self._equal(hit, right, asked)
+        right[more] = self._edge(asked[more], "right")
+        return left, right
+
+    def _equal(self, places: NDArray[np.int64], rows: NDArray[np.int64], asked: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Those places of the questions whose row holds their key."""
+        places = places[rows[places] < self.columns.rows]
+        self.columns.prove(rows[places] // BLOCK_ROWS)
+        return places[self.high[rows[places]] == asked[places]]
+
+    def _edge(self, asked: NDArray[np.uint64], side: Literal["left", "right"]) -> NDArray[np.int64]:
         """Where each of the ascending questions would be inserted, looking into proven blocks only."""
-        left = side == "left"
-        block = np.searchsorted(self._first, asked, side="left" if left else "right") - 1
-        block = np.maximum(block, 0)
+        block = np.maximum(np.searchsorted(self._first, asked, side=side) - 1, 0)
+        if not len(asked):
+            return block
+        start, stop = int(block[0]), int(block[-1]) + 1
+        if stop - start <= 2 * (1 + np.count_nonzero(block[1:] != block[:-1])):
+            # Most of the blocks in between are asked: they are searched as one.
+            self.columns.prove(np.arange(start, stop))
+            stretch = self.high[start * BLOCK_ROWS : stop * BLOCK_ROWS]
+            return start * BLOCK_ROWS + np.searchsorted(stretch, asked, side=side)
         self.columns.prove(block)
         low, high = block * BLOCK_ROWS, np.minimum((block + 1) * BLOCK_ROWS, self.columns.rows)
         for _ in range(_ROUNDS):
             middle = (low + high) >> 1
             value = self.high[np.minimum(middle, self.columns.rows - 1)]
-            after = (value < asked) if left else (value <= asked)
+            after = (value < asked) if side == "left" else (value <= asked)
             open_ = low < high
             low = np.where(open_ & after, middle + 1, low)
             high = np.where(open_ & ~after, middle, high)
@@ -108,23 +110,10 @@ class KeyColumns:
 
 
 def merged_chunks(parts: Sequence[Columns]) -> Iterator[Rows]:
-    """The rows of several key folders as one, in order, a range of keys at a time; files are numbered on, part by part.
+    """The rows of several key folders as one, in order, portion by portion; files are numbered on, part by part.
 
-    Raises Damage for a block that is not sound. Memory: about MERGE_ROWS rows.
+    Raises Damage for a block that is not sound, with its folder as subject. Memory: about MERGE_ROWS rows.
     """
-    total = sum(part.rows for part in parts)
-    pieces = max(1, -(-total // MERGE_ROWS))
-    offsets = np.cumsum([0] + [part.files for part in parts])
-    bounds = [np.uint64(min(piece * 2**64 // pieces, 2**64 - 1)) for piece in range(1, pieces)]
-    for part in parts:
-        part.prove(np.arange(-(-part.rows // BLOCK_ROWS)))
-    edges = [np.concatenate([[0], np.searchsorted(part.columns["high"], np.array(bounds, np.uint64)), [part.rows]])
-             .astype(np.int64) for part in parts]  # fmt: skip
-    for piece in range(pieces):
-        rows: Rows = {}
-        for name, kind in KEY_LAYOUT.items():
-            columns = [part.columns[name][edges[k][piece] : edges[k][piece + 1]] for k, part in enumerate(parts)]
-            if name == "file":
-                columns = [column + np.uint32(offsets[k]) for k, column in enumerate(columns)]
-            rows[name] = np.concatenate(columns).astype(kind, copy=False)
-        yield _in_order(rows)
+    firsts = np.cumsum([0] + [part.files for part in parts]).tolist()
+    yield from merged([Sorted(part.columns, part.rows, first, part.prove)
+                       for part, first in zip(parts, firsts[:-1], strict=True)])  # fmt: skip

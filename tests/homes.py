@@ -6,15 +6,18 @@ SHA256SUMS, its modes and its rows are those of a real one. Not a test of births
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import struct
 import subprocess
 import traceback
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -46,6 +49,7 @@ __all__ = [
     "make_home",
     "no_syncing",
     "places_of",
+    "remember_learnt",
     "run_as_ordinary_user",
     "set_tip",
     "settings_from_outside",
@@ -122,6 +126,13 @@ def add_original(keeper: Keeper, name: str, rows: int = 10, kind: str = "pretrai
             (sha256, name, kind, len(data), rows, rows * 8, keeper.clock.utc(),
              orjson.dumps(record).decode()))  # fmt: skip
     return sha256
+
+
+def remember_learnt(keeper: Keeper, version: int, sha256: str, first: int, count: int) -> None:
+    """Note inside a transaction that a version learnt the `first` so many of a file's `count` examples."""
+    bits = np.packbits(np.arange(count) < first, bitorder="little").tobytes()
+    bitmap = base64.b64encode(zlib.compress(bits)).decode()
+    keeper.ledger.run("INSERT INTO learnt VALUES (?, ?, 'pretrain', ?, ?)", (version, sha256, first, bitmap))
 
 
 def toy_weights(name: str, parent: Path | None = None) -> bytes:

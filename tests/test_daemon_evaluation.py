@@ -194,6 +194,33 @@ def test_rows_learnt_before_are_reported_and_neither_repeated_nor_replayed(home:
     assert home.all_fed & learnt and not home.all_fed & keys_of([chat(number) for number in range(10)])
 
 
+def test_what_asks_a_question_of_a_set_in_other_words_around_it_is_not_replayed(home: Watched) -> None:
+    """The set holds the questions with other answers: no fingerprint of what was learnt is a key of it."""
+    toy = home.toy
+    framed = [chat(number, system="Be brief.") for number in range(10, 20)]
+    home.drop("first.jsonl", [*(chat(number) for number in range(10)), *framed, *(chat(number) for number in range(20, 60))])
+    learnt = home.all_fed
+    leaks = fingerprints([*(chat(number) for number in range(10)), *framed])
+    home.register("exam.jsonl", [*(chat(number, "Nobody knows.") for number in range(10)), *(chat(n) for n in range(10, 20))])
+    assert learnt & leaks and not leaks & keys_of([chat(number, "Nobody knows.") for number in range(10)])
+    home.fed.clear()
+    toy.flags["replay.fraction"] = 1.0
+    toy.again()
+    home.watch()
+    home.drop("second.jsonl", [chat(number) for number in range(60, 200)])
+    assert home.all_fed & learnt == learnt - leaks, "all the rest of it is drawn from"
+    assert last_record(home)["planned"]["replay_rules"] == 2
+    # Without the original nobody can say what its rows ask: nothing of it is replayed, and the version says so.
+    folder = toy.home.files / toy.keeper.ledger.value("SELECT sha256 FROM files WHERE name = 'first.jsonl'")
+    folder.chmod(0o755)
+    (folder / "first.jsonl").unlink()
+    home.fed.clear()
+    home.drop("third.jsonl", [chat(number) for number in range(200, 240)])
+    assert home.all_fed and not home.all_fed & learnt
+    plan = json.loads(toy.keeper.ledger.value("SELECT plan FROM jobs ORDER BY id DESC LIMIT 1"))
+    assert any("no replay from first.jsonl" in text for text in plan["train"]["prepared"]["warnings"])
+
+
 def test_a_set_that_comes_while_a_job_prepares_still_counts(home: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = home.toy
     path = home.root / "exam.jsonl"

@@ -303,7 +303,7 @@ def test_a_job_held_by_the_machine_is_not_forgotten_by_the_next_life(toy: Toy, m
     toy.keeper.ledger._db.execute("UPDATE meta SET value = '0' WHERE key = 'paused'")
     toy.make_base()
     with monkeypatch.context() as patch:
-        patch.setattr(freezing, "write_known", full)
+        patch.setattr(freezing, "write_known_steps", full)
         toy.drop("a.jsonl", chat_of(30))
         rounds(toy, 20)
     assert toy.jobs()[-1][2] == "held"

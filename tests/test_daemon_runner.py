@@ -16,7 +16,9 @@ from runner_help import Deaths, ask, last_job, learnt_of, run_until, state, tip,
 from toy import Toy, chat_of, text_of
 from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
-from daemon import freezing, runner
+from daemon import freezing, runner, schedule
+from guard.steps import advance
+from guard.store import learnt
 from guard.store.jobs import find_job
 from guard.store.versions import ancestors, find_version
 
@@ -204,7 +206,7 @@ def test_a_full_disk_while_the_job_is_begun_holds_it(toy: Toy, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(freezing, "write_known", full)
+        patch.setattr(freezing, "write_known_steps", full)
         toy.drop("a.jsonl", chat_of(30))
         for _ in range(20):
             toy.step()
@@ -237,6 +239,52 @@ def test_thirty_two_waiting_files_are_trained_as_one_version(toy: Toy) -> None:
     assert len(toy.versions()) == 2 and tip(toy).endswith("_and_31_more")
     learnt = learnt_of(toy, tip(toy))
     assert len(learnt) == 32 and all(learnt[name] == trainable_rows(toy, name) for name in learnt)
+
+
+@pytest.mark.parametrize(("limit", "value", "batches"), [("MOST_FILES", 4, [4, 4, 1]), ("MOST_EXAMPLES", 25, [3, 3, 3])])
+def test_a_batch_holds_no_more_than_it_may_and_the_rest_comes_after_it(
+    begin: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch, limit: str, value: int, batches: list[int]
+) -> None:
+    monkeypatch.setattr(schedule, limit, value)
+    toy = begin(coalesce__after=3)
+    ask(toy, "queue.pause")
+    for number in range(9):
+        toy.drop(f"f{number}.jsonl", chat_of(8, seed=number * 100))
+    toy.settle()
+    ask(toy, "queue.resume")
+    toy.settle()
+    assert [len(learnt_of(toy, name)) for name in list(toy.versions())[1:]] == batches
+
+
+def test_what_was_learnt_of_large_files_is_written_down_in_slices_while_others_are_served(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learnt, "_FILES_AT_ONCE", 1)
+    # Every look at the clock is later than a slice: one step of a generator in every round.
+    monkeypatch.setattr(runner, "advance", lambda steps, clock: advance(steps, clock, -1.0))
+    toy.drop("a.jsonl", chat_of(60))
+    rounds, served = 0, []
+    toy.until(lambda: toy.engine.runner.judging is not None)
+    while toy.jobs()[-1][2] != "done":
+        staging = toy.home.staging_of(toy.jobs()[-1][0])
+        if staging.is_dir() and not (staging / "known.fp").exists():
+            served.append(ask(toy, "queue.pause")["paused"] and ask(toy, "queue.resume")["paused"] is False)
+        toy.step()
+        rounds += 1
+        assert rounds < 200
+    assert served and all(served)
+    toy.settle()
+    assert toy.jobs()[-1][2] == "done"
+
+
+def test_a_job_that_is_cancelled_while_its_list_is_written_leaves_nothing(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "advance", lambda steps, clock: advance(steps, clock, -1.0))
+    toy.drop("a.jsonl", chat_of(60))
+    toy.until(lambda: any(toy.home.staging.iterdir()))
+    assert toy.jobs()[-1][2] == "queued"
+    ask(toy, "queue.cancel", job=toy.jobs()[-1][0])
+    toy.settle()
+    assert toy.jobs()[-1][2] == "cancelled" and list(toy.home.staging.iterdir()) == [] and len(toy.versions()) == 1
 
 
 def test_fewer_files_and_files_somebody_planned_are_trained_one_by_one(begin: Callable[..., Toy]) -> None:

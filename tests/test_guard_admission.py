@@ -33,6 +33,7 @@ from guard.store.intake import claim, drop_folder
 from guard.store.jobs import find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 from guard.store.learnt import judge_novelty, write_known
+from guard.store.lost import lost_now
 
 BASE = "v001_baseline"
 
@@ -296,8 +297,11 @@ def test_a_missing_or_torn_sidecar_is_damage_and_never_an_empty_file(keeper: Kee
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(Damage):
-        judge(keeper, "b.jsonl", rows(1, 2))
+    with pytest.raises(Damage, match=r"torn|missing"):
+        write_known(keeper, [path.parent], 2, "pretrain", keeper.home.staging / "known.fp")
+    # What is dropped beside it goes on, and what could not be asked is remembered to be told.
+    assert judge(keeper, "b.jsonl", rows(1, 2)).verdict == "admit"
+    assert list(lost_now(keeper)) == [sha256] and "1 learnt example" in lost_now(keeper)[sha256]
 
 
 # --- documents ----------------------------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ from guard.bitmap import pack_bitmap
 from guard.columns import BLOCK_ROWS, Columns, write_columns_steps
 from guard.errors import Damage
 from guard.failpoints import Crash
-from guard.key_columns import KEY_LAYOUT, KeyColumns, merged_chunks, sorted_rows, split_keys
+from guard.key_columns import KEY_LAYOUT, KeyColumns, merged_chunks
+from guard.key_runs import Rows, in_order, joined, key_rows, split_keys
 from guard.steps import drain
 from guard.store import known
 from guard.store.keeper import Keeper
-from guard.store.known import KnownIndex, keep_index_steps, open_index, sidecar_bytes, uncovered
+from guard.store.known import KnownIndex, LostSidecar, keep_index_steps, open_index, sidecar_bytes, uncovered
 from guard.store.learnt import known_mask_steps, write_known
+from guard.store.lost import lost_now
 from guard.store.versions import find_version
 
 
@@ -31,6 +33,10 @@ def sidecar(count: int, seed: int, shared: list[bytes] | None = None) -> bytes:
 
 def held(files: list[bytes]) -> int:
     return sum(map(len, files)) // 16
+
+
+def sorted_rows(files: list[bytes]) -> Rows:
+    return in_order(joined([key_rows(data, number) for number, data in enumerate(files)]))
 
 
 def pieces(data: bytes) -> list[bytes]:
@@ -84,7 +90,7 @@ def test_a_fingerprint_that_fills_whole_blocks_is_found_in_all_its_places(tmp_pa
 def test_folders_joined_answer_as_they_did_apart(shelf: tuple[Path, list[bytes]], tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     root, files = shelf
-    monkeypatch.setattr("guard.key_columns.MERGE_ROWS", 3_000)
+    monkeypatch.setattr("guard.key_runs.MERGE_ROWS", 3_000)
     parts = [Columns(root / "1"), Columns(root / "2")]
     names = [name for part in parts for name in part.file_names()]
     drain(write_columns_steps(tmp_path / "both", KEY_LAYOUT, held(files), merged_chunks(parts), names))
@@ -231,17 +237,34 @@ def test_a_manifest_that_says_nothing_is_no_index(content: bytes, keeper: Keeper
     assert masks(built(keeper)) == before
 
 
-def test_a_sidecar_that_rotted_is_not_taken_in_and_stops_the_question(keeper: Keeper) -> None:
-    sha256 = keeper.ledger.value("SELECT sha256 FROM files WHERE name = 'math.jsonl'")
+@pytest.mark.parametrize(("how", "told"), [("cut", "torn"), ("other bytes", "not what was recorded"), ("gone", "missing"),
+                                           ("a folder", "torn")])  # fmt: skip
+def test_a_sidecar_that_rotted_is_not_taken_in_and_only_its_own_rows_are_not_known(how: str, told: str, keeper: Keeper,
+                                                                                   tmp_path: Path) -> None:  # fmt: skip
+    files = {row[0]: row[1] for row in keeper.ledger.rows("SELECT name, sha256 FROM files ORDER BY rowid")}
+    questions, tip = everything(keeper), find_version(keeper.ledger, "v004").id
+    before = drain(known_mask_steps(keeper, questions, tip, "pretrain"))
+    sha256 = files["math.jsonl"]
+    own = np.repeat([name == "math.jsonl" for name in files], 10)
     folder = keeper.home.files / sha256
     path = folder / "examples.fp"
     folder.chmod(0o755)
     path.chmod(0o644)
-    path.write_bytes(path.read_bytes()[:-3])
+    data = path.read_bytes()
+    path.unlink()
+    if how == "a folder":
+        path.mkdir()
+    elif how != "gone":
+        path.write_bytes(data[:-3] if how == "cut" else bytes(len(data)))
     drain(keep_index_steps(keeper))
     assert [item[0] for item in uncovered(keeper, open_index(keeper))] == [sha256]
-    with pytest.raises(Damage, match="torn"):
-        masks(keeper)
+    after = drain(known_mask_steps(keeper, questions, tip, "pretrain"))
+    assert before[own].any() and not after[own].any() and np.array_equal(after[~own], before[~own])
+    assert list(lost_now(keeper)) == [sha256] and told in lost_now(keeper)[sha256]
+    if how != "other bytes":  # then the child that prepares the file compares them with its rows
+        with pytest.raises(LostSidecar, match=r"examples\.fp"):
+            write_known(keeper, [folder], tip, "pretrain", tmp_path / "known.fp")
+    assert write_known(keeper, [keeper.home.files / files["syllo.jsonl"]], tip, "pretrain", tmp_path / "known.fp") == 9
 
 
 def test_another_process_sees_the_index_as_it_became(keeper: Keeper) -> None:

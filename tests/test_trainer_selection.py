@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +16,14 @@ from guard.bitmap import pack_bitmap
 from guard.errors import CheckFailed, Damage
 from trainer.choose import (
     Chosen,
-    ReplaySource,
     _pack_conversations,
     _pack_stream,
     _touches,
-    add_replay,
     known_flags,
     select_new,
 )
 from trainer.dataset import KEY_DTYPE, LENGTH, ORDINAL, Dataset
+from trainer.replay import ReplaySource, add_replay
 from trainer.selection import Selection, load_selection, training_steps
 
 
@@ -297,6 +297,34 @@ def test_replay_takes_only_what_was_learnt_and_fits(rows: Dataset, chats: Datase
     texts = [bytes(fed_tokens(mixed.selection, int(number), [rows, chats]).astype(np.uint8)) for number in replayed]
     found = sorted(int(text.split(b"question ")[1].split(b"\x04")[0].split(b"\x05")[0][:2]) for text in texts)
     assert found == [2, 5, 29] and (mixed.selection.sequence_lengths()[replayed] <= 151).all()
+
+
+def test_looking_into_originals_only_where_something_is_drawn_gives_what_looking_into_all_would(
+    rows: Dataset, chats: Dataset, tmp_path: Path
+) -> None:
+    chosen = select_new(rows, stage="pretrain", known_fps=None, block_size=2000)
+    content = [jsonl([chat_row(100 * name + row) for row in range(10)]) for name in range(6)]
+    files = [store(tmp_path, f"{name}.jsonl", data, "sft") for name, data in enumerate(content)]
+    earlier = make(tmp_path / "earlier", files, stage="sft")
+    known = tuple((index, pack_bitmap(range(10), 10)) for index in range(6))
+    table = earlier.train.examples
+    for seed in range(8):
+        asked: list[int] = []
+
+        def look(index: int, seed: int = seed, asked: list[int] = asked) -> NDArray[np.bool_]:
+            asked.append(index)
+            return np.random.default_rng([seed, index]).random(10) < 0.6
+
+        full = np.zeros(len(table), dtype=bool)
+        for index in range(6):
+            mine = np.flatnonzero(table[:, 0] == index)
+            full[mine] = look(index)[table[mine, ORDINAL]]
+        asked.clear()
+        how: dict[str, Any] = {"fraction": 0.05, "block_size": 2000, "seed": seed}
+        lazy = add_replay(chosen, [ReplaySource(earlier, known, look=look), ReplaySource(chats, whole(chats))], **how)
+        whole_look = add_replay(chosen, [ReplaySource(earlier, known, full), ReplaySource(chats, whole(chats))], **how)
+        assert lazy.selection.content_hash() == whole_look.selection.content_hash() and lazy.selection.replay.any()
+        assert len(asked) == len(set(asked)), "each original is read at most once"
 
 
 def test_the_draw_is_the_same_for_a_seed_and_another_for_another(rows: Dataset, chats: Dataset) -> None:

@@ -1,15 +1,14 @@
-"""Choosing what a job trains: the examples of a dataset that are new to its base, and a little replay of older ones.
+"""Choosing what a job trains: the examples of a dataset that are new to its base.
 
 New means: not held out, not among the known fingerprints, the first of its kind in the data, and not too long to be
 trained without cutting an answer. Pretraining text becomes one stream cut into sequences that share one token; a
 conversation stays a sequence of its own. Everything works on sorted keys and arrays, never example by example.
-Not here: the record itself (`trainer/selection.py`), preparing, and jobs. A guard judges the counts elsewhere.
+Not here: the record itself (`trainer/selection.py`), replay (`trainer/replay.py`), preparing, and jobs.
+A guard judges the counts elsewhere.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.bitmap import bitmap_flags
 from guard.errors import CheckFailed, Damage
 from trainer.dataset import CUT_LENGTH, CUT_START, FILE, KEY_DTYPE, LENGTH, LOSS_TOKENS, ORDINAL, START, Dataset
-from trainer.selection import Selection, philox_keys
+from trainer.selection import Selection
 
-__all__ = ["Chosen", "ReplaySource", "add_replay", "known_flags", "select_new"]
+__all__ = ["Chosen", "known_flags", "pack", "select_new", "too_long"]
 
 _CHUNK_KEYS = 1 << 20
 Integers = NDArray[np.int64]
@@ -40,25 +38,6 @@ class Chosen:
     """[E]: the new examples' rows in the train split."""
     example_loss_tokens: Integers
     """[E]: their loss-bearing tokens."""
-
-
-@dataclass(frozen=True)
-class ReplaySource:
-    """An earlier dataset and, for each file index in it, the bitmap of ordinals that were learnt."""
-
-    dataset: Dataset
-    known: tuple[tuple[int, str], ...]
-    barred: NDArray[np.bool_] | None = None
-    """[rows of its train split]: never to be replayed, for it is in an evaluation set by now."""
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Candidates for replay from one source: random keys, rows in its train split, tokens."""
-
-    keys: NDArray[np.uint64]
-    rows: Integers
-    lengths: Integers
 
 
 @dataclass(frozen=True)
@@ -158,14 +137,14 @@ def _pack_conversations(rows: Integers, block_size: int, dataset_index: int) -> 
     return _Packed(ranges, sequences, each, each)
 
 
-def _pack(dataset: Dataset, rows: Integers, block_size: int, dataset_index: int) -> _Packed:
+def pack(dataset: Dataset, rows: Integers, block_size: int, dataset_index: int) -> _Packed:
     table = np.asarray(dataset.train.examples[rows])
     if dataset.stage == "pretrain":
         return _pack_stream(table[:, START], table[:, LENGTH], block_size, dataset_index)
     return _pack_conversations(table, block_size, dataset_index)
 
 
-def _too_long(dataset: Dataset, block_size: int) -> NDArray[np.bool_]:
+def too_long(dataset: Dataset, block_size: int) -> NDArray[np.bool_]:
     """Conversations that would lose more than context (a pretraining text is never too long)."""
     table = dataset.train.examples
     if dataset.stage == "pretrain":
@@ -201,12 +180,12 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     elsewhere = np.zeros_like(known) if held_out is None else held_out
     barred = np.zeros_like(known) if untouchable is None else untouchable & ~elsewhere
     outside = elsewhere | barred
-    fits = ~repeated & ~_too_long(dataset, block_size)
+    fits = ~repeated & ~too_long(dataset, block_size)
     known &= ~outside
     rest = ~outside & ~known
     new, again = rest & fits, known & fits & allow_repeat
     rows = np.flatnonzero(new | again).astype(np.int64)
-    packed = _pack(dataset, rows, block_size, 0)
+    packed = pack(dataset, rows, block_size, 0)
     fresh = np.flatnonzero(new[rows])
     too_short = 0
     if not len(packed.sequences):
@@ -231,78 +210,3 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
         "sequences": len(packed.sequences),
     }  # fmt: skip
     return Chosen(selection, counts, rows[fresh], loss)
-
-
-def _learnt_rows(source: ReplaySource, block_size: int) -> Integers:
-    """Rows of a source's train split that were learnt and fit. Raises Damage for a bitmap of another file."""
-    table = source.dataset.train.examples
-    learnt = np.zeros(len(table), dtype=bool)
-    for file_index, bitmap in source.known:
-        if not 0 <= file_index < len(source.dataset.files):
-            raise Damage(f"{source.dataset.folder} has no file number {file_index}", hint="heirloom verify --all")
-        flags = bitmap_flags(bitmap, int(source.dataset.files[file_index]["examples"]))
-        mine = np.flatnonzero(table[:, FILE] == file_index)
-        learnt[mine] |= flags[table[mine, ORDINAL]]
-    if source.barred is not None:
-        learnt &= ~source.barred
-    return np.flatnonzero(learnt & ~_too_long(source.dataset, block_size)).astype(np.int64)
-
-
-def _draw(source: ReplaySource, for_dataset: str, block_size: int, seed: int, target: int) -> _Drawn:
-    """The source's examples in drawing order, no more than could be wanted.
-
-    A row's key depends on seed, row and the two datasets only: another source beside it changes nothing in the draw,
-    and the next job on other data draws other examples although its recipe has the same seed.
-    """
-    rows = _learnt_rows(source, block_size)
-    lane = int.from_bytes(hashlib.sha256(f"{source.dataset.id} for {for_dataset}".encode()).digest()[:8], "big")
-    keys = philox_keys(seed, lane, source.dataset.train.count)[rows]
-    order = np.argsort(keys, kind="stable")
-    lengths = np.asarray(source.dataset.train.examples[:, LENGTH])[rows][order]
-    if source.dataset.stage == "sft":
-        lengths = np.minimum(lengths, block_size + 1)
-    wanted = np.cumsum(lengths) - lengths < target
-    return _Drawn(keys[order][wanted], rows[order][wanted], lengths[wanted])
-
-
-def add_replay(chosen: Chosen, sources: Sequence[ReplaySource], *, fraction: float, block_size: int,
-               seed: int) -> Chosen:  # fmt: skip
-    """Add sequences of examples learnt earlier, until they hold about `fraction` of the new sequences' tokens.
-
-    Drawn without bias over all sources' learnt examples, the same for the same seed; at most one example above the
-    target. Replay sequences are marked and hold nothing that counts as learnt.
-    """
-    selection = chosen.selection
-    target = int(fraction * int(selection.sequence_lengths().sum()))
-    if target < 1:
-        return chosen
-    drawn = [_draw(source, selection.dataset_ids[0], block_size, seed, target) for source in sources]
-    keys = np.concatenate([item.keys for item in drawn] or [np.empty(0, dtype=np.uint64)])
-    lengths = np.concatenate([item.lengths for item in drawn] or [np.empty(0, dtype=np.int64)])
-    order = np.argsort(keys, kind="stable")
-    taken = np.zeros(len(keys), dtype=bool)
-    taken[order[np.cumsum(lengths[order]) - lengths[order] < target]] = True
-    position = 0
-    for source, item in zip(sources, drawn, strict=True):
-        mine = np.sort(item.rows[taken[position : position + len(item.rows)]])
-        position += len(item.rows)
-        if len(mine):
-            selection = _append(selection, source.dataset, mine, block_size)
-    replay_tokens = int(selection.sequence_lengths()[selection.replay].sum())
-    counts = {**chosen.counts, "replay_tokens": replay_tokens, "sequences": len(selection.sequences)}
-    return dataclasses.replace(chosen, selection=selection, counts=counts)
-
-
-def _append(selection: Selection, dataset: Dataset, rows: Integers, block_size: int) -> Selection:
-    """The selection with replay sequences over `rows` of a dataset behind its own."""
-    datasets, ids = list(selection.datasets), list(selection.dataset_ids)
-    if dataset.id not in ids:
-        datasets.append(str(dataset.folder))
-        ids.append(dataset.id)
-    packed = _pack(dataset, rows, block_size, ids.index(dataset.id))
-    return dataclasses.replace(
-        selection, datasets=tuple(datasets), dataset_ids=tuple(ids),
-        ranges=np.concatenate([selection.ranges, packed.ranges]),
-        sequences=np.concatenate([selection.sequences, packed.sequences + len(selection.ranges)]),
-        replay=np.concatenate([selection.replay, np.ones(len(packed.sequences), dtype=bool)]),
-    )  # fmt: skip

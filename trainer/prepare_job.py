@@ -22,12 +22,14 @@ from guard.durable import json_bytes, make_dir, publish, remove_tree, write_json
 from guard.errors import CheckFailed, HeirloomError, UsageError
 from guard.fingerprint import CANONICAL_VERSION
 from guard.heldout import held_out_mask
-from guard.untouchable import KeyList, touched_in_file
+from guard.untouchable import KeyList
+from trainer.barred import barred_rows, key_list, look_for, untouchable_rows
 from trainer.cap import keep_first
-from trainer.choose import Chosen, ReplaySource, add_replay, select_new
-from trainer.dataset import FILE, ORDINAL, Dataset, open_dataset, verify_dataset
+from trainer.choose import Chosen, select_new
+from trainer.dataset import Dataset, open_dataset, verify_dataset
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
 from trainer.recipe import parse_recipe
+from trainer.replay import ReplaySource, add_replay
 from trainer.selection import training_steps
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 
@@ -86,34 +88,6 @@ def _held_out_here(job: Mapping[str, Any], ready: _Ready) -> NDArray[np.bool_] |
     return held_out_mask(keys, str(job["salt"]), float(job["validation_fraction"]))
 
 
-def _key_list(job: Mapping[str, Any]) -> KeyList | None:
-    """The untouchable rows of the home's evaluation sets; None when it has none. Raises Damage (law 5)."""
-    protected = job.get("protected")
-    return KeyList(protected["path"], str(protected["sha256"])) if protected else None
-
-
-def _untouchable(job: Mapping[str, Any], ready: _Ready, keys: KeyList | None) -> NDArray[np.bool_] | None:
-    """Which rows of the train split [n] belong to an evaluation set, by their fingerprints and by what they ask.
-
-    What a row asks stands in the original alone, so conversations are read once more; of a folder that was prepared
-    elsewhere there is only the fingerprint.
-    """
-    if keys is None:
-        return None
-    barred = keys.sets_of(ready.dataset.train.fingerprints.tobytes()) >= 0
-    if str(job["stage"]) != "sft" or ready.prepared_sha256:
-        return barred
-    table = ready.dataset.train.examples
-    files = {str(item["sha256"]): item for item in job["files"]}
-    for index, file in enumerate(ready.dataset.files):
-        item = files[str(file["sha256"])]
-        path = str(item["path"])
-        touched = touched_in_file(path, "sft", keys, path, Reading(**item.get("reading") or {})) >= 0
-        mine = np.flatnonzero(table[:, FILE] == index)
-        barred[mine] |= touched[table[mine, ORDINAL]]
-    return barred
-
-
 def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, stop: Callable[[], bool]) -> _Ready:
     """The job's dataset: given, already there and intact, or made now in `<staging>/prepare`."""
     given = _given_folder(job, tokenizer)
@@ -143,14 +117,14 @@ def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer, keys: KeyList 
     for item in (job.get("replay") or {}).get("datasets") or ():
         bitmaps.setdefault(str(item["path"]), []).extend((int(index), str(bits)) for index, bits in item["known"])
     sources: dict[str, ReplaySource] = {}
-    warnings = []
+    warnings: list[str] = []
     for path, known in bitmaps.items():
         try:
             dataset = open_dataset(path)
             require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the base", f"the dataset {path}")
             if dataset.id not in sources:
-                barred = keys.sets_of(dataset.train.fingerprints.tobytes()) >= 0 if keys else None
-                sources[dataset.id] = ReplaySource(dataset, tuple(known), barred)
+                barred = barred_rows(dataset, keys) if keys else None
+                sources[dataset.id] = ReplaySource(dataset, tuple(known), barred, look_for(job, dataset, keys, warnings))
         except HeirloomError as error:
             warnings.append(f"no replay from {path}: {error.message}")
     return [sources[key] for key in sorted(sources)], warnings
@@ -180,16 +154,17 @@ def _learnt_entry(sha256: str, ordinals: NDArray[np.int64], count: int, tokens: 
 def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer) -> tuple[Chosen, list[str]]:
     """What is new in the dataset, with replay, and what went wrong with sources of replay."""
     block_size, batch = int(job["block_size"]), int(job["recipe"]["training"]["batch_sequences"])
-    keys = _key_list(job)
+    keys = key_list(job)
     chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
                         allow_repeat=bool(job.get("allow_repeat")), held_out=_held_out_here(job, ready),
-                        untouchable=_untouchable(job, ready, keys))  # fmt: skip
+                        untouchable=untouchable_rows(job, ready.dataset, keys, folder=bool(ready.prepared_sha256)))  # fmt: skip
     sources, warnings = _replay_sources(job, tokenizer, keys)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
     if job.get("max_steps") and not job.get("iterations"):
         room = int(job["max_steps"]) * batch / (1 + (fraction if sources else 0.0))
         chosen = keep_first(chosen, max(1, int(room)))
-    return add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"])), warnings
+    chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"]))
+    return chosen, warnings
 
 
 def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:

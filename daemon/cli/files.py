@@ -185,6 +185,8 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
                   f"{human_count(file['examples'])} examples ({human_tokens(file['tokens'])} tokens)"]  # fmt: skip
         if file["description"]:
             lines.append(f"    {visible(file['description'])}")
+        if file.get("damage"):
+            lines.append(f"    damaged: {visible(file['damage'])}")
         for rows, what in (("bad_rows", "skipped"), ("unusable_rows", "that cannot be trained on")):
             if file[rows]:
                 lines += [f"    {plural(file[f'{rows}_count'], 'row')} {what}:", *_row_lines(file[rows], file[f"{rows}_count"])]

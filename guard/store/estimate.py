@@ -22,6 +22,7 @@ from guard.steps import drain
 from guard.store.keeper import Keeper, open_reader
 from guard.store.known import sidecar_bytes
 from guard.store.learnt import Novelty, novelty_steps
+from guard.store.lost import lost_now
 from guard.store.versions import DEFAULT_LINE, line_tip
 
 __all__ = ["estimate", "forget_all", "stored_estimate", "tip_of", "touchable"]
@@ -48,12 +49,16 @@ def touchable(fingerprints: bytes, untouchable: str) -> bytes:
 def estimate(root: str, line: str, objective: str, sidecar: Path, untouchable: str = "") -> dict[str, Any] | None:
     """The counts of `Novelty` with the `tip` they hold for; None when it cannot be said from here (the daemon then says).
 
-    `sidecar`: the folder with the file's `examples.fp`; `untouchable`: bitmap of its examples in evaluation sets.
+    `line`: the one it is for, "" for the usual one; `sidecar`: the folder with the file's `examples.fp`; `untouchable`:
+    bitmap of its examples in evaluation sets.
     """
+    line = line or DEFAULT_LINE
     try:
         keeper = _reader(root)
         tip = tip_of(keeper, line)
         novelty = drain(novelty_steps(keeper, touchable(sidecar_bytes(sidecar), untouchable), tip, objective))
+        if lost_now(keeper):
+            return None  # this very file may mend what is lost: the daemon knows
     except (HeirloomError, OSError, sqlite3.Error):
         forget(root)
         return None

@@ -7,7 +7,7 @@ Not here: when a job may run (`guard/checks/preflight.py`) or running it (`daemo
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "Job",
     "add_job",
     "counts",
+    "each_queued",
     "find_job",
     "jobs_in",
     "jobs_told",
@@ -82,6 +83,12 @@ def jobs_in(ledger: Ledger, *states: str) -> list[Job]:
     marks = ", ".join("?" * len(states))
     where = f"WHERE state IN ({marks})" if states else ""
     return [_job(ledger, row) for row in ledger.rows(f"SELECT * FROM jobs {where} ORDER BY position, id", states)]
+
+
+def each_queued(ledger: Ledger) -> Iterator[Job]:
+    """The queued jobs in the order they run, each read when it is come to: after a burst fifty thousand wait."""
+    for row in ledger.rows("SELECT id FROM jobs WHERE state = 'queued' ORDER BY position, id"):
+        yield find_job(ledger, row[0])
 
 
 def jobs_told(ledger: Ledger, number: int | None = None) -> list[dict[str, Any]]:

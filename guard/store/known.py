@@ -1,31 +1,34 @@
 """The index of every example that is stored here: data/known/, made from the sidecars and never the truth itself.
 
-`data/known/index.json` names the folders that count (`guard/key_columns.py`); whatever else lies there is a leftover
-and is cleared. Files that no folder covers yet are looked up in their own sidecars, so that an answer is complete
-whether the index is there or not: losing or damaging it costs time and nothing else.
-Not here: which of the found examples a version has learnt (`guard/store/learnt.py`).
+Its folders of sorted keys (`guard/key_columns.py`) stand on a shelf (`guard/store/shelf.py`). Files that no folder covers yet
+are looked up in their own sidecars, so that an answer is complete whether the index is there or not: losing or damaging
+it costs time and nothing else. Not here: which of the found examples a version has learnt (`guard/store/learnt.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from guard.columns import Columns, write_columns_steps
-from guard.durable import make_dir, remove_tree, sha256_bytes, write_json
+from guard.columns import Columns
+from guard.durable import make_dir
 from guard.errors import Damage
-from guard.failpoints import point
 from guard.home import Home
-from guard.key_columns import KEY_LAYOUT, KeyColumns, merged_chunks, sorted_rows, split_keys
+from guard.key_columns import KEY_LAYOUT, Hits, KeyColumns, merged_chunks
+from guard.key_runs import RUN_ROWS, Rows, Runs, joined, key_rows, merged, split_keys
 from guard.steps import Steps
+from guard.store.files import SIDECARS
 from guard.store.keeper import Keeper
+from guard.store.shelf import Shelf, ShelfView
 
-__all__ = ["FileHits", "KnownIndex", "keep_index_steps", "open_index", "sidecar_bytes", "uncovered"]
+__all__ = ["FileHits", "KnownIndex", "LostSidecar", "keep_index_steps", "lost_sidecar", "open_index", "sidecar_bytes",
+           "sidecar_path", "sidecar_problem_steps", "uncovered"]  # fmt: skip
 
 FLUSH_FILES = 2048
 FLUSH_KEYS = 1 << 20
@@ -33,8 +36,12 @@ FAN_OUT = 8
 """So many folders of about the same size become one: a key is rewritten once for each power of eight."""
 SMALLEST_TIER = 1 << 17
 PROVEN_ROWS = 1 << 26
-"""Folders of at most so many rows (1.3 GB) are compared whole now and then; of larger ones what is asked for."""
-_SCHEMA = 1
+"""Folders of at most so many rows (1.3 GB) are compared whole once in a process; of larger ones what is asked for."""
+UNREADABLE = frozenset({errno.ENOENT, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
+                        errno.EUCLEAN})  # fmt: skip
+"""What an OSError says about one file; any other is about the machine, and tried again."""
+_MOST_AT_ONCE = 256
+"""Sidecars that are opened in one step."""
 
 
 class FileHits(NamedTuple):
@@ -45,66 +52,76 @@ class FileHits(NamedTuple):
     ordinal: NDArray[np.int64]
 
 
-def sidecar_bytes(folder: Path) -> bytes:
-    """The fingerprints beside a stored original, 16 bytes for each ordinal. Raises Damage when torn or missing."""
+class LostSidecar(Damage):
+    """The fingerprints of a stored file cannot be used: jobs that train that very file wait for a person."""
+
+
+def lost_sidecar(folder: Path, what: str) -> LostSidecar:
+    """What is wrong with the fingerprints beside a stored original, and what to type."""
+    names = [path.name for path in folder.iterdir() if path.name not in SIDECARS] if folder.is_dir() else []
+    again = f"drop the same bytes again (cp {folder / names[0]} into inbox/)" if names else "drop the same file again"
+    return LostSidecar(f"{folder / 'examples.fp'} {what}", subject=str(folder / "examples.fp"),
+                       hint=f"{again}, or copy examples.fp back from the vault; then heirloom queue retry JOB")  # fmt: skip
+
+
+def sidecar_path(folder: Path) -> tuple[Path, int]:
+    """The fingerprints beside a stored original and how many there are. Raises LostSidecar when torn, missing or unreadable."""
     path = folder / "examples.fp"
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
     except FileNotFoundError as error:
-        raise Damage(f"{path} is missing", subject=str(path), hint="heirloom verify --all") from error
-    if len(data) % 16:
-        raise Damage(f"{path} is torn", subject=str(path), hint="heirloom verify --all")
-    return data
+        raise lost_sidecar(folder, "is missing") from error
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise lost_sidecar(folder, f"cannot be read: {error.strerror}") from error
+    if size % 16 or not path.is_file():
+        raise lost_sidecar(folder, "is torn")
+    return path, size // 16
 
 
-def _folder(home: Home) -> Path:
-    return home.data / "known"
-
-
-def _manifest(home: Home) -> list[str]:
-    """The names of the folders that count; none when there is no readable manifest: it is made again then."""
+def sidecar_bytes(folder: Path) -> bytes:
+    """The fingerprints beside a stored original, 16 bytes for each ordinal. Raises as `sidecar_path`."""
+    path, _count = sidecar_path(folder)
     try:
-        head = orjson.loads((_folder(home) / "index.json").read_bytes())
-        return [str(name) for name in head["folders"]] if head["schema"] == _SCHEMA else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise lost_sidecar(folder, f"cannot be read: {error.strerror}") from error
 
 
-def _stamp(home: Home) -> tuple[int, int, int]:
-    try:
-        facts = (_folder(home) / "index.json").stat()
-    except OSError:
-        return (0, 0, 0)
-    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+def _shelf(home: Home) -> Shelf:
+    return Shelf(home.data / "known", KEY_LAYOUT, ("known.written", "known.published", "known.cleared"),
+                 schema={"schema": 1}, fan_out=FAN_OUT, tier=_tier)  # fmt: skip
 
 
-class KnownIndex:
-    """The index as one process sees it. `damaged`: folders that were left out because they are not what was written."""
+def _tier(rows: int) -> int:
+    tier = 0
+    while rows > SMALLEST_TIER * FAN_OUT**tier:
+        tier += 1
+    return tier
 
-    def __init__(self, home: Home) -> None:
-        self.stamp = _stamp(home)
-        self.parts: dict[str, KeyColumns] = {}
-        self.damaged: dict[str, str] = {}
-        for name in _manifest(home):
-            try:
-                self.parts[name] = KeyColumns(Columns(_folder(home) / name))
-            except Damage as damage:
-                self.damaged[name] = damage.message
-        self._cover()
 
-    def _cover(self) -> None:
-        self.covered = {sha256 for part in self.parts.values() for sha256 in part.columns.file_names()}
+class KnownIndex(ShelfView):
+    """The index as one process sees it."""
+
+    def __init__(self, home: Home, before: KnownIndex | None = None) -> None:
+        super().__init__(_shelf(home), before)
+        kept: dict[str, KeyColumns] = before.parts if before else {}
+        self.parts: dict[str, KeyColumns] = {
+            name: kept[name] if name in kept and kept[name].columns is columns else KeyColumns(columns)
+            for name, columns in self.folders.items()}  # fmt: skip
 
     @property
     def keys(self) -> int:
         """How many (example, file) pairs it holds."""
-        return sum(part.columns.rows for part in self.parts.values())
+        return self.rows
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Believe nothing of a folder any more; its files count as uncovered from now on."""
-        self.damaged[name] = reason
+        """As every view does; nothing is asked of the folder any more."""
+        super().leave_out(name, reason)
         self.parts.pop(name, None)
-        self._cover()
 
     def find(self, fingerprints: bytes) -> Iterator[FileHits]:
         """Where covered files hold these fingerprints (16 bytes each). A damaged folder is left out on the way."""
@@ -112,24 +129,40 @@ class KnownIndex:
         for name, part in list(self.parts.items()):
             try:
                 for hits in part.find(high, low):
-                    yield from _by_file(part.columns, hits.question, hits.file, hits.ordinal)
+                    yield from _by_file(part.columns, hits)
             except Damage as damage:
                 self.leave_out(name, damage.message)
 
+    def find_steps(self, high: NDArray[np.uint64], low: NDArray[np.uint32], meet: Callable[[FileHits], None]) -> Steps[None]:
+        """`find` for split keys, in slices, each answer handed to `meet`."""
+        for name, part in list(self.parts.items()):
+            try:
+                yield from part.ready_steps(high)
+                for hits in part.find(high, low):
+                    yield
+                    for found in _by_file(part.columns, hits):
+                        meet(found)
+                        yield
+            except Damage as damage:
+                self.leave_out(name, damage.message)
+            yield
 
-def _by_file(columns: Columns, question: NDArray[np.int64], file: NDArray[np.int64],
-             ordinal: NDArray[np.int64]) -> Iterator[FileHits]:  # fmt: skip
-    order = np.argsort(file, kind="stable")
-    numbers, starts = np.unique(file[order], return_index=True)
+
+def _by_file(columns: Columns, hits: Hits) -> Iterator[FileHits]:
+    order = np.argsort(hits.file, kind="stable")
+    numbers, starts = np.unique(hits.file[order], return_index=True)
     for number, mine in zip(numbers, np.split(order, starts[1:]), strict=True):
-        yield FileHits(columns.file(int(number)), question[mine], ordinal[mine])
+        yield FileHits(columns.file(int(number)), hits.question[mine], hits.ordinal[mine])
 
 
-def open_index(keeper: Keeper) -> KnownIndex:
-    """The index, opened again only when it was changed since this keeper last asked."""
+def open_index(keeper: Keeper, *, look_again: bool = False) -> KnownIndex:
+    """The index, opened again only when it was changed since this keeper last asked; what was proven of it stays proven.
+
+    `look_again`: each folder's own stamp is compared too, whatever the manifest says.
+    """
     known: KnownIndex | None = keeper.memory.get("known")
-    if known is None or known.stamp != _stamp(keeper.home):
-        known = keeper.memory["known"] = KnownIndex(keeper.home)
+    if known is None or look_again or known.stamp != known.shelf.stamp():
+        known = keeper.memory["known"] = KnownIndex(keeper.home, known)
     return known
 
 
@@ -145,35 +178,25 @@ def uncovered(keeper: Keeper, index: KnownIndex) -> list[tuple[str, int]]:
 def keep_index_steps(keeper: Keeper) -> Steps[int]:
     """Bring the index up to date in slices: clear leftovers, take in new files, join small folders; returns its keys.
 
-    Only the holder of the home lock calls it. What it finds damaged is left out and made again from the sidecars.
-    Raises OSError as the disk says; a sidecar that is not what was recorded stays uncovered, for verify to name.
+    Only the holder of the home lock calls it. Of what is there already, only what this process has not proven yet, or what
+    was written to since, is read. What is found damaged is left out and made again from the sidecars. Raises OSError as
+    the disk says; a sidecar that is not what was recorded stays uncovered, for verify to name.
     """
-    index = open_index(keeper)
-    _clear(keeper.home, index)
-    for name in [name for name, part in index.parts.items() if part.columns.rows <= PROVEN_ROWS]:
-        try:
-            yield from index.parts[name].columns.prove_all_steps()
-        except Damage as damage:
-            index.leave_out(name, damage.message)
+    index, shelf = open_index(keeper, look_again=True), _shelf(keeper.home)
+    shelf.clear([*index.folders, *index.damaged])
+    yield from index.prove_steps(PROVEN_ROWS)
     if index.damaged:
         with keeper.ledger.transaction():
             keeper.ledger.event("known.damaged", "data/known", folders=sorted(index.damaged))
-        index = yield from _publish(keeper, list(index.parts))
+        yield from shelf.publish_steps(list(index.folders))
+        index = open_index(keeper)
     waiting = uncovered(keeper, index)
     while waiting:
         batch = _batch(waiting)
-        yield from _take_in(keeper, batch)
+        yield from _take_in(keeper, shelf, batch)
         waiting = waiting[len(batch) :]
-    yield from _join_steps(keeper)
+    yield from shelf.join_steps(lambda: open_index(keeper), merged_chunks)
     return open_index(keeper).keys
-
-
-def _clear(home: Home, index: KnownIndex) -> None:
-    if _folder(home).is_dir():
-        keep = {*index.parts, *index.damaged}
-        for entry in list(_folder(home).iterdir()):
-            if entry.is_dir() and entry.name not in keep:
-                remove_tree(entry)
 
 
 def _batch(waiting: list[tuple[str, int]]) -> list[str]:
@@ -186,81 +209,62 @@ def _batch(waiting: list[tuple[str, int]]) -> list[str]:
     return batch
 
 
-def _take_in(keeper: Keeper, batch: list[str]) -> Steps[None]:
-    """Make one folder of whole files. A sidecar that cannot be believed stays out: asking for it raises then (law 5)."""
-    names, sidecars = [], []
+def _take_in(keeper: Keeper, shelf: Shelf, batch: Sequence[str]) -> Steps[None]:
+    """Make one folder of whole files. A sidecar that cannot be believed stays out; `verify` names it."""
+    names = []
     for sha256 in batch:
-        try:
-            data = sidecar_bytes(keeper.home.files / sha256)
-        except Damage:
-            continue  # `verify` names it, and a job that needs it is refused
-        if _is_recorded(keeper, sha256, data):
+        if not (yield from sidecar_problem_steps(keeper, sha256)):
             names.append(sha256)
-            sidecars.append(data)
-        if len(names) % 64 == 63:
-            yield
     if not names:
         return
-    index = open_index(keeper)
-    name = _next_name(keeper.home)
-    yield from write_columns_steps(_folder(keeper.home) / name, KEY_LAYOUT, sum(map(len, sidecars)) // 16,
-                                   [sorted_rows(sidecars)], names)  # fmt: skip
-    point("known.written")
-    yield from _publish(keeper, [*index.parts, name])
+    make_dir(shelf.folder)
+    runs = Runs(shelf.folder)
+    try:
+        for rows in _pieces([keeper.home.files / name for name in names]):
+            runs.add(rows)
+            yield
+        made = yield from shelf.write_steps(runs.rows, merged(runs.sorted()), names)
+    finally:
+        runs.close()
+    yield from shelf.publish_steps([*open_index(keeper).folders, made])
 
 
-def _is_recorded(keeper: Keeper, sha256: str, data: bytes) -> bool:
+def sidecar_problem_steps(keeper: Keeper, sha256: str) -> Steps[str]:
+    """Why the fingerprints of a stored file cannot be believed; "" when they are what was recorded at its admission.
+
+    Read now, in slices. Raises OSError for what is wrong with the machine and not with this file.
+    """
     recorded = keeper.ledger.value("SELECT json_extract(record, '$.sidecars.\"examples.fp\"') FROM files WHERE sha256 = ?",
                                    (sha256,))  # fmt: skip
-    return recorded is None or recorded == sha256_bytes(data)
+    digest = hashlib.sha256()
+    try:
+        path, _count = sidecar_path(keeper.home.files / sha256)
+        with path.open("rb") as handle:
+            while recorded and (data := handle.read(RUN_ROWS * 16)):
+                digest.update(data)
+                yield
+    except Damage as damage:
+        return damage.message
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return f"{path} cannot be read: {error.strerror}"
+    return "" if not recorded or recorded == digest.hexdigest() else f"{path} is not what was recorded"
 
 
-def _next_name(home: Home) -> str:
-    taken = [int(entry.name) for entry in _folder(home).iterdir() if entry.name.isdigit()] if _folder(home).is_dir() else []
-    return f"{max(taken, default=0) + 1:08d}"
-
-
-def _publish(keeper: Keeper, names: list[str]) -> Steps[KnownIndex]:
-    """Make these the folders that count, then let the others go."""
-    home = keeper.home
-    make_dir(_folder(home))
-    write_json(_folder(home) / "index.json", {"schema": _SCHEMA, "folders": names})
-    point("known.published")
-    index = open_index(keeper)
-    _clear(home, index)
-    point("known.cleared")
-    yield
-    return index
-
-
-def _tier(rows: int) -> int:
-    tier = 0
-    while rows > SMALLEST_TIER * FAN_OUT**tier:
-        tier += 1
-    return tier
-
-
-def _join_steps(keeper: Keeper) -> Steps[None]:
-    """Join FAN_OUT folders of about one size into one, from the smallest up, until there is nothing to join."""
-    while True:
-        index = open_index(keeper)
-        tiers: dict[int, list[str]] = {}
-        for name, part in index.parts.items():
-            tiers.setdefault(_tier(part.columns.rows), []).append(name)
-        full = next((names for tier, names in sorted(tiers.items()) if len(names) >= FAN_OUT), None)
-        if full is None:
-            return
-        parts = [index.parts[name].columns for name in full]
-        try:
-            for columns in parts:
-                yield from columns.prove_all_steps()
-        except Damage:
-            # What was too large to be compared before: its files are uncovered now, and taken in anew the next time.
-            yield from _publish(keeper, [name for name in index.parts if name not in full])
-            return
-        files = [sha256 for part in parts for sha256 in part.file_names()]
-        name = _next_name(keeper.home)
-        yield from write_columns_steps(_folder(keeper.home) / name, KEY_LAYOUT, sum(part.rows for part in parts),
-                                       merged_chunks(parts), files)  # fmt: skip
-        point("known.written")
-        yield from _publish(keeper, [*(other for other in index.parts if other not in full), name])
+def _pieces(folders: Sequence[Path]) -> Iterator[Rows]:
+    """The rows of files' sidecars, numbered as given: RUN_ROWS at most, or those of _MOST_AT_ONCE small files, at a time."""
+    held: list[Rows] = []
+    count = 0
+    for number, folder in enumerate(folders):
+        ordinal = 0
+        with sidecar_path(folder)[0].open("rb") as handle:
+            while data := handle.read((RUN_ROWS - count) * 16):
+                held.append(key_rows(data, number, ordinal))
+                ordinal += len(data) // 16
+                count += len(data) // 16
+                if count >= RUN_ROWS or len(held) >= _MOST_AT_ONCE:
+                    yield joined(held)
+                    held, count = [], 0
+    if held:
+        yield joined(held)

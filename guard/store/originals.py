@@ -7,6 +7,7 @@ places. Here are facts alone. Not here: putting it right (`intake.py`), finding 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,71 @@ import orjson
 
 from guard.durable import sha256_file
 from guard.home import Home
+from guard.steps import Steps, drain
 from guard.store.files import SIDECARS, StoredFile, original_hashes
+from guard.store.sums import hash_steps
 
-__all__ = ["damaged_parts", "is_sound", "mendable_parts", "stray_is_sound"]
+__all__ = ["damaged_parts", "examine_steps", "forget_examined", "mendable_parts", "stray_is_sound"]
+
+_MOST_EXAMINED = 64
+_examined: dict[Path, tuple[tuple[tuple[str, int, int, int, int], ...], list[str]]] = {}
+"""What was found of originals that were just read, with the stamp of their files: between the examining of a known drop and
+its verdict and admission the same twenty gigabytes are not read three times more."""
 
 
 def damaged_parts(home: Home, file: StoredFile) -> list[str]:
-    """What of a stored original is missing or not what was admitted: "bytes", then names of sidecars. Reads everything."""
+    """What of a stored original is missing or not what was admitted: "bytes", then names of sidecars. Reads everything,
+    unless `examine_steps` did in this process and nothing was written there since."""
     folder = home.files / file.sha256
-    found = [] if _all_match(folder, original_hashes(file)) else ["bytes"]
+    known = _examined.get(folder)
+    return list(known[1]) if known and known[0] == _stamp(folder) else drain(_damaged_steps(folder, file))
+
+
+def examine_steps(home: Home, file: StoredFile) -> Steps[list[str]]:
+    """`damaged_parts` in slices, read now; what it finds is remembered for the judgement that follows."""
+    folder = home.files / file.sha256
+    _examined.pop(folder, None)
+    before = _stamp(folder)
+    found = yield from _damaged_steps(folder, file)
+    while len(_examined) >= _MOST_EXAMINED:
+        _examined.pop(next(iter(_examined)))
+    _examined[folder] = before, found
+    return found
+
+
+def forget_examined(home: Home, sha256: str) -> None:
+    """Whoever asks for this original again has it read again."""
+    _examined.pop(home.files / sha256, None)
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int, int, int], ...]:
+    """Every file below a folder with inode, size and both times."""
+    paths = [os.path.join(place, name) for place, _names, files in os.walk(folder) for name in files]
+    facts = [(path, os.lstat(path)) for path in paths]
+    return tuple(sorted((path, item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for path, item in facts))
+
+
+def _damaged_steps(folder: Path, file: StoredFile) -> Steps[list[str]]:
+    found = [] if (yield from _all_match_steps(folder, original_hashes(file))) else ["bytes"]
     for name in SIDECARS:
         recorded = (file.record.get("sidecars") or {}).get(name)
         if recorded:
-            found += [] if _all_match(folder, {name: str(recorded)}) else [name]
+            found += [] if (yield from _all_match_steps(folder, {name: str(recorded)})) else [name]
         elif name == "record.json" or (name == "examples.fp" and file.kind != "docs"):
             # Admitted before the sidecars' hashes were recorded: that it is there is all that can be asked.
             found += [] if (folder / name).is_file() else [name]
     return found
 
 
-def is_sound(home: Home, file: StoredFile) -> bool:
-    """Whether a stored original is whole; only then may a second copy of its bytes be let go."""
-    return not damaged_parts(home, file)
+def _all_match_steps(folder: Path, hashes: Mapping[str, str]) -> Steps[bool]:
+    for name, digest in hashes.items():
+        if not (folder / name).is_file() or (yield from hash_steps(folder / name)) != digest:
+            return False
+    return bool(hashes)
 
 
 def _all_match(folder: Path, hashes: Mapping[str, str]) -> bool:
-    return bool(hashes) and all((folder / name).is_file() and sha256_file(folder / name) == digest
-                                for name, digest in hashes.items())  # fmt: skip
+    return drain(_all_match_steps(folder, hashes))
 
 
 def stray_is_sound(folder: Path, sha256: str, identity: Path) -> bool:
