@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import data, intake, scale, seen, startup, training, vault
+from benchmarks import burst, data, intake, scale, seen, startup, training, vault
 from benchmarks.measure import Figure
 from trainer.hardware import hardware_facts, library_versions
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[int], Figure | list[Figure]]] = {
     "training head, against naive logits": training.head_against_naive,
     "shards gpt2, against bare tiktoken": data.shards_against_tiktoken,
     **intake.BENCHMARKS,
+    **burst.BENCHMARKS,
     "embedding chunks, against bare scikit-learn": data.embedding_against_sklearn,
     "status, against an empty Python": startup.status_against_python,
     **vault.BENCHMARKS,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,11 @@ def test_a_half_written_file_in_staging_is_never_sealed_with_a_version(birth: Bi
     assert HALF not in read_sums(birth.home.models / "v002_a")
 
 
-@pytest.mark.parametrize("place", ["identity", "store"])
-def test_a_half_written_sidecar_neither_holds_a_drop_for_ever_nor_is_stored_with_it(birth: Birth, place: str) -> None:
-    die_at(birth, "admit.stored")
+@pytest.mark.parametrize(("place", "where"), [("identity", "admit.intended"), ("store", "admit.stored")])
+def test_a_half_written_sidecar_neither_holds_a_drop_for_ever_nor_is_stored_with_it(
+    birth: Birth, place: str, where: str
+) -> None:
+    die_at(birth, where)
     (birth.home.incoming / "drop-00000001" / place / HALF).write_text("half")
     assert last_life(birth) == []
     assert not list(birth.home.files.rglob(HALF))
@@ -91,21 +94,26 @@ def test_what_a_birth_promises_is_on_the_disk_before_the_promise(birth: Birth) -
     assert last_life(birth) == []
 
 
+@pytest.mark.parametrize("which", ["content", "examples.fp", "store"])
 def test_an_original_whose_sync_failed_is_written_anew_and_not_synced_again(
-    birth: Birth, monkeypatch: pytest.MonkeyPatch
+    birth: Birth, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    real, before = durable.fsync_tree, []
+    before: list[int] = []
 
-    def failing_once(path: Path) -> None:
-        if path.name == "store" and not before:
-            before.extend(item.stat().st_ino for item in path.iterdir())
-            raise OSError(errno.EIO, "the disk lost it")
-        real(path)
+    def failing_once(real: Callable[[Path], None]) -> Callable[[Path], None]:
+        def sync(path: Path) -> None:
+            if path.name == which and not before:
+                before.extend(item.stat().st_ino for item in (path.iterdir() if path.is_dir() else [path]))
+                raise OSError(errno.EIO, "the disk lost it")
+            real(path)
 
-    monkeypatch.setattr(placing, "fsync_tree", failing_once)
+        return sync
+
+    monkeypatch.setattr(placing, "fsync_dir", failing_once(durable.fsync_dir))
+    monkeypatch.setattr(placing, "seal_file", failing_once(durable.seal_file))
     assert birth.patient_life(lambda: None) == []
     stored = {path.stat().st_ino for path in birth.home.files.glob("*/*")}
-    assert len(before) == 4 and not stored & set(before)
+    assert len(before) == (4 if which == "store" else 1) and not stored & set(before)
     assert birth.complaints() == []
 
 

@@ -41,6 +41,7 @@ class Ledger:
         """Why the export lags behind; told in the alerts, and tried again with every transaction."""
         self._marked = True
         self._new_events: list[dict[str, Any]] = []
+        self._newest: tuple[int, str] | None = None
         if not path.exists():
             raise Damage(f"{path} is missing", subject=str(path), hint=REBUILD)
         try:
@@ -190,6 +191,9 @@ class Ledger:
         self._begin()
         try:
             yield
+            if self._newest:
+                # Kept apart from the chain so that a chain cut short at its end is noticed too.
+                self.set_meta("events_written", str(self._newest[0]))
             try:
                 self._digests.write()
             except sqlite3.DatabaseError as error:
@@ -213,6 +217,7 @@ class Ledger:
         self.run("BEGIN IMMEDIATE")
         self._depth = 1
         self._new_events = []
+        self._newest = None
         if not self.read_only:
             self._digests.begin()
 
@@ -257,16 +262,14 @@ class Ledger:
 
     def event(self, verb: str, subject: str, **payload: object) -> int:
         """Append to the audit trail inside the current transaction; returns its sequence number."""
-        last = self.row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
-        previous = last["hash"] if last else GENESIS
-        sequence = (last["seq"] if last else 0) + 1
+        last = self._newest or self.row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1") or (0, GENESIS)
+        sequence, previous = last[0] + 1, last[1]
         body = payload_text(payload)
         fields = [sequence, self.clock.utc(), boot_id(), self.actor, verb, clean_text(subject), body]
         whole = (*fields, previous, event_hash(previous, fields))
         self.run("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", whole)
         self._new_events.append(dict(zip(EVENT_KEYS, whole, strict=True)))
-        # Kept apart from the chain so that a chain cut short at its end is noticed too.
-        self.set_meta("events_written", str(sequence))
+        self._newest = sequence, str(whole[-1])
         return sequence
 
     def events_after(self, sequence: int) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ from guard.store.side_files import SIDE, store_beside
 
 __all__ = ["REREAD", "intend_admission", "is_itself", "make_durable", "put_in_place", "set_aside", "take_back"]
 
+_FOUND = ("examples.fp", "record.json")
 REREAD = "its bytes are not what was read before: it is read again"
 
 
@@ -44,15 +45,26 @@ def intend_admission(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> No
 
 
 def make_durable(keeper: Keeper, drop: int) -> None:
-    """Seal and sync the bytes of a drop and what was found in them: the intent to admit stands on both. Raises OSError."""
-    folder = drop_folder(keeper, drop)
+    """Seal and sync the bytes of a drop and what was found in them: the intent to admit stands on both. Raises OSError.
+
+    After a failed fsync the kernel calls lost pages clean (law 1): what an attempt could not sync is written once more by
+    the next one, into new files, and never synced a second time.
+    """
+    folder, failed = drop_folder(keeper, drop), ("not synced", drop)
     found = folder / "identity"
-    for item in (claimed_content(keeper, drop), folder / SIDE, *(found.iterdir() if found.is_dir() else ())):
-        if item.is_file():
-            seal_file(item)
-    for part in (found, folder):
-        if part.is_dir():
-            fsync_dir(part)
+    again = keeper.memory.pop(failed, False)
+    try:
+        for item in (claimed_content(keeper, drop), folder / SIDE, *(found.iterdir() if found.is_dir() else ())):
+            if item.is_file():
+                if again:
+                    copy_verified(item, item)
+                seal_file(item)
+        for part in (found, folder):
+            if part.is_dir():
+                fsync_dir(part)
+    except OSError:
+        keeper.memory[failed] = True
+        raise
 
 
 def is_itself(keeper: Keeper, drop: int, sha256: str) -> bool:
@@ -124,7 +136,7 @@ def _replace_sidecars(identity: Path, final: Path) -> None:
     """A document that is now training text as well: its examples become known beside the same bytes."""
     os.chmod(final, 0o755)
     clear_temporaries(final)
-    for name in ("examples.fp", "record.json"):
+    for name in _FOUND:
         copy_verified(identity / name, final / name)
         os.chmod(final / name, 0o444)
     os.chmod(final, 0o555)
@@ -133,29 +145,29 @@ def _replace_sidecars(identity: Path, final: Path) -> None:
 def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str] = (), later: Folders | None = None) -> None:
     """Put the bytes and their sidecars into place; a damaged original there is set aside, its sidecars `kept` go on."""
     folder = drop_folder(keeper, drop)
-    ready = folder / "store"
+    ready, found = folder / "store", folder / "identity"
     again, fresh = ready.is_dir(), not final.exists()
     # What is moved within the drop's folder is found at its old place after a power cut, or at its new one: `ready` is
     # synced as a whole before it takes its name, and nothing has to be durable before that.
     unsynced = Folders()
+    # Halves that a death left, here or in the reader's folder, are neither stored for ever nor a reason to refuse.
+    clear_temporaries(found)
+    for item in sorted(found.iterdir()) if found.is_dir() else ():
+        if item.name not in _FOUND:
+            raise HeirloomError(f"the identify child wrote an unknown file {item.name}", subject=str(item))
+    if fresh and not again and found.is_dir():
+        rename_new(found, ready, unsynced)
     make_dir(ready, unsynced)
+    clear_temporaries(ready)
     content = claimed_content(keeper, drop)
     if content.exists():
         rename_new(content, ready / name, unsynced)
     point("admit.stored")
-    # Halves that a death left, here or in the reader's folder, are neither stored for ever nor a reason to refuse.
-    clear_temporaries(ready)
-    clear_temporaries(folder / "identity")
     for item in [final / sidecar for sidecar in kept if (final / sidecar).is_file()]:
         copy_verified(item, ready / item.name)
-    for item in sorted((folder / "identity").iterdir()):
-        if item.name not in ("examples.fp", "record.json"):
-            raise HeirloomError(f"the identify child wrote an unknown file {item.name}", subject=str(item))
+    for item in sorted(found.iterdir()) if found.is_dir() else ():
         if item.name not in kept and not (ready / item.name).exists():
-            if fresh:
-                rename_new(item, ready / item.name, unsynced)
-            else:
-                copy_verified(item, ready / item.name)  # how a damaged original is mended is asked of `identity` again
+            copy_verified(item, ready / item.name)  # how a damaged original is mended is asked of `identity` again
     store_beside(folder, ready)
     if again:
         # An earlier attempt may have met a failed fsync, after which the kernel calls lost pages clean (law 1): what
