@@ -19,8 +19,9 @@ from guard.store.near_keep import keep_near_steps
 
 __all__ = ["NearRunner"]
 
-FILES_AT_ONCE, BYTES_AT_ONCE = 512, 32 << 20
+FILES_AT_ONCE, BYTES_AT_ONCE = 2048, 32 << 20
 SLICE_SECONDS = 0.02
+NOTED_AT_ONCE = 256
 RETRY_SECONDS = 300.0
 
 
@@ -45,6 +46,11 @@ class NearRunner:
             return False
         return bool(self._asked) or self._upkeep is not None or (self._seen != self._files() and not self._not_before)
 
+    @property
+    def in_slices(self) -> bool:
+        """The upkeep is under way: a loop that slept between its slices would take a minute over two thousand files."""
+        return self._upkeep is not None
+
     def _files(self) -> int:
         return int(self.keeper.ledger.value("SELECT coalesce(max(rowid), 0) FROM files"))
 
@@ -55,11 +61,11 @@ class NearRunner:
             return
         self._not_before = 0.0
         try:
-            self._go_on()
+            self._go_on(now)
         except (OSError, HeirloomError) as error:
             self._trouble(now, str(error))
 
-    def _go_on(self) -> None:
+    def _go_on(self, now: float) -> None:
         if self._upkeep is not None:
             stop = time.monotonic() + SLICE_SECONDS
             while time.monotonic() < stop:
@@ -81,6 +87,7 @@ class NearRunner:
         body, size = near_request(self.keeper, waiting)
         self._asked = waiting
         self.pool.submit(body, size, self._answered)
+        self.pool.tick(now)  # at once, and not after the sleep that follows
 
     def _answered(self, answer: dict[str, Any]) -> None:
         asked, self._asked = self._asked, []
@@ -94,11 +101,16 @@ class NearRunner:
         try:
             self._failed |= {str(item["sha256"]) for item in answer["near"] if item.get("fault")}
             self._forget(answer.get("unused", {}))
-            note_near(self.keeper, [item for item in answer["near"] if not item.get("fault")])
+            self._upkeep = self._keep_steps([item for item in answer["near"] if not item.get("fault")])
             self.problem = ""
-            self._upkeep = keep_near_steps(self.keeper)
         except (OSError, HeirloomError) as error:
             self._trouble(now, str(error))
+
+    def _keep_steps(self, reports: list[dict[str, Any]]) -> Steps[int]:
+        for start in range(0, len(reports), NOTED_AT_ONCE):
+            note_near(self.keeper, reports[start : start + NOTED_AT_ONCE])
+            yield
+        return (yield from keep_near_steps(self.keeper))
 
     def _forget(self, unused: dict[str, str]) -> None:
         """Damaged folders are left out: their files are loose, and taken in anew. Damaged signatures are made again."""

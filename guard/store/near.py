@@ -102,12 +102,12 @@ def _manifest(home: Home) -> list[str]:
         return []  # lost or unreadable: every file is loose, and the index is made again
 
 
-def _stamp(home: Home) -> tuple[int, int]:
+def _stamp(home: Home) -> tuple[int, int, int]:
     try:
         facts = (near_folder(home) / "index.json").stat()
     except OSError:
-        return (0, 0)
-    return facts.st_ino, facts.st_mtime_ns
+        return (0, 0, 0)
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 def open_near(keeper: Keeper) -> NearIndex:

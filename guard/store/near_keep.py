@@ -27,6 +27,8 @@ FLUSH_FILES, FLUSH_ROWS = 128, 1 << 16
 """So many files, or examples, that no folder holds become one."""
 FAN_OUT = 8
 _CHUNK_ROWS = 1 << 19
+_TOGETHER_FILES, _TOGETHER_ROWS = 256, 1 << 13
+"""So many small files are taken in at a time: ten columns of three rows each are ten writes of a few bytes."""
 
 
 def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
@@ -39,7 +41,7 @@ def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
         for entry in list(near_folder(keeper.home).iterdir()):
             if entry.is_dir() and entry.name != "signatures" and entry.name not in index.parts:
                 remove_tree(entry)
-    files, rows = _readable(keeper, index)
+    files, rows = yield from _readable_steps(keeper, index)
     if files and (all_of_it or len(files) >= FLUSH_FILES or rows >= FLUSH_ROWS):
         name = _next_name(keeper.home)
         yield from write_columns_steps(near_folder(keeper.home) / name, LAYOUT, rows, _taken_in(index.home, files), files)
@@ -49,9 +51,11 @@ def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
     return sum(part.rows for part in open_near(keeper).parts.values())
 
 
-def _readable(keeper: Keeper, index: NearIndex) -> tuple[list[str], int]:
-    files, rows = [], 0
-    for sha256 in index.loose():
+def _readable_steps(keeper: Keeper, index: NearIndex) -> Steps[tuple[list[str], int]]:
+    files, rows = list[str](), 0
+    for number, sha256 in enumerate(index.loose()):
+        if number % 64 == 63:
+            yield
         try:
             rows += SignatureFile(signature_folder(index.home) / f"{sha256}.mh", sha256).count
             files.append(sha256)
@@ -61,11 +65,24 @@ def _readable(keeper: Keeper, index: NearIndex) -> tuple[list[str], int]:
 
 
 def _taken_in(home: Home, files: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    parts: list[tuple[int, NDArray[np.uint8]]] = []
+    held = 0
     for number, sha256 in enumerate(files):
-        rows = SignatureFile(signature_folder(home) / f"{sha256}.mh", sha256).all()
-        yield {**{name: rows[:, place] for place, name in enumerate(SKETCH_COLUMNS)},
-               "file": np.full(len(rows), number, dtype=np.uint32),
-               "ordinal": np.arange(len(rows), dtype=np.uint32)}  # fmt: skip
+        parts.append((number, SignatureFile(signature_folder(home) / f"{sha256}.mh", sha256).all()))
+        held += len(parts[-1][1])
+        if held >= _TOGETHER_ROWS or len(parts) >= _TOGETHER_FILES:
+            yield _chunk(parts)
+            parts, held = [], 0
+    if parts:
+        yield _chunk(parts)
+
+
+def _chunk(parts: Sequence[tuple[int, NDArray[np.uint8]]]) -> dict[str, NDArray[Any]]:
+    rows = np.concatenate([part for _number, part in parts])
+    counts = [len(part) for _number, part in parts]
+    return {**{name: rows[:, place] for place, name in enumerate(SKETCH_COLUMNS)},
+            "file": np.repeat(np.array([number for number, _part in parts], dtype=np.uint32), counts),
+            "ordinal": np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])}  # fmt: skip
 
 
 def _next_name(home: Home) -> str:
