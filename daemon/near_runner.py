@@ -15,7 +15,7 @@ from guard.errors import HeirloomError
 from guard.steps import Steps
 from guard.store.keeper import Keeper
 from guard.store.near import forget_signatures, near_request, next_files, note_near, open_near, prepare_near
-from guard.store.near_keep import keep_near_steps
+from guard.store.near_keep import keep_near_steps, prove_near_steps
 
 __all__ = ["NearRunner"]
 
@@ -78,7 +78,8 @@ class NearRunner:
             return
         if not self._ready:
             prepare_near(self.keeper)
-            self._ready = True
+            self._upkeep, self._ready = prove_near_steps(self.keeper), True
+            return
         waiting = next_files(self.keeper, self._failed, FILES_AT_ONCE, BYTES_AT_ONCE)
         if not waiting:
             self._seen = files

@@ -22,7 +22,7 @@ def toy(tmp_path: Path) -> Toy:
 
 def test_the_loop_does_not_sleep_between_the_slices_of_the_upkeep(toy: Toy) -> None:
     toy.drop("a.jsonl", rows([passage(seed) for seed in range(3)]))
-    toy.until(lambda: toy.engine.near.in_slices)
+    toy.until(lambda: toy.engine.near.in_slices and not toy.engine.intake.stirring and not toy.engine.intake.backlog)
     assert toy.engine.wait_seconds(toy.clock.monotonic()) == 0.0
     toy.settle()
     assert not toy.engine.near.in_slices and toy.engine.wait_seconds(toy.clock.monotonic()) > 0.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from guard.store.known import open_index, sidecar_bytes, uncovered
 from guard.store.ledger import Ledger
 from guard.untouchable import joined_list
 
-__all__ = ["SETS", "evaluation_problem", "evaluation_sets", "learnt_before", "protected_for", "protected_now",
+__all__ = ["SETS", "evaluation_problem", "evaluation_sets", "keys_of_set", "learnt_before", "protected_for", "protected_now",
            "record_set", "set_marks"]  # fmt: skip
 
 SETS = "evaluation:"
@@ -104,6 +104,12 @@ def _chosen(keeper: Keeper, only: Sequence[str] | None) -> list[dict[str, Any]]:
     if missing:
         raise _lost(f"{sorted(missing)[0][:12]} was registered and is not there")
     return [item for item in sets if only is None or item["sha256"] in only]
+
+
+def keys_of_set(ledger: Ledger) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Every set with its keys, 16 bytes each in ascending order. Raises Damage."""
+    for facts in evaluation_sets(ledger):
+        yield facts, _keys_of(ledger, facts)
 
 
 def evaluation_problem(keeper: Keeper) -> str:

@@ -23,6 +23,7 @@ from guard.failpoints import point
 from guard.home import Home
 from guard.key_columns import KEY_LAYOUT, KeyColumns, merged_chunks, sorted_rows, split_keys
 from guard.steps import Steps
+from guard.store.derived import is_aside, make_room, misplaced
 from guard.store.keeper import Keeper
 
 __all__ = ["FileHits", "KnownIndex", "keep_index_steps", "open_index", "sidecar_bytes", "uncovered"]
@@ -84,7 +85,7 @@ class KnownIndex:
     def __init__(self, home: Home) -> None:
         self.stamp = _stamp(home)
         self.parts: dict[str, KeyColumns] = {}
-        self.damaged: dict[str, str] = {}
+        self.damaged: dict[str, str] = {name: "it is no folder" for name in misplaced(home) if name == "data/known"}
         for name in _manifest(home):
             try:
                 self.parts[name] = KeyColumns(Columns(_folder(home) / name))
@@ -148,6 +149,8 @@ def keep_index_steps(keeper: Keeper) -> Steps[int]:
     Only the holder of the home lock calls it. What it finds damaged is left out and made again from the sidecars.
     Raises OSError as the disk says; a sidecar that is not what was recorded stays uncovered, for verify to name.
     """
+    make_room(_folder(keeper.home))
+    make_room(_folder(keeper.home) / "index.json", folder=False)
     index = open_index(keeper)
     _clear(keeper.home, index)
     for name in [name for name, part in index.parts.items() if part.columns.rows <= PROVEN_ROWS]:
@@ -172,7 +175,7 @@ def _clear(home: Home, index: KnownIndex) -> None:
     if _folder(home).is_dir():
         keep = {*index.parts, *index.damaged}
         for entry in list(_folder(home).iterdir()):
-            if entry.is_dir() and entry.name not in keep:
+            if entry.is_dir() and entry.name not in keep and not is_aside(entry.name):
                 remove_tree(entry)
 
 

@@ -17,10 +17,11 @@ from guard.minhash import VERSION
 from guard.near_file import SignatureFile
 from guard.near_task import SKETCH_COLUMNS
 from guard.steps import Steps
+from guard.store.derived import is_aside
 from guard.store.keeper import Keeper
 from guard.store.near import SCHEMA, NearIndex, forget_signatures, near_folder, open_near, signature_folder
 
-__all__ = ["LAYOUT", "keep_near_steps"]
+__all__ = ["LAYOUT", "keep_near_steps", "prove_near_steps"]
 
 LAYOUT = {**dict.fromkeys(SKETCH_COLUMNS, "u1"), "file": "<u4", "ordinal": "<u4"}
 FLUSH_FILES, FLUSH_ROWS = 128, 1 << 16
@@ -31,6 +32,35 @@ _TOGETHER_FILES, _TOGETHER_ROWS = 256, 1 << 13
 """So many small files are taken in at a time: ten columns of three rows each are ten writes of a few bytes."""
 
 
+def prove_near_steps(keeper: Keeper) -> Steps[int]:
+    """Compare everything with its checksums, once in a life: what is damaged is let go and made again; returns how many.
+
+    A question that leads nowhere near the damage never finds it, and a file whose signatures are damaged resembles nothing.
+    """
+    index, damaged = open_near(keeper), set[str]()
+    for number, sha256 in enumerate(sorted(index.covered | set(index.loose()))):
+        path = signature_folder(keeper.home) / f"{sha256}.mh"
+        try:
+            if path.exists():
+                SignatureFile(path, sha256).all()
+        except Damage:
+            forget_signatures(keeper, sha256)
+            damaged.add(sha256)
+        if number % 32 == 31:
+            yield
+    for name, part in list(index.parts.items()):
+        try:
+            yield from part.prove_all_steps()
+        except Damage as damage:
+            index.leave_out(name, damage.message)
+    if damaged or index.damaged:
+        with keeper.ledger.transaction():
+            keeper.ledger.event("near.damaged", "data/near", files=len(damaged), folders=sorted(index.damaged))
+    if index.damaged:
+        _publish(keeper, list(index.parts))
+    return len(damaged)
+
+
 def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
     """Bring the index up to date in slices: clear leftovers, take in loose files, join small folders; returns its rows.
 
@@ -39,7 +69,7 @@ def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
     index = open_near(keeper)
     if near_folder(keeper.home).is_dir():
         for entry in list(near_folder(keeper.home).iterdir()):
-            if entry.is_dir() and entry.name != "signatures" and entry.name not in index.parts:
+            if entry.is_dir() and entry.name not in ("signatures", *index.parts) and not is_aside(entry.name):
                 remove_tree(entry)
     files, rows = yield from _readable_steps(keeper, index)
     if files and (all_of_it or len(files) >= FLUSH_FILES or rows >= FLUSH_ROWS):
