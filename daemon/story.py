@@ -15,17 +15,16 @@ from typing import Any
 
 import orjson
 
-from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS, ignore_reason
+from daemon.story_parts import parts_of
+from guard.checks.kinds import SIDE_SUFFIXES, ignore_reason
 from guard.durable import sha256_file
-from guard.errors import HeirloomError, NotFound
+from guard.errors import NotFound
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.evaluation import evaluation_sets, learnt_before
+from guard.store.files import get_file
 from guard.store.keeper import Keeper
-from guard.store.known import sidecar_bytes
-from guard.store.learnt import judge_novelty
 from guard.store.lineage import regrown_lines
-from guard.store.versions import tips
 
 __all__ = ["tell_story"]
 
@@ -55,7 +54,7 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
         "name": name,
         "status": status,
         "reason": reason,
-        "files": [_file(row) | {"left": _left(keeper, row)} for row in files],
+        "files": [_file(row) | _gone_where(keeper, row) for row in files],
         "drops": _linked([_drop(row) for row in drops]),
         "waits": _waits(keeper.home, name),
         "jobs": jobs,
@@ -118,18 +117,11 @@ def _linked(drops: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return drops
 
 
-def _left(keeper: Keeper, row: sqlite3.Row) -> dict[str, int] | None:
-    """By line, how many distinct examples of a file its tip and ancestors have not learnt, from any file; held out ones aside.
-
-    None for documents, and where its sidecar cannot be read (`heirloom verify` tells of that).
-    """
-    if row["kind"] not in TRAINABLE_KINDS:
-        return None
-    try:
-        fingerprints = sidecar_bytes(keeper.home.files / row["sha256"])
-        return {line: judge_novelty(keeper, fingerprints, tip.id, row["kind"]).new for line, tip in tips(keeper.ledger).items()}
-    except (HeirloomError, OSError):
-        return None
+def _gone_where(keeper: Keeper, row: sqlite3.Row) -> dict[str, Any]:
+    """`parts`: by line, where every row of the file went; `left`: of these, what the line's tip may still learn from it."""
+    file = get_file(keeper.ledger, row["sha256"])
+    parts = parts_of(keeper, file) if file is not None else None
+    return {"parts": parts, "left": None if parts is None else {line: found["new"] for line, found in parts.items()}}
 
 
 def _waits(home: Home, name: str) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from guard.errors import CheckFailed, Damage
 from trainer.dataset import CUT_LENGTH, CUT_START, FILE, KEY_DTYPE, LENGTH, LOSS_TOKENS, ORDINAL, START, Dataset
 from trainer.selection import Selection, philox_keys
 
-__all__ = ["Chosen", "ReplaySource", "add_replay", "known_flags", "select_new"]
+__all__ = ["Chosen", "ReplaySource", "add_replay", "known_flags", "select_new", "too_long"]
 
 _CHUNK_KEYS = 1 << 20
 Integers = NDArray[np.int64]
@@ -165,7 +165,7 @@ def _pack(dataset: Dataset, rows: Integers, block_size: int, dataset_index: int)
     return _pack_conversations(table, block_size, dataset_index)
 
 
-def _too_long(dataset: Dataset, block_size: int) -> NDArray[np.bool_]:
+def too_long(dataset: Dataset, block_size: int) -> NDArray[np.bool_]:
     """Conversations that would lose more than context (a pretraining text is never too long)."""
     table = dataset.train.examples
     if dataset.stage == "pretrain":
@@ -201,7 +201,7 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     elsewhere = np.zeros_like(known) if held_out is None else held_out
     barred = np.zeros_like(known) if untouchable is None else untouchable & ~elsewhere
     outside = elsewhere | barred
-    fits = ~repeated & ~_too_long(dataset, block_size)
+    fits = ~repeated & ~too_long(dataset, block_size)
     known &= ~outside
     rest = ~outside & ~known
     new, again = rest & fits, known & fits & allow_repeat
@@ -245,7 +245,7 @@ def _learnt_rows(source: ReplaySource, block_size: int) -> Integers:
         learnt[mine] |= flags[table[mine, ORDINAL]]
     if source.barred is not None:
         learnt &= ~source.barred
-    return np.flatnonzero(learnt & ~_too_long(source.dataset, block_size)).astype(np.int64)
+    return np.flatnonzero(learnt & ~too_long(source.dataset, block_size)).astype(np.int64)
 
 
 def _draw(source: ReplaySource, for_dataset: str, block_size: int, seed: int, target: int) -> _Drawn:
