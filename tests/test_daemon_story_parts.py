@@ -50,8 +50,8 @@ def test_every_row_of_a_file_is_in_one_part_and_they_add_up(tmp_path: Path) -> N
     assert found["new"] == 0 and found["learnt"] > 30 and found["bad"] + found["unusable"] == 2
     exam = parts_of(home.toy, "exam.jsonl")
     assert (exam["rows"], exam["held_out"] + exam["untouchable"], exam["new"]) == (5, 5, 0)
-    [line] = [line for line in story_lines(story_of(home.toy, "mixed.jsonl")) if "for policy" in line]
-    assert line.startswith("    of 59 rows, for policy: 0 left to learn, ") and f"{found['held_out']} held out" in line
+    [line] = [line for line in story_lines(story_of(home.toy, "mixed.jsonl")) if "left to learn for policy" in line]
+    assert line.startswith("    left to learn for policy: 0 of 59 rows; ") and f"{found['held_out']} held out" in line
     assert f"{found['untouchable']} in an evaluation set" in line
 
 

@@ -177,6 +177,9 @@ def why(
 def story_lines(story: Mapping[str, Any]) -> list[str]:
     """The story as a person reads it, oldest first."""
     lines = [f"{visible(story['name'])}: {visible(story['status'])}"]
+    if story.get("side_of") and story["drops"]:
+        side = visible(Path(story["query"]).name)
+        lines.insert(0, f"{side} was taken with {visible(story['side_of'])}, whose settings it held:")
     if story.get("reason"):
         lines.append(f"  {visible(story['reason'])}")
     for file in story["files"]:
@@ -214,23 +217,23 @@ def _beside(story: Mapping[str, Any]) -> list[str]:
             lines.append(f"    mends what was refused {moment(before['seen'])}: {visible(before['reason'])}")
     for file in story["files"]:
         for line, parts in (file.get("parts") or {}).items():
-            lines.append(f"    of {plural(parts['rows'], 'row')}, for {visible(line)}: {_parts_words(parts)}")
+            lines.append(f"    left to learn for {visible(line)}: {parts['new']:,} of {plural(parts['rows'], 'row')}{_rest(parts)}")
     lines += [f"    waits now: {visible(item['path'])}: {visible(item['reason'])}" for item in story.get("waits") or ()]
     return lines
 
 
 _PART_WORDS = {
-    "new": "left to learn", "learnt": "learnt", "held_out": "held out for judging", "untouchable": "in an evaluation set",
+    "learnt": "learnt", "held_out": "held out for judging", "untouchable": "in an evaluation set",
     "repeated": "repeated within the file", "too_long": "too long", "bad": "that cannot be read",
     "unusable": "that cannot be trained on",
 }  # fmt: skip
 
 
-def _parts_words(parts: Mapping[str, Any]) -> str:
-    """`2,841 left to learn, 150 held out for judging, 9 repeated within the file`: they add up to the rows."""
-    told = [f"{parts[part]:,} {words}" for part, words in _PART_WORDS.items() if parts[part] or part == "new"]
+def _rest(parts: Mapping[str, Any]) -> str:
+    """`; 150 held out for judging, 9 repeated within the file`: with what is left they add up to the rows."""
+    told = [f"{parts[part]:,} {words}" for part, words in _PART_WORDS.items() if parts[part]]
     long = f" (longer than the model's window of {parts['window']:,} tokens: split or shorten them)" if parts["window"] else ""
-    return ", ".join(told) + long
+    return "; " * bool(told) + ", ".join(told) + long
 
 
 def _near_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
