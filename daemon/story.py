@@ -15,9 +15,10 @@ from typing import Any
 
 import orjson
 
+from daemon.scan import ignored_because
 from daemon.story_parts import parts_of
 from daemon.story_side import came_back, data_name, in_the_inbox, side_reason, taken_with
-from guard.checks.kinds import SIDE_SUFFIXES, ignore_reason
+from guard.checks.kinds import SIDE_SUFFIXES
 from guard.durable import sha256_file
 from guard.errors import NotFound
 from guard.names import safe_name
@@ -253,7 +254,7 @@ def _waiting_reason(keeper: Keeper, path: Path) -> str:
     if data_name(path.name):
         return side_reason(keeper, path, lambda data: _waiting_reason(keeper, data))
     home = keeper.home
-    ignored = ignore_reason(os.path.relpath(path, home.inbox))
+    ignored = ignored_because(home, path)
     if ignored:
         return ignored
     try:

@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from guard.checks.kinds import SIDE_SUFFIXES, ignore_reason
+from daemon.scan import ignored_because
+from guard.checks.kinds import SIDE_SUFFIXES
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.keeper import Keeper
@@ -39,7 +40,7 @@ def side_reason(keeper: Keeper, path: Path, told: Callable[[Path], str]) -> str:
     """Why a side file lies in the inbox, and what to do; `told`: why another file waits there."""
     data = path.with_name(data_name(path.name))
     if os.path.lexists(data):
-        ignored = ignore_reason(os.path.relpath(data, keeper.home.inbox))
+        ignored = ignored_because(keeper.home, data)
         if ignored:
             return f"it is for {data.name}, which is ignored: {ignored}"
         return f"it goes with {data.name}, and is taken with it: {told(data)}"

@@ -217,7 +217,8 @@ def _beside(story: Mapping[str, Any]) -> list[str]:
             lines.append(f"    mends what was refused {moment(before['seen'])}: {visible(before['reason'])}")
     for file in story["files"]:
         for line, parts in (file.get("parts") or {}).items():
-            lines.append(f"    left to learn for {visible(line)}: {parts['new']:,} of {plural(parts['rows'], 'row')}{_rest(parts)}")
+            left = f"{parts['new']:,} of {plural(parts['rows'], 'row')}"
+            lines.append(f"    left to learn for {visible(line)}: {left}{_rest(parts)}")
     lines += [f"    waits now: {visible(item['path'])}: {visible(item['reason'])}" for item in story.get("waits") or ()]
     return lines
 
