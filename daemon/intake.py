@@ -23,7 +23,7 @@ from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, signature_of
 from daemon.settle import Settler, Sighting
 from daemon.sides import Sides, read_otherwise, settled_options
 from guard.checks.kinds import ignore_reason
-from guard.checks.why import printable
+from guard.checks.why import DUPLICATE_ADVICE, printable, returned_text
 from guard.errors import Damage, HeirloomError, is_environment
 from guard.names import safe_name
 from guard.store.admission import Admission, Decision, decide, finish_admission, finish_admissions
@@ -340,7 +340,9 @@ class Intake:
             self._identify(drop)
             return
         reason = f"it could not be read: {message} ({attempts} attempts)"
-        self._return(drop, "rejected", reason, f"{reason}\n\nSplit it into smaller files, or mend it, and drop it again.\n", {})
+        name = str(self.keeper.ledger.value("SELECT name FROM drops WHERE id = ?", (drop,)))
+        why = returned_text(name, "was rejected", reason, "split it into smaller files, or mend it, and drop it again.")
+        self._return(drop, "rejected", reason, why, {})
 
     def _conclude(self, drop: int, answer: dict[str, Any]) -> None:
         if any(item.record["sha256"] == answer.get("sha256") for item in self._judged):
@@ -361,12 +363,12 @@ class Intake:
             return
         if answer["verdict"] == "ignore":
             # Its name promised data and its content is none: it was taken already, so it goes back with a word.
-            why = f"{shown} came back.\n\nWhy: {answer['reason']}\n\nNothing of it was trained on, and nothing was lost.\n"
+            why = returned_text(shown, "came back", str(answer["reason"]))
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] == "wait":
             # Our own copy changes no more: whoever waits for it would wait for ever.
-            why = f"{shown} was rejected.\n\nWhy: {answer['reason']}\n\nWhat to do: mend the file and bring it again.\n"
+            why = returned_text(shown, "was rejected", str(answer["reason"]))
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] != "ok":
@@ -380,7 +382,7 @@ class Intake:
         record = {**answer, "name": row["name"], "dropped_as": options.get("dropped_as", row["name"])}
         decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity", novelty)
         if decision.verdict == "duplicate":
-            why = f"{shown} is a duplicate: {decision.reason}.\n\nNothing was trained from it and nothing was lost.\n"
+            why = returned_text(shown, "is a duplicate", decision.reason, DUPLICATE_ADVICE)
             self._return(drop, "duplicate", decision.reason, why, {**record, "decision": asdict(decision)})
             return
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
@@ -405,7 +407,7 @@ class Intake:
         self.views_dirty = True
 
     def _refuse(self, drop: int, name: str, problem: str, record: Mapping[str, Any]) -> None:
-        why = f"{name} was rejected.\n\nWhy: {problem}\n\nNothing of it was trained on.\n"
+        why = returned_text(name, "was rejected", problem)
         self._return(drop, "rejected", problem, why, record)
 
     def _return(self, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> None:

@@ -104,6 +104,7 @@ def compose(keeper: Keeper, live: Mapping[str, Any], *, running: bool) -> dict[s
                    "eta": round((goal - trained) / speed) if speed and goal > trained else None},
         "disk": _disk(keeper, active.get("policy")),
         "alerts": _alerts(keeper, live, jobs),
+        "paused": paused,
     }  # fmt: skip
 
 

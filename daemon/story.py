@@ -19,6 +19,7 @@ from daemon.scan import ignored_because
 from daemon.story_parts import parts_of
 from daemon.story_side import came_back, data_name, in_the_inbox, side_reason, taken_with
 from guard.checks.kinds import SIDE_SUFFIXES
+from guard.checks.why import ignored_remedy
 from guard.durable import sha256_file
 from guard.errors import NotFound
 from guard.names import safe_name
@@ -66,7 +67,7 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
         "versions": versions,
         "left_out": _left_out(keeper, {row["sha256"] for row in files}),
         "near": _near(keeper, files), "evaluation": _evaluation(keeper, {row["sha256"] for row in files}),
-        "events": _events(keeper, subjects), "side_of": None,
+        "events": _events(keeper, subjects), "side_of": None, "remedy": "",
     }
 
 
@@ -133,7 +134,8 @@ def _waits(keeper: Keeper, name: str) -> list[dict[str, str]]:
     """What of that name, or for it, lies in the inbox now."""
     wanted = {name, *(name + suffix for suffix in SIDE_SUFFIXES)}
     home = keeper.home
-    return [{"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "reason": _waiting_reason(keeper, path)}
+    return [{"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "reason": _waiting_reason(keeper, path),
+             "remedy": _remedy(keeper, path)}
             for place, _names, files in os.walk(home.inbox) for path in (Path(place) / item for item in files if item in wanted)
             if not came_back(home, path)]  # fmt: skip
 
@@ -244,9 +246,18 @@ def _not_taken_yet(keeper: Keeper, text: str) -> dict[str, Any]:
     if path is not None:
         return {"query": text, "name": name, "status": "waiting", "reason": _waiting_reason(keeper, path), "files": [],
                 "drops": [], "jobs": [], "versions": [], "left_out": [], "near": [], "evaluation": [], "events": [],
-                "waits": _waits(keeper, name), "side_of": data_name(name) or None}  # fmt: skip
+                "waits": _waits(keeper, name), "side_of": data_name(name) or None, "remedy": _remedy(keeper, path)}  # fmt: skip
     raise NotFound(f"no file {text!r} was ever seen here", subject=text,
                    hint="heirloom register FILE makes it known; or copy it into inbox/")  # fmt: skip
+
+
+def _remedy(keeper: Keeper, path: Path) -> str:
+    """What to do with a file that is ignored; "" for one that waits, whose reason says it."""
+    if data_name(path.name):
+        return ""
+    irregular = not _is_regular(path)
+    reason = ignored_because(keeper.home, path) or ("not a regular file" if irregular else "")
+    return ignored_remedy(reason) if reason else ""
 
 
 def _waiting_reason(keeper: Keeper, path: Path) -> str:
@@ -254,7 +265,7 @@ def _waiting_reason(keeper: Keeper, path: Path) -> str:
     if data_name(path.name):
         return side_reason(keeper, path, lambda data: _waiting_reason(keeper, data))
     home = keeper.home
-    ignored = ignored_because(home, path)
+    ignored = ignored_because(home, path) or ("" if _is_regular(path) else "not a regular file")
     if ignored:
         return ignored
     try:

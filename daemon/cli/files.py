@@ -182,6 +182,8 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
         lines.insert(0, f"{side} was taken with {visible(story['side_of'])}, whose settings it held:")
     if story.get("reason"):
         lines.append(f"  {visible(story['reason'])}")
+    if story.get("remedy"):
+        lines.append(f"  try: {visible(story['remedy'])}")
     for file in story["files"]:
         size = human_bytes(file["size_bytes"])
         lines += ["", f"  File {short_hash(file['sha256'])} {visible(file['kind'])}, {size}, "
@@ -219,7 +221,9 @@ def _beside(story: Mapping[str, Any]) -> list[str]:
         for line, parts in (file.get("parts") or {}).items():
             left = f"{parts['new']:,} of {plural(parts['rows'], 'row')}"
             lines.append(f"    left to learn for {visible(line)}: {left}{_rest(parts)}")
-    lines += [f"    waits now: {visible(item['path'])}: {visible(item['reason'])}" for item in story.get("waits") or ()]
+    for item in story.get("waits") or ():
+        lines.append(f"    waits now: {visible(item['path'])}: {visible(item['reason'])}")
+        lines += [f"      try: {visible(item['remedy'])}"] if item.get("remedy") else []
     return lines
 
 
