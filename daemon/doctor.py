@@ -318,7 +318,8 @@ def _derived(keeper: Keeper) -> Check:
     if near:
         wrong += [f"data/near/{name}: {why}" for name, why in open_near(keeper).damaged.items()]
         made = list(unsigned(keeper).values())
-        wrong += [f"the signatures of {sum(made):,} file{'s' if sum(made) > 1 else ''} are missing in data/near"] if any(made) else []
+        plural = "s" if sum(made) > 1 else ""
+        wrong += [f"the signatures of {sum(made):,} file{plural} are missing in data/near"] if any(made) else []
         waiting = len(made) - sum(made)
     if wrong:
         remedy = "heirloom run makes them again (or run --once); no data is lost"
