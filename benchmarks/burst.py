@@ -45,8 +45,8 @@ def _drop(folder: Path, files: int) -> None:
     dice = random.Random(1)
     for number in range(files):
         asked = [f"{number} {row} " + " ".join(dice.choices(_WORDS, k=12)) for row in range(3)]
-        rows = [{"messages": [{"role": "user", "content": text},
-                              {"role": "assistant", "content": " ".join(dice.choices(_WORDS, k=25))}]} for text in asked]  # fmt: skip
+        pairs = [[("user", text), ("assistant", " ".join(dice.choices(_WORDS, k=25)))] for text in asked]
+        rows = [{"messages": [{"role": role, "content": text} for role, text in pair]} for pair in pairs]
         (folder / f"file_{number:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     subprocess.run(["sync", "-f", str(folder)], check=True)
 

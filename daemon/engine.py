@@ -113,6 +113,8 @@ class Engine:
             return 0.0
         if self.upkeep.busy or self.intake.verdicts.examining.busy or (self.intake.backlog and not self.pool.full):
             return 0.0
+        if self.near.in_slices and not self.intake.stirring and not self.pool.busy:
+            return 0.0
         if self.intake.views_dirty:
             return max(0.0, min(0.25, self._views_due() - now))
         if self._scrub is not None:

@@ -30,6 +30,7 @@ def ledger_questions(keeper: Keeper) -> list[Question]:
         ("Numbers are kept", lambda: _numbers(keeper)),
         ("Versions are present", lambda: _versions(keeper)),
         ("Views are current", lambda: _views(keeper)),
+        ("Indexes of examples", lambda: _derived(keeper)),
         ("Disk space", lambda: judge_disk(home.free_bytes(), settings.disk.reserve_gb)),
         ("Vault", lambda: judge_vault(_device_of(home.vault(settings.backup.path)), _device_of(home.models))),
         ("Tokenizer vocabulary", lambda: _vocabulary(keeper)),
@@ -111,6 +112,28 @@ def _views(keeper: Keeper) -> Check:
     if problems:
         return Check("Views are current", False, "; ".join(problems), "heirloom run --once makes them again")
     return Check("Views are current", True, "registry, manifest and models/README.md show what the ledger says")
+
+
+def _derived(keeper: Keeper) -> Check:
+    from guard.store.derived import misplaced
+    from guard.store.known import open_index
+    from guard.store.near import open_near, unsigned
+
+    near = keeper.settings.near.policy != "off"
+    wrong = [f"{name} is no folder" for name in misplaced(keeper.home) if near or name == "data/known"]
+    wrong += [f"data/known/{name}: {why}" for name, why in open_index(keeper).damaged.items() if not name.startswith("data/")]
+    waiting = 0
+    if near:
+        wrong += [f"data/near/{name}: {why}" for name, why in open_near(keeper).damaged.items()]
+        made = list(unsigned(keeper).values())
+        plural = "s" if sum(made) > 1 else ""
+        wrong += [f"the signatures of {sum(made):,} file{plural} are missing in data/near"] if any(made) else []
+        waiting = len(made) - sum(made)
+    if wrong:
+        remedy = "heirloom run makes them again (or run --once); no data is lost"
+        return Check("Indexes of examples", False, "; ".join(wrong), remedy)
+    more = f"; {waiting:,} files are not looked at for near-duplicates yet" if waiting else ""
+    return Check("Indexes of examples", True, f"data/known and data/near are sound{more}")
 
 
 def judge_disk(free_bytes: int, reserve_gb: float) -> Check:

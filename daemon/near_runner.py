@@ -7,6 +7,7 @@ is trained does not depend on them. Not here: what the child does (`guard/near_t
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 from daemon.reactor import Reactor
@@ -14,13 +15,14 @@ from daemon.readers import ReaderPool, one_reader
 from guard.errors import HeirloomError
 from guard.steps import Steps
 from guard.store.keeper import Keeper
-from guard.store.near import forget_signatures, near_request, next_files, note_near, open_near, prepare_near
-from guard.store.near_keep import keep_near_steps
+from guard.store.near import forget_signatures, near_request, note_near, open_near, prepare_near, waiting_files
+from guard.store.near_keep import keep_near_steps, prove_near_steps
 
 __all__ = ["NearRunner"]
 
-FILES_AT_ONCE, BYTES_AT_ONCE = 512, 32 << 20
+FILES_AT_ONCE, BYTES_AT_ONCE = 2048, 32 << 20
 SLICE_SECONDS = 0.02
+NOTED_AT_ONCE = 256
 RETRY_SECONDS = 300.0
 
 
@@ -32,6 +34,7 @@ class NearRunner:
         self.pool = ReaderPool(reactor, keeper.settings.intake.memory_mb, readers=one_reader())
         self.problem = ""
         self._asked: list[str] = []
+        self._waiting: deque[tuple[str, int]] = deque()
         self._failed: set[str] = set()
         self._upkeep: Steps[int] | None = None
         self._seen = -1
@@ -45,6 +48,11 @@ class NearRunner:
             return False
         return bool(self._asked) or self._upkeep is not None or (self._seen != self._files() and not self._not_before)
 
+    @property
+    def in_slices(self) -> bool:
+        """The upkeep is under way: a loop that slept between its slices would take a minute over two thousand files."""
+        return self._upkeep is not None
+
     def _files(self) -> int:
         return int(self.keeper.ledger.value("SELECT coalesce(max(rowid), 0) FROM files"))
 
@@ -55,11 +63,11 @@ class NearRunner:
             return
         self._not_before = 0.0
         try:
-            self._go_on()
+            self._go_on(now)
         except (OSError, HeirloomError) as error:
             self._trouble(now, str(error))
 
-    def _go_on(self) -> None:
+    def _go_on(self, now: float) -> None:
         if self._upkeep is not None:
             stop = time.monotonic() + SLICE_SECONDS
             while time.monotonic() < stop:
@@ -72,15 +80,29 @@ class NearRunner:
             return
         if not self._ready:
             prepare_near(self.keeper)
-            self._ready = True
-        waiting = next_files(self.keeper, self._failed, FILES_AT_ONCE, BYTES_AT_ONCE)
-        if not waiting:
+            self._upkeep, self._ready = prove_near_steps(self.keeper), True
+            return
+        if not self._waiting:  # looked for once for many requests: with fifty thousand files it takes half a second
+            self._waiting.extend(waiting_files(self.keeper, self._failed))
+        if not self._waiting:
             self._seen = files
             self.pool.close()
             return
-        body, size = near_request(self.keeper, waiting)
-        self._asked = waiting
+        asked = self._next_files()
+        body, size = near_request(self.keeper, asked)
+        self._asked = asked
         self.pool.submit(body, size, self._answered)
+        self.pool.tick(now)  # at once, and not after the sleep that follows
+
+    def _next_files(self) -> list[str]:
+        """As many of the waiting files as go into one request."""
+        files: list[str] = []
+        size = 0
+        while self._waiting and len(files) < FILES_AT_ONCE and (not files or size + self._waiting[0][1] <= BYTES_AT_ONCE):
+            sha256, more = self._waiting.popleft()
+            files.append(sha256)
+            size += more
+        return files
 
     def _answered(self, answer: dict[str, Any]) -> None:
         asked, self._asked = self._asked, []
@@ -94,11 +116,16 @@ class NearRunner:
         try:
             self._failed |= {str(item["sha256"]) for item in answer["near"] if item.get("fault")}
             self._forget(answer.get("unused", {}))
-            note_near(self.keeper, [item for item in answer["near"] if not item.get("fault")])
+            self._upkeep = self._keep_steps([item for item in answer["near"] if not item.get("fault")])
             self.problem = ""
-            self._upkeep = keep_near_steps(self.keeper)
         except (OSError, HeirloomError) as error:
             self._trouble(now, str(error))
+
+    def _keep_steps(self, reports: list[dict[str, Any]]) -> Steps[int]:
+        for start in range(0, len(reports), NOTED_AT_ONCE):
+            note_near(self.keeper, reports[start : start + NOTED_AT_ONCE])
+            yield
+        return (yield from keep_near_steps(self.keeper))
 
     def _forget(self, unused: dict[str, str]) -> None:
         """Damaged folders are left out: their files are loose, and taken in anew. Damaged signatures are made again."""
@@ -111,6 +138,7 @@ class NearRunner:
                 index.leave_out(name, unused[str(index.parts[name].folder)])
 
     def _trouble(self, now: float, message: str) -> None:
+        self._waiting.clear()
         self.problem, self._not_before = f"near-duplicates are not looked for: {message}", now + RETRY_SECONDS
         self._upkeep = None
 

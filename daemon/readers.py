@@ -1,7 +1,9 @@
 """The reader pool: limited processes that read dropped files, one file at a time each.
 
-The daemon's own process parses no dropped file (law 12). A reader that takes too long or too much memory is ended; what
-that costs the file is decided by `intake.py`. Not here: the reading itself (`guard/identify_child.py`), other children.
+The daemon's own process parses no dropped file (law 12). A reader that is at a tiny file has the next ones on its desk
+already: in a burst neither it nor the daemon's loop waits for the other. Whatever it dies over is the first of them.
+A reader that takes too long or too much memory is ended; what that costs the file is decided by `verdicts.py`.
+Not here: the reading itself (`guard/identify_child.py`), other children.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ __all__ = ["ReaderPool", "one_reader"]
 
 # A second reader takes only files up to this size, so that one giant never starves the small ones.
 SMALL_BYTES = 32 << 20
+# So many files up to this size lie on a reader's desk at most; their requests fit into a pipe, which holds 64 KiB.
+DESK, TINY_BYTES, DESK_BYTES = 16, 1 << 20, 32 << 10
 BASE_SECONDS = 60.0
 # Healthy files of very short rows are read at 0.5 to 1.7 MB/s; see DECISIONS.md.
 BYTES_PER_SECOND = 5e5
@@ -31,9 +35,13 @@ BYTES_PER_SECOND = 5e5
 
 @dataclass
 class _Request:
-    body: dict[str, Any]
+    line: bytes
     size: int
     done: Callable[[dict[str, Any]], None]
+
+    @property
+    def is_tiny(self) -> bool:
+        return self.size <= TINY_BYTES and len(self.line) <= DESK_BYTES // DESK
 
 
 @dataclass
@@ -42,11 +50,20 @@ class _Reader:
 
     small_only: bool
     process: subprocess.Popen[bytes] | None = None
-    request: _Request | None = None
-    deadline: float = 0.0
+    requests: deque[_Request] = field(default_factory=deque)
+    """What it works on, and what lies on its desk behind that."""
+    deadline: float | None = None
+    """When the request in front has taken too long; None until its clock runs."""
+    watched: int = -1
     buffer: bytes = b""
     served: int = 0
     ended_because: str = ""
+
+    def may_take(self, request: _Request) -> bool:
+        """Whether a request may be laid on the desk now."""
+        if self.small_only and request.size > SMALL_BYTES:
+            return False
+        return not self.requests or (len(self.requests) < DESK and request.is_tiny and self.requests[0].is_tiny)
 
 
 @dataclass
@@ -64,32 +81,53 @@ class ReaderPool:
 
         The fault is `crash`, or `killed` when somebody else ended it: the kernel short of memory, or a person.
         """
-        self.queue.append(_Request(dict(body), size, done))
+        self.queue.append(_Request(json.dumps(dict(body)).encode() + b"\n", size, done))
 
     @property
     def busy(self) -> bool:
-        return bool(self.queue) or any(reader.request for reader in self.readers)
+        return bool(self.queue) or any(reader.requests for reader in self.readers)
 
     @property
     def full(self) -> bool:
         """Whether the readers have enough waiting for them."""
-        return len(self.queue) >= 2 * len(self.readers)
+        return len(self.queue) >= DESK * len(self.readers)
 
     def tick(self, now: float) -> None:
         """Hand out work, and end readers that take too long or too much."""
         for reader in self.readers:
-            if reader.request is not None:
-                self._watch(reader, now)
-            else:
-                self._feed(reader, now)
+            if reader.requests and reader.deadline is None:
+                reader.deadline = now + BASE_SECONDS + reader.requests[0].size / BYTES_PER_SECOND
+            if reader.requests and reader.served == reader.watched:
+                self._watch(reader, now)  # whoever answers round after round is well
+            reader.watched = reader.served
+            while not reader.ended_because and self._feed(reader, now):
+                pass
 
-    def _feed(self, reader: _Reader, now: float) -> None:
+    def _feed(self, reader: _Reader, now: float) -> bool:
+        """Lay one more request on a reader's desk; False when there is none for it, or no room."""
         for place, request in enumerate(self.queue):
-            if not reader.small_only or request.size <= SMALL_BYTES:
+            if reader.may_take(request):
                 del self.queue[place]
                 break
+            if not reader.small_only:
+                return False  # whatever comes first is next: a large file waits for no burst of tiny ones
         else:
-            return
+            return False
+        if not reader.requests and not self._revived(reader, request):
+            return True
+        assert reader.process is not None and reader.process.stdin is not None
+        reader.requests.append(request)
+        if len(reader.requests) == 1:
+            reader.deadline = now + BASE_SECONDS + request.size / BYTES_PER_SECOND
+        try:
+            reader.process.stdin.write(request.line)
+            reader.process.stdin.flush()
+        except BrokenPipeError:
+            reader.ended_because = "it had died before"
+        return True
+
+    def _revived(self, reader: _Reader, request: _Request) -> bool:
+        """Whether an idle reader lives, or another could be started; else the request is told so."""
         if reader.process is not None and reader.process.poll() is not None:
             self._retire(reader)  # it died idle, and the reactor has not heard of it yet
         if reader.process is None:
@@ -98,15 +136,8 @@ class ReaderPool:
             except OSError as error:
                 # Out of descriptors or memory: the file is told so and tried again later, never forgotten.
                 request.done({"fault": "environment", "message": f"no reader could be started: {error.strerror}"})
-                return
-        assert reader.process is not None and reader.process.stdin is not None
-        reader.request, reader.deadline = request, now + BASE_SECONDS + request.size / BYTES_PER_SECOND
-        reader.ended_because = ""
-        try:
-            reader.process.stdin.write(json.dumps(request.body).encode() + b"\n")
-            reader.process.stdin.flush()
-        except BrokenPipeError:
-            reader.ended_because = "it had died before"
+                return False
+        return True
 
     def _start(self, reader: _Reader) -> None:
         process = subprocess.Popen(
@@ -137,20 +168,26 @@ class ReaderPool:
             self._answer(reader, answer)
 
     def _answer(self, reader: _Reader, answer: dict[str, Any]) -> None:
-        request, reader.request = reader.request, None
+        request = reader.requests.popleft() if reader.requests else None
         reader.served += 1
+        reader.deadline = None
         if request is not None:
             request.done(answer)
 
     def _ended(self, reader: _Reader) -> None:
         """The reader died over its file: the file's attempt is reported, and the next file gets a new reader."""
-        status = self._retire(reader)
-        if reader.request is not None:
-            if status == -signal.SIGKILL and not reader.ended_because:
-                self._answer(reader, {"fault": "killed", "message": "the reader was killed from outside (is memory short?)"})
-                return
-            reason = reader.ended_because or f"the reader ended with status {status}"
-            self._answer(reader, {"fault": "crash", "message": reason})
+        status, because = self._retire(reader), reader.ended_because
+        reader.ended_because, reader.deadline = "", None
+        if not reader.requests:
+            return
+        first = reader.requests.popleft()
+        self.queue.extendleft(reversed(reader.requests))  # it had not come to these
+        reader.requests.clear()
+        reader.served += 1
+        if status == -signal.SIGKILL and not because:
+            first.done({"fault": "killed", "message": "the reader was killed from outside (is memory short?)"})
+            return
+        first.done({"fault": "crash", "message": because or f"the reader ended with status {status}"})
 
     def _retire(self, reader: _Reader) -> int:
         """Give back what a dead reader held; returns its status."""
@@ -168,7 +205,7 @@ class ReaderPool:
             return
         # Not what is mapped: the index that near-duplicates are looked for in may be larger than the limit.
         memory = own_mb(reader.process.pid)
-        if now > reader.deadline:
+        if reader.deadline is not None and now > reader.deadline:
             reader.ended_because = "reading took too long"
         elif memory > self.memory_mb:
             reader.ended_because = f"reading took {memory:.0f} MiB of memory"

@@ -19,6 +19,7 @@ import orjson
 
 from daemon.control import is_listening
 from guard.checks.forecast import Grown, forecast
+from guard.checks.kinds import SIDE_SUFFIXES
 from guard.clock import utc_seconds, utc_text
 from guard.durable import publish
 from guard.errors import EnvironmentFault
@@ -103,6 +104,7 @@ def compose(keeper: Keeper, live: Mapping[str, Any], *, running: bool) -> dict[s
                    "eta": round((goal - trained) / speed) if speed and goal > trained else None},
         "disk": _disk(keeper, active.get("policy")),
         "alerts": _alerts(keeper, live, jobs),
+        "paused": paused,
     }  # fmt: skip
 
 
@@ -152,22 +154,40 @@ def _inbox(keeper: Keeper, live: Mapping[str, Any], running: bool) -> dict[str, 
     counted = {row[0]: row[1] for row in keeper.ledger.rows("SELECT state, count(*) FROM drops GROUP BY state")}
     on_the_way = sum(counted.get(key, 0) for key in ("claiming", "claimed", "admitting", "returning"))
     waiting = int(live.get("waiting_count", 0)) if running else _count_inbox(keeper.home)
-    return {"waiting": waiting + on_the_way, "rejected": counted.get("rejected", 0),
-            "duplicates": counted.get("duplicate", 0), "ignored": int(live.get("ignored_count", 0))}  # fmt: skip
+    # What lies there now: a refused `register` leaves nothing, and what a person took away is not there any more.
+    return {"waiting": waiting + on_the_way,
+            "rejected": _came_back(keeper, keeper.home.rejected, "rejected"),
+            "duplicates": _came_back(keeper, keeper.home.duplicates, "duplicate"),
+            "ignored": int(live.get("ignored_count", 0))}  # fmt: skip
+
+
+def _came_back(keeper: Keeper, folder: Path, state: str) -> int:
+    """Files that lie where they came back to, and those that could not be moved and stayed where they are."""
+    stayed = int(keeper.ledger.value("SELECT count(*) FROM drops WHERE state = ? AND origin = 'inbox' AND mode = 'copy' "
+                                     "AND returned_to IS NULL", (state,)))  # fmt: skip
+    try:
+        changed = os.stat(folder).st_mtime_ns
+        kept = keeper.memory.get(folder)
+        if kept is None or kept[0] != changed:
+            names = os.listdir(folder)
+            kept = changed, sum(not name.endswith((".why.txt", *SIDE_SUFFIXES)) and not name.startswith(".") for name in names)
+            # Two changes within a tick of the kernel's clock have one time: only what lay still for a moment is remembered.
+            if time.time_ns() - changed > 1_000_000_000:
+                keeper.memory[folder] = kept
+    except OSError:
+        return stayed
+    return stayed + int(kept[1])
 
 
 def _count_inbox(home: Home) -> int:
     """Files lying in the inbox while no daemon looks: names that nothing ignores."""
-    from guard.checks.kinds import ignore_reason
+    from daemon.scan import ignored_because
 
     total = 0
     for folder, names, files in os.walk(home.inbox):
         if folder == str(home.inbox):
             names[:] = [name for name in names if name not in ("rejected", "duplicates")]
-        prefix = os.path.relpath(folder, home.inbox)
-        for name in files:
-            relative = name if prefix == "." else f"{prefix}/{name}"
-            total += not ignore_reason(relative)
+        total += sum(not ignored_because(home, Path(folder) / name) for name in files)
     return total
 
 

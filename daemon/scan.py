@@ -15,11 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon.settle import Sighting
-from guard.checks.kinds import SIDE_REASON, SIDE_SUFFIXES
+from guard.checks.kinds import README_REASON, SIDE_REASON, SIDE_SUFFIXES, ignore_reason
+from guard.durable import sha256_bytes
 from guard.home import Home
 
-__all__ = ["KIND_FOLDERS", "Sweep", "dropped_as", "forced_kind", "has_writer", "signature_of", "sweep"]
+__all__ = ["KIND_FOLDERS", "SHIPPED_READMES", "Sweep", "dropped_as", "forced_kind", "has_writer", "ignored_because",
+           "is_shipped_readme", "signature_of", "sweep"]  # fmt: skip
 
+SHIPPED_READMES = frozenset({
+    "50b998f98aeae4c5214899f82ab4c4dd2ac4fc6818ae6bf055e1196318648123",
+    "bd4101a00132c4e2293d7f7e88783d6e31920dca07fd6ed82bb3ba2c925f8584",
+    "eec67d415dd9a93c50261ad5da804dbc74656e4d135f5cafe591059651dccc21",
+})  # fmt: skip
+"""SHA-256 of every inbox/README.md that a release came with: a checkout may be a home, and its own README is no data."""
+_README_BYTES = 8192
 KIND_FOLDERS = ("pretrain", "sft", "preference", "task", "mutation", "docs")
 
 
@@ -32,13 +41,15 @@ class Sweep:
     ignored: dict[Path, str] = field(default_factory=dict)
 
 
-def sweep(home: Home, ignore_reason: Callable[[str], str]) -> Sweep:
+def sweep(home: Home, ignore_reason: Callable[[str], str] = ignore_reason) -> Sweep:
     """Walk the inbox. Raises FileNotFoundError when the inbox itself is missing (law 9: that is not "empty")."""
     found = Sweep()
     start = len(os.fspath(home.inbox)) + 1
     for path, facts in _walk(home.inbox, top=home.inbox, found=found):
         relative = os.fspath(path)[start:]
         reason = ignore_reason(relative)
+        if reason == README_REASON and not is_shipped_readme(path):
+            reason = ""  # a person's own document: it only has the name
         if reason == SIDE_REASON and path.name.lower().endswith(SIDE_SUFFIXES):
             _add_side(found, path, facts)
         elif reason:
@@ -48,6 +59,23 @@ def sweep(home: Home, ignore_reason: Callable[[str], str]) -> Sweep:
         else:
             found.files.append(_sighting(path, facts))
     return found
+
+
+def ignored_because(home: Home, path: Path) -> str:
+    """Why a path in the inbox is not taken, by its name; "" when it may be data. A README of the user's own may be."""
+    reason = ignore_reason(os.path.relpath(path, home.inbox))
+    return "" if reason == README_REASON and not is_shipped_readme(path) else reason
+
+
+def is_shipped_readme(path: Path) -> bool:
+    """Whether these are the bytes of an inbox/README.md that came with Heirloom, whatever its line ends."""
+    try:
+        facts = os.lstat(path)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _README_BYTES:
+            return not stat.S_ISREG(facts.st_mode)
+        return sha256_bytes(path.read_bytes().replace(b"\r\n", b"\n")) in SHIPPED_READMES
+    except OSError:
+        return False
 
 
 def _add_side(found: Sweep, path: Path, facts: os.stat_result) -> None:

@@ -15,18 +15,20 @@ from typing import Any
 
 import orjson
 
-from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS, ignore_reason
+from daemon.scan import ignored_because
+from daemon.story_parts import parts_of
+from daemon.story_side import came_back, data_name, in_the_inbox, side_reason, taken_with
+from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS
+from guard.checks.why import ignored_remedy
 from guard.durable import sha256_file
 from guard.errors import HeirloomError, NotFound
-from guard.home import Home
 from guard.names import safe_name
 from guard.store.evaluation import evaluation_sets, learnt_before
+from guard.store.files import get_file
 from guard.store.keeper import Keeper
-from guard.store.known import sidecar_bytes, sidecar_path
-from guard.store.learnt import judge_novelty
+from guard.store.known import sidecar_path
 from guard.store.lineage import regrown_lines
 from guard.store.standing import standing_damage
-from guard.store.versions import tips
 
 __all__ = ["tell_story"]
 
@@ -45,7 +47,11 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
     hashes |= {row["sha256"] for row in drops if row["sha256"]}
     files = _rows_in(keeper, "SELECT * FROM files WHERE sha256 IN ({}) ORDER BY first_seen", hashes)
     if not drops and not files:
-        return _not_taken_yet(keeper.home, text)
+        data = taken_with(keeper, Path(text).name) if data_name(Path(text).name) else None
+        lies = in_the_inbox(keeper.home, Path(text).name)
+        if data is not None and (lies is None or came_back(keeper.home, lies)):
+            return {**tell_story(keeper, data, folder), "query": text, "side_of": data}
+        return _not_taken_yet(keeper, text)
     jobs = _jobs(keeper, hashes)
     versions = _versions(keeper, hashes)
     names = {row["name"] for row in (*drops, *files)}
@@ -56,14 +62,14 @@ def tell_story(keeper: Keeper, text: str, folder: Path) -> dict[str, Any]:
         "name": name,
         "status": status,
         "reason": reason,
-        "files": [_file(row) | {"left": _left(keeper, row), "damage": _damage(keeper, row)} for row in files],
+        "files": [_file(row) | _gone_where(keeper, row) | {"damage": _damage(keeper, row)} for row in files],
         "drops": _linked([_drop(row) for row in drops]),
-        "waits": _waits(keeper.home, name),
+        "waits": _waits(keeper, name),
         "jobs": jobs,
         "versions": versions,
         "left_out": _left_out(keeper, {row["sha256"] for row in files}),
         "near": _near(keeper, files), "evaluation": _evaluation(keeper, {row["sha256"] for row in files}),
-        "events": _events(keeper, subjects),
+        "events": _events(keeper, subjects), "side_of": None, "remedy": "",
     }
 
 
@@ -119,18 +125,11 @@ def _linked(drops: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return drops
 
 
-def _left(keeper: Keeper, row: sqlite3.Row) -> dict[str, int] | None:
-    """By line, how many distinct examples of a file its tip and ancestors have not learnt, from any file; held out ones aside.
-
-    None for documents, and where its sidecar cannot be read (`heirloom verify` tells of that).
-    """
-    if row["kind"] not in TRAINABLE_KINDS:
-        return None
-    try:
-        fingerprints = sidecar_bytes(keeper.home.files / row["sha256"])
-        return {line: judge_novelty(keeper, fingerprints, tip.id, row["kind"]).new for line, tip in tips(keeper.ledger).items()}
-    except (HeirloomError, OSError):
-        return None
+def _gone_where(keeper: Keeper, row: sqlite3.Row) -> dict[str, Any]:
+    """`parts`: by line, where every row of the file went; `left`: of these, what the line's tip may still learn from it."""
+    file = get_file(keeper.ledger, row["sha256"])
+    parts = parts_of(keeper, file) if file is not None else None
+    return {"parts": parts, "left": None if parts is None else {line: found["new"] for line, found in parts.items()}}
 
 
 def _damage(keeper: Keeper, row: sqlite3.Row) -> str:
@@ -144,12 +143,14 @@ def _damage(keeper: Keeper, row: sqlite3.Row) -> str:
     return told
 
 
-def _waits(home: Home, name: str) -> list[dict[str, str]]:
+def _waits(keeper: Keeper, name: str) -> list[dict[str, str]]:
     """What of that name, or for it, lies in the inbox now."""
     wanted = {name, *(name + suffix for suffix in SIDE_SUFFIXES)}
-    return [{"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "reason": _waiting_reason(home, path)}
+    home = keeper.home
+    return [{"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "reason": _waiting_reason(keeper, path),
+             "remedy": _remedy(keeper, path)}
             for place, _names, files in os.walk(home.inbox) for path in (Path(place) / item for item in files if item in wanted)
-            if not path.is_relative_to(home.rejected) and not path.is_relative_to(home.duplicates)]  # fmt: skip
+            if not came_back(home, path)]  # fmt: skip
 
 
 def _file(row: sqlite3.Row) -> dict[str, Any]:
@@ -251,22 +252,33 @@ def _standing(keeper: Keeper, name: str, drops: Sequence[sqlite3.Row], files: Se
     return last["name"], state, last["reason"]
 
 
-def _not_taken_yet(home: Home, text: str) -> dict[str, Any]:
+def _not_taken_yet(keeper: Keeper, text: str) -> dict[str, Any]:
     """A file that lies in the inbox and is not in the ledger yet. Raises NotFound."""
     name = Path(text).name
-    for place, _names, files in os.walk(home.inbox):
-        if name in files:
-            reason = _waiting_reason(home, Path(place) / name)
-            return {"query": text, "name": name, "status": "waiting", "reason": reason, "files": [], "drops": [],
-                    "jobs": [], "versions": [], "left_out": [], "near": [], "evaluation": [], "events": [],
-                    "waits": _waits(home, name)}  # fmt: skip
+    path = in_the_inbox(keeper.home, name)
+    if path is not None:
+        return {"query": text, "name": name, "status": "waiting", "reason": _waiting_reason(keeper, path), "files": [],
+                "drops": [], "jobs": [], "versions": [], "left_out": [], "near": [], "evaluation": [], "events": [],
+                "waits": _waits(keeper, name), "side_of": data_name(name) or None, "remedy": _remedy(keeper, path)}  # fmt: skip
     raise NotFound(f"no file {text!r} was ever seen here", subject=text,
                    hint="heirloom register FILE makes it known; or copy it into inbox/")  # fmt: skip
 
 
-def _waiting_reason(home: Home, path: Path) -> str:
-    """Why it was not taken: its name, or what the daemon last said of it."""
-    ignored = ignore_reason(os.path.relpath(path, home.inbox))
+def _remedy(keeper: Keeper, path: Path) -> str:
+    """What to do with a file that is ignored; "" for one that waits, whose reason says it."""
+    if data_name(path.name):
+        return ""
+    irregular = not _is_regular(path)
+    reason = ignored_because(keeper.home, path) or ("not a regular file" if irregular else "")
+    return ignored_remedy(reason) if reason else ""
+
+
+def _waiting_reason(keeper: Keeper, path: Path) -> str:
+    """Why it was not taken: its name, what the daemon last said of it, or whose side file it is."""
+    if data_name(path.name):
+        return side_reason(keeper, path, lambda data: _waiting_reason(keeper, data))
+    home = keeper.home
+    ignored = ignored_because(home, path) or ("" if _is_regular(path) else "not a regular file")
     if ignored:
         return ignored
     try:

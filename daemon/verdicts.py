@@ -21,7 +21,7 @@ import orjson
 from daemon.examining import Examining
 from daemon.readers import SMALL_BYTES
 from daemon.sides import Submit, read_otherwise, settled_options
-from guard.checks.why import printable
+from guard.checks.why import DUPLICATE_ADVICE, printable, returned_text
 from guard.errors import Damage, HeirloomError, is_environment
 from guard.store.admission import Admission, finish_admission, finish_admissions
 from guard.store.decision import Decision, decide
@@ -185,7 +185,9 @@ class Verdicts:
             self.identify(drop)
             return
         reason = f"it could not be read: {message} ({attempts} attempts)"
-        self._return(drop, "rejected", reason, f"{reason}\n\nSplit it into smaller files, or mend it, and drop it again.\n", {})
+        name = str(self.keeper.ledger.value("SELECT name FROM drops WHERE id = ?", (drop,)))
+        why = returned_text(name, "was rejected", reason, "split it into smaller files, or mend it, and drop it again.")
+        self._return(drop, "rejected", reason, why, {})
 
     def _conclude(self, drop: int, answer: dict[str, Any]) -> None:
         if any(item.record["sha256"] == answer.get("sha256") for item in self._judged):
@@ -209,12 +211,12 @@ class Verdicts:
             return
         if answer["verdict"] == "ignore":
             # Its name promised data and its content is none: it was taken already, so it goes back with a word.
-            why = f"{shown} came back.\n\nWhy: {answer['reason']}\n\nNothing of it was trained on, and nothing was lost.\n"
+            why = returned_text(shown, "came back", str(answer["reason"]))
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] == "wait":
             # Our own copy changes no more: whoever waits for it would wait for ever.
-            why = f"{shown} was rejected.\n\nWhy: {answer['reason']}\n\nWhat to do: mend the file and bring it again.\n"
+            why = returned_text(shown, "was rejected", str(answer["reason"]))
             self._return(drop, "rejected", str(answer["reason"]), why, answer)
             return
         if answer["verdict"] != "ok":
@@ -228,7 +230,7 @@ class Verdicts:
         record = {**answer, "name": row["name"], "dropped_as": options.get("dropped_as", row["name"])}
         decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity", novelty)
         if decision.verdict == "duplicate":
-            why = f"{shown} is a duplicate: {decision.reason}.\n\nNothing was trained from it and nothing was lost.\n"
+            why = returned_text(shown, "is a duplicate", decision.reason, DUPLICATE_ADVICE)
             self._return(drop, "duplicate", decision.reason, why, {**record, "decision": asdict(decision)})
             return
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
@@ -254,7 +256,7 @@ class Verdicts:
         self._changed()
 
     def _refuse(self, drop: int, name: str, problem: str, record: Mapping[str, Any]) -> None:
-        why = f"{name} was rejected.\n\nWhy: {problem}\n\nNothing of it was trained on.\n"
+        why = returned_text(name, "was rejected", problem)
         self._return(drop, "rejected", problem, why, record)
 
     def _return(self, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> None:

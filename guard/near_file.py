@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.durable import publish
-from guard.errors import Damage
+from guard.errors import Damage, is_environment
 from guard.minhash import BINS, VERSION
 
 __all__ = ["CHUNK_ROWS", "SignatureFile", "write_signatures"]
 
 CHUNK_ROWS = 1024
+_MAPPED_BYTES = 1 << 20
+"""Larger files are mapped; a map of a file of three rows costs ten times what reading it does."""
 _HEADER_BYTES = 64
 _MAGIC = b"HEIRLMH" + bytes([VERSION])
 
@@ -45,13 +47,16 @@ class SignatureFile:
     """One file of signatures, opened for reading."""
 
     def __init__(self, path: Path, sha256: str) -> None:
-        """Raises Damage when it is missing, of another original or version, or has the wrong size."""
+        """Raises Damage when it is missing, of another original or version, or has the wrong size; OSError of the machine."""
         self.path = path
         try:
-            size = path.stat().st_size
-            raw = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+            mapped = path.stat().st_size > _MAPPED_BYTES
+            raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r")) if mapped else np.frombuffer(path.read_bytes(), np.uint8)
         except OSError as error:
+            if is_environment(error):
+                raise  # too many open files say nothing about this one
             raise self._damaged(str(error)) from error
+        size = len(raw)
         head = raw[:_HEADER_BYTES].tobytes()
         expected = _MAGIC + head[8:16] + bytes.fromhex(sha256)
         if head[:48] != expected or head[48:52] != zlib.crc32(expected).to_bytes(4, "little"):

@@ -129,10 +129,11 @@ class _Task:
 
         def fetch(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
             found = np.zeros((len(rows), BINS), dtype=np.uint8)
-            numbers = columns.columns["file"][rows]
-            for number in np.unique(numbers):
-                mine = numbers == number
-                found[mine] = self._at(columns.file(int(number)), columns.columns["ordinal"][rows[mine]].astype(np.int64))
+            numbers, ordinals = file[rows], columns.columns["ordinal"][rows].astype(np.int64)
+            order = np.argsort(numbers, kind="stable")
+            each, starts = np.unique(numbers[order], return_index=True)
+            for number, mine in zip(each.tolist(), np.split(order, starts[1:]), strict=True):
+                found[mine] = self._at(columns.file(number), ordinals[mine])
             return found
 
         join.feed([columns.columns[name] for name in SKETCH_COLUMNS], self._met, fetch,

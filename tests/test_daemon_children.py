@@ -23,7 +23,7 @@ from daemon import children
 from daemon import readers as reading
 from daemon.children import JobChild, TorchServer, child_environment
 from daemon.reactor import Reactor
-from daemon.readers import ReaderPool
+from daemon.readers import DESK, TINY_BYTES, ReaderPool
 from daemon.vigil import STALL_SECONDS, own_mb, resident_mb
 
 TESTS = Path(__file__).parent
@@ -115,6 +115,29 @@ def test_a_stopped_reader_is_ended_too(readers: Readers) -> None:
 def test_a_reader_that_grows_beyond_its_memory_is_ended(readers: Readers) -> None:
     answer = readers.ask("grow")
     assert answer["fault"] == "crash" and "MiB of memory" in answer["message"]
+
+
+def test_of_many_tiny_files_on_its_desk_a_reader_dies_over_one_only(readers: Readers) -> None:
+    names = [f"fine {number}" for number in range(40)]
+    names[7], names[23] = "die 7", "die 23"
+    for name in names:
+        readers.submit(name)
+    readers.pool.tick(0.0)
+    assert [len(reader.requests) for reader in readers.pool.readers] == [DESK, DESK]
+    readers.work(lambda: len(readers.answers) == 40)
+    assert {name for name in names if readers.answers[name].get("fault")} == {"die 7", "die 23"}
+    assert all(readers.answers[name]["id"] == name for name in names if name.startswith("fine"))
+
+
+def test_a_large_file_shares_no_desk_and_waits_for_no_burst(readers: Readers) -> None:
+    order: list[str] = []
+    for name, size in [("fine 1", 0), ("fine large", TINY_BYTES + 1), *((f"fine {n}", 0) for n in range(2, 90))]:
+        readers.pool.submit({"id": name, "path": name, "name": name}, size, lambda _answer, name=name: order.append(name))
+    readers.pool.tick(0.0)
+    general, small = readers.pool.readers
+    assert [request.size for request in general.requests] == [0] and len(small.requests) in (1, DESK)
+    readers.work(lambda: len(order) == 90)
+    assert order.index("fine large") < 60
 
 
 def test_an_answer_that_cannot_be_read_is_a_crash_of_the_reader(readers: Readers) -> None:

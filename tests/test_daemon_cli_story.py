@@ -115,6 +115,37 @@ def test_a_file_that_still_lies_in_the_inbox_says_why(keeper: Keeper) -> None:
     assert tell_story(keeper, "half.part", Path("/"))["reason"]
 
 
+def test_a_side_file_says_whose_it_is_and_why_it_waits(keeper: Keeper) -> None:
+    side = keeper.home.inbox / "math.jsonl.meta.yaml"
+    side.write_text("priority: 3\n")
+    _drop(keeper, "math.jsonl", "admitted", _hash(keeper, "math.jsonl"), "10 new")
+    story = tell_story(keeper, side.name, Path("/"))
+    assert (story["status"], story["side_of"]) == ("waiting", "math.jsonl")
+    assert "came too late: math.jsonl was taken without it" in story["reason"] and "Drop math.jsonl again" in story["reason"]
+    # The story of its file tells the same, and no more that it is "settings for the file beside it".
+    assert [item["reason"] for item in tell_story(keeper, "math.jsonl", Path("/"))["waits"]] == [story["reason"]]
+    alone = keeper.home.inbox / "docs" / "none.md.meta.yml"
+    alone.parent.mkdir(exist_ok=True)
+    alone.write_text("priority: 3\n")
+    assert "no none.md lies beside it" in tell_story(keeper, str(alone), Path("/"))["reason"]
+    alone.with_name("none.md").write_text("")
+    told = {"live": {"waiting": {str(alone.with_name("none.md")): "it is empty"}}}
+    keeper.home.status_file.write_bytes(orjson.dumps(told))
+    assert tell_story(keeper, alone.name, Path("/"))["reason"] == "it goes with none.md, and is taken with it: it is empty"
+
+
+def test_a_side_file_that_was_taken_leads_to_the_story_of_its_file(keeper: Keeper) -> None:
+    _drop(keeper, "math.jsonl", "admitted", _hash(keeper, "math.jsonl"), "10 new")
+    with keeper.ledger.transaction():
+        options = orjson.dumps({"side": {"name": "math.jsonl.meta.yaml", "settings": {"priority": 3}}}).decode()
+        keeper.ledger.run("UPDATE drops SET options = ?", (options,))
+    story = tell_story(keeper, "math.jsonl.meta.yaml", Path("/"))
+    assert (story["name"], story["status"], story["side_of"]) == ("math.jsonl", "trained", "math.jsonl")
+    assert story_lines(story)[0] == "math.jsonl.meta.yaml was taken with math.jsonl, whose settings it held:"
+    with pytest.raises(NotFound):
+        tell_story(keeper, "other.jsonl.meta.yaml", Path("/"))
+
+
 def test_a_file_that_never_came_is_not_found(keeper: Keeper) -> None:
     with pytest.raises(NotFound):
         tell_story(keeper, "nothing.jsonl", Path("/"))

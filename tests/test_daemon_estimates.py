@@ -11,7 +11,7 @@ from toy import Toy, chat_of
 
 from daemon.operations import perform
 from guard import durable
-from guard.store import admission
+from guard.store import decision
 from guard.store.jobs import jobs_in
 from guard.store.versions import find_version
 
@@ -34,8 +34,8 @@ def toy(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the daemon's own process was made to reckon."""
     found: list[Any] = []
-    really = admission.judge_novelty
-    monkeypatch.setattr(admission, "judge_novelty", lambda *rest: (found.append(rest), really(*rest))[1])
+    really = decision.judge_novelty
+    monkeypatch.setattr(decision, "judge_novelty", lambda *rest: (found.append(rest), really(*rest))[1])
     return found
 
 

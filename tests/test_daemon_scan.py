@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import socket
@@ -16,9 +17,11 @@ from homes import make_home
 
 from daemon import scan, service
 from daemon.client import local_engine
-from daemon.scan import dropped_as, forced_kind, has_writer, sweep
-from guard.checks.kinds import KINDS, ignore_reason
+from daemon.scan import SHIPPED_READMES, dropped_as, forced_kind, has_writer, ignored_because, sweep
+from guard.checks.kinds import KINDS, README_REASON, ignore_reason
 from guard.home import Home
+
+SHIPPED = (Path(__file__).parent.parent / "inbox" / "README.md").read_bytes()
 
 
 @pytest.fixture
@@ -100,12 +103,27 @@ def test_asking_a_pipe_or_a_link_for_its_writer_neither_waits_nor_follows(home: 
 
 
 def test_odd_and_temporary_names_are_named_with_their_reasons(home: Home) -> None:
-    for name in (".DS_Store", "a.jsonl.part", ".a.jsonl.Xy12Zz", "README.md", "photo.png", "noextension", "lost+found/a.jsonl"):
+    for name in (".DS_Store", "a.jsonl.part", ".a.jsonl.Xy12Zz", "photo.png", "noextension", "lost+found/a.jsonl"):
         put(home.inbox / name)
     put(home.inbox / "UPPER.JSONL")
+    (home.inbox / "README.md").write_bytes(SHIPPED)
     assert found(home) == ["UPPER.JSONL"]
     reasons = ignored(home)
     assert len(reasons) == 7 and all(reasons.values()) and ".png is an unknown type" in reasons["photo.png"]
+
+
+def test_the_shipped_readme_stays_and_a_users_own_is_taken(home: Home) -> None:
+    path = home.inbox / "README.md"
+    assert hashlib.sha256(SHIPPED).hexdigest() in SHIPPED_READMES, "a changed inbox/README.md needs its hash in daemon/scan.py"
+    for bytes_ in (SHIPPED, SHIPPED.replace(b"\n", b"\r\n")):
+        path.write_bytes(bytes_)
+        assert found(home) == [] and ignored(home) == {"README.md": README_REASON} and ignored_because(home, path)
+    for bytes_ in (SHIPPED + b"More.\n", b"# My project\n", b"x" * 10_000):
+        path.write_bytes(bytes_)
+        assert found(home) == ["README.md"] and ignored(home) == {} and ignored_because(home, path) == ""
+    path.unlink()
+    path.symlink_to(home.root)
+    assert found(home) == [] and "README.md" in ignored(home)
 
 
 def test_names_of_any_bytes_are_found(home: Home) -> None:

@@ -177,8 +177,13 @@ def why(
 def story_lines(story: Mapping[str, Any]) -> list[str]:
     """The story as a person reads it, oldest first."""
     lines = [f"{visible(story['name'])}: {visible(story['status'])}"]
+    if story.get("side_of") and story["drops"]:
+        side = visible(Path(story["query"]).name)
+        lines.insert(0, f"{side} was taken with {visible(story['side_of'])}, whose settings it held:")
     if story.get("reason"):
         lines.append(f"  {visible(story['reason'])}")
+    if story.get("remedy"):
+        lines.append(f"  try: {visible(story['remedy'])}")
     for file in story["files"]:
         size = human_bytes(file["size_bytes"])
         lines += ["", f"  File {short_hash(file['sha256'])} {visible(file['kind'])}, {size}, "
@@ -215,10 +220,27 @@ def _beside(story: Mapping[str, Any]) -> list[str]:
             before = next(item for item in story["drops"] if item["id"] == number)
             lines.append(f"    mends what was refused {moment(before['seen'])}: {visible(before['reason'])}")
     for file in story["files"]:
-        for line, left in (file.get("left") or {}).items():
-            lines.append(f"    left to learn for {visible(line)}: {plural(left, 'example')} of {file['examples']:,}")
-    lines += [f"    waits now: {visible(item['path'])}: {visible(item['reason'])}" for item in story.get("waits") or ()]
+        for line, parts in (file.get("parts") or {}).items():
+            left = f"{parts['new']:,} of {plural(parts['rows'], 'row')}"
+            lines.append(f"    left to learn for {visible(line)}: {left}{_rest(parts)}")
+    for item in story.get("waits") or ():
+        lines.append(f"    waits now: {visible(item['path'])}: {visible(item['reason'])}")
+        lines += [f"      try: {visible(item['remedy'])}"] if item.get("remedy") else []
     return lines
+
+
+_PART_WORDS = {
+    "learnt": "learnt", "held_out": "held out for judging", "untouchable": "in an evaluation set",
+    "repeated": "repeated within the file", "too_long": "too long", "bad": "that cannot be read",
+    "unusable": "that cannot be trained on",
+}  # fmt: skip
+
+
+def _rest(parts: Mapping[str, Any]) -> str:
+    """`; 150 held out for judging, 9 repeated within the file`: with what is left they add up to the rows."""
+    told = [f"{parts[part]:,} {words}" for part, words in _PART_WORDS.items() if parts[part]]
+    long = f" (longer than the model's window of {parts['window']:,} tokens: split or shorten them)" if parts["window"] else ""
+    return "; " * bool(told) + ", ".join(told) + long
 
 
 def _near_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,13 +13,15 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.flags import DryRun, Yes
-from daemon.cli.output import Console, human_bytes, human_count, visible
+from daemon.cli.output import Console, human_bytes, human_count, plural, visible
 from guard.errors import CheckFailed, Damage, UsageError
 from guard.home import Home
 
-__all__ = ["add_to", "happened_lines", "init_plan_lines"]
+__all__ = ["add_to", "happened_lines", "init_plan_lines", "left_over_lines", "paused_lines"]
 
 _MOST_TOLD = 20
+_MOST_LEFT = 5
+_TAKEN = ("drop.admitted", "drop.registered")
 _HAPPENED = {
     "version.sealed": "✅ {subject} is sealed", "index.switched": "✅ the index {subject} is active",
     "file.mended": "✅ {subject} was {reason}",
@@ -92,7 +94,11 @@ def run(
         console.progress(f"working until nothing is left in {visible(home.inbox)}" if once else
                          f"watching {visible(home.inbox)}; Ctrl-C ends, and what trains goes on next time")  # fmt: skip
     code = run_service(home, once)
-    console.note(*happened_lines(_events_since(home, before)))
+    console.note(*happened_lines(_events_since(home, before), nothing=not _left_over(home)))
+    if once:
+        left = _left_over(home)
+        console.say(*paused_lines(left))
+        console.note(*left_over_lines(left))
     if once:
         code = _tell_lost(home, console) or code
     if once and code:
@@ -132,16 +138,65 @@ def _events_since(home: Home, last: int) -> list[dict[str, Any]]:
     with open_reader(home) as keeper:
         rows = keeper.ledger.rows("SELECT verb, subject, payload FROM events WHERE seq > ? ORDER BY seq", (last,))
     return [{"verb": row["verb"], "subject": row["subject"], **orjson.loads(row["payload"])} for row in rows
-            if row["verb"] in _HAPPENED]  # fmt: skip
+            if row["verb"] in _HAPPENED or row["verb"] in _TAKEN]  # fmt: skip
 
 
-def happened_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What came of a run, oldest first; of several words on one thing (held, held again) the last."""
+def _left_over(home: Home) -> dict[str, Any]:
+    """What a finished run left: {"paused": jobs that wait, "waiting": {path: reason}, "ignored": the same}; no empty key."""
+    import orjson
+
+    from guard.store.jobs import counts
+    from guard.store.keeper import open_reader
+
+    try:
+        live = orjson.loads(home.status_file.read_bytes()).get("live", {})
+    except (OSError, ValueError):
+        live = {}
+    with open_reader(home) as keeper:
+        paused = keeper.ledger.meta("paused") == "1"
+        found = {"paused": counts(keeper.ledger).get("queued", 0) if paused else None,
+                 "waiting": live.get("waiting") or None, "ignored": live.get("ignored") or None}  # fmt: skip
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def paused_lines(left: Mapping[str, Any]) -> list[str]:
+    """That the queue is paused, how many jobs wait, and what to type; nothing when it is not."""
+    if "paused" not in left:
+        return []
+    word = f"{human_count(left['paused'])} job{' waits' if left['paused'] == 1 else 's wait'}"
+    return [f"⏸ The queue is paused, so nothing is trained: {word}", "   try: heirloom queue resume, then run again"]
+
+
+def left_over_lines(left: Mapping[str, Any]) -> list[str]:
+    """What still lies in the inbox, why, and what to do; nothing when nothing does."""
+    from guard.checks.kinds import README_REASON
+    from guard.checks.why import ignored_remedy
+
+    lines = []
+    for key, words in (("waiting", "waits in the inbox"), ("ignored", "is ignored in the inbox")):
+        items = [(path, reason) for path, reason in left.get(key, {}).items() if reason != README_REASON]
+        for path, reason in items[:_MOST_LEFT]:
+            lines.append(f"⚠️ {visible(Path(path).name)} {words}: {visible(reason or 'it was not looked at yet')}")
+            lines += [f"   try: {visible(ignored_remedy(reason))}"] if key == "ignored" else []
+        more = "files that wait" if key == "waiting" else "that are ignored"
+        lines += [f"   and {len(items) - _MOST_LEFT:,} more {more} (heirloom why FILE)"] if len(items) > _MOST_LEFT else []
+    return lines
+
+
+def happened_lines(events: Sequence[Mapping[str, Any]], *, nothing: bool = True) -> list[str]:
+    """What came of a run, oldest first; of several words on one thing (held, held again) the last.
+
+    Files that were taken in are counted. `nothing`: whether a run of which nothing came is said to have had nothing new.
+    """
     told: dict[tuple[str, str], str] = {}
+    taken = len({event.get("drop") for event in events if event["verb"] in _TAKEN})
     for event in events:
+        if event["verb"] in _TAKEN:
+            continue
         key = (event["verb"], event["subject"])
         told.pop(key, None)
         told[key] = _HAPPENED[event["verb"]].format(subject=visible(event["subject"]), reason=visible(event.get("reason") or ""))
     lines = [line.removesuffix(": ") for line in told.values()]
     more = [f"and {len(lines) - _MOST_TOLD:,} more (heirloom log)"] if len(lines) > _MOST_TOLD else []
-    return lines[-_MOST_TOLD:] + more or ["nothing was new"]
+    first = [f"✅ {plural(taken, 'file')} taken in"] if taken else []
+    return first + lines[-_MOST_TOLD:] + more or (["nothing was new"] if nothing else [])

@@ -68,7 +68,7 @@ def render_status(report: Mapping[str, Any], root: str, style: Callable[..., str
     state = str(report["state"])
     active = ", ".join(f"{visible(name)} ({visible(line)})" for line, name in report["active"].items())
     rows = [
-        ("State", style(_WORDS.get(state, visible(state)), _STYLES.get(state, "green"))),
+        ("State", style(_state_words(report), _STYLES.get(state, "green"))),
         ("Active", active or "none"),
         ("Index", visible(report["index"] or "none: drop documents to get one")),
         *_training_rows(report.get("training")),
@@ -80,6 +80,12 @@ def render_status(report: Mapping[str, Any], root: str, style: Callable[..., str
     lines = [style("Heirloom", "bold") + f"  {visible(root)}", ""]
     lines += [f"  {style(label.ljust(_LABEL_WIDTH), 'dim')} {text}" for label, text in rows]
     return lines + _alerts(report.get("alerts") or [], style)
+
+
+def _state_words(report: Mapping[str, Any]) -> str:
+    state = str(report["state"])
+    paused = "; the queue is paused: heirloom queue resume" if state == "stopped" and report.get("paused") else ""
+    return _WORDS.get(state, visible(state)) + paused
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

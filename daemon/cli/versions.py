@@ -13,6 +13,7 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, tick, visible
+from daemon.cli.passed_over import passed_over_lines, too_long_of, too_long_words
 from guard.errors import NotFound
 
 __all__ = ["add_to", "file_lines", "history_lines", "version_lines"]
@@ -129,7 +130,7 @@ def _file_record(keeper: Any, file: Any) -> dict[str, Any]:
         **record, "filename": file.name, "hash": file.sha256, "sha256": file.sha256, "kind": file.kind,
         "size_bytes": file.size_bytes, "num_examples": file.examples, "tokens_approx": file.tokens_approx,
         "description": file.description, "first_seen": file.first_seen,
-        "trained_in": trained_in(keeper.ledger, file.sha256),
+        "trained_in": trained_in(keeper.ledger, file.sha256), "too_long": too_long_of(keeper, file),
         "status": file_status(keeper, file.sha256), "path": str(stored_path(keeper.home, file)),
     }  # fmt: skip
 
@@ -156,6 +157,8 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         lines += ["", f"  Learnt from {plural(len(data), 'file')}"]
         lines += table([(item.get("file"), short_hash(item.get("sha256")), f"{item.get('examples', 0):,} examples",
                          f"{human_tokens(item.get('tokens') or 0)} tokens") for item in data], "    ")  # fmt: skip
+    over = passed_over_lines(record)
+    lines += ["", "  Passed over", *over] if over else []
     gate = record.get("gate") or {}
     checks = gate.get("checks") if isinstance(gate, Mapping) else None
     if checks:
@@ -188,6 +191,7 @@ def file_lines(record: Mapping[str, Any]) -> list[str]:
         rows.append(("Bad rows", f"{bad:,} (heirloom why tells which)"))
     if record.get("unusable_rows_count"):
         rows.append(("Unusable", f"{plural(record['unusable_rows_count'], 'row')} (heirloom why tells which)"))
+    rows += [("Too long", words) for words in too_long_words(record.get("too_long") or ())]
     if (record.get("near") or {}).get("alike"):
         rows.append(("Resembling", f"{plural(record['near']['alike'], 'example')} (heirloom why tells which files)"))
     return [visible(record["filename"]), *table(rows, "  ")]

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 __all__ = [
-    "CHAT_TAGS", "KINDS", "SIDE_REASON", "SIDE_SUFFIXES", "SUPPORTED", "TRAINABLE_KINDS", "Detected", "container_of",
-    "container_reason",
+    "CHAT_TAGS", "KINDS", "README_REASON", "SIDE_REASON", "SIDE_SUFFIXES", "SUPPORTED", "TRAINABLE_KINDS", "Detected",
+    "container_of", "container_reason",
     "detect_columns", "forced_kind_of", "form_reason", "ignore_reason", "ignored_name", "kind_reason",
 ]  # fmt: skip
 
@@ -26,6 +26,8 @@ CHAT_TAGS = (
 
 SIDE_SUFFIXES = (".meta.yaml", ".meta.yml")
 SIDE_REASON = "settings for the file beside it"
+README_REASON = "the inbox's own README"
+"""By its name; whoever sees the bytes knows better (`daemon/scan.py`)."""
 
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".download", ".tmp", ".temp", ".swp", ".swo", ".swx")
 _SYSTEM_NAMES = {"thumbs.db": "Windows", "desktop.ini": "Windows", "lost+found": "the file system"}
@@ -84,7 +86,7 @@ def ignore_reason(relative: str) -> str:
     if parts[0] in _PLACES:
         return f"in {parts[0]}/, where files come back to"
     if relative.lower() == "readme.md":
-        return "the inbox's own README"
+        return README_REASON
     reason = next(filter(None, map(ignored_name, parts)), "")
     container, forced = container_of(parts[-1]), forced_kind_of(relative)
     if not reason and not container:

@@ -1,18 +1,46 @@
 """The text beside a file that came back: what happened, why, which rows, and what to do, for a person to read.
 
-Pure: an identity in, text out. Who writes it, and where, is the caller's business.
+Pure: an identity in, text out. Who writes it, and where, is the caller's business. Every reason has a remedy, that of a file
+that stays in the inbox as well (`ignored_remedy`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from guard.checks.kinds import SIDE_REASON
 from guard.checks.scan import RowFault
 
 if TYPE_CHECKING:
     from guard.checks.identify import Identity
 
-__all__ = ["printable", "why_text"]
+__all__ = ["DUPLICATE_ADVICE", "ignored_remedy", "printable", "returned_text", "why_text"]
+
+_AGAIN = "mend the file and drop it into the inbox again, under any name; nothing of it was trained on, and nothing was lost."
+DUPLICATE_ADVICE = "nothing: what it holds is stored already, and nothing was lost; delete it if you like."
+_NOTHING = "nothing: it is no data and may stay"
+_RENAME = "rename it if it is data: without the leading dot, ~ or #"
+_REMEDIES = (
+    ("a macOS resource file", _NOTHING), ("made by ", _NOTHING), ("a removed file that NFS keeps", _NOTHING),
+    ("the inbox's own README", _NOTHING),
+    ("a transfer that is still running", "wait: it is taken when the transfer has given it its name"),
+    ("a hidden file", _RENAME), ("an editor's backup or lock", _RENAME),
+    ("an unfinished or temporary file", "rename it when it is complete, such as mv data.jsonl.part data.jsonl"),
+    ("the reason why another file came back", "read it, mend the file that it is about, and drop that file again"),
+    (f"{SIDE_REASON}, and not a regular file", "put a plain file in its place"),
+    (SIDE_REASON, "drop the file that it is for beside it"),
+    ("in rejected/", "mend it and move it up into inbox/"),
+    ("in duplicates/", "nothing: what it holds is stored already; delete it if you like"),
+    ("not a regular file", "copy the file itself into the inbox (cp -L LINK inbox/): links, pipes and devices are never opened"),
+    ("this folder cannot be read", "let the owner of the home read it: chmod u+rx FOLDER, or chown it"),
+    ("the name has no extension", "rename it with its extension: .jsonl, .txt or .md"),
+    ("rows are not a document", "move it out of inbox/docs/: rows are learnt"),
+    ("sft needs rows", "move it to inbox/pretrain/ (it is learnt) or inbox/docs/ (it is searched)"),
+    (" is an unknown type", "turn it into .jsonl, .txt or .md, or rename it if it is one"),
+    (" files are not a kind this version can read yet", "turn it into .jsonl, .txt or .md, and drop that"),
+    (" is not a kind this version can train on yet", "give its rows messages or text, and move them out of that folder"),
+)  # fmt: skip
+"""By how a reason begins (`guard/checks/kinds.py`, `daemon/scan.py`), or, after a space, by what is in it; the first counts."""
 
 
 def why_text(identity: Identity) -> str:
@@ -29,6 +57,17 @@ def why_text(identity: Identity) -> str:
     lines += _fault_lines("cannot be trained on", identity.unusable_rows_count, identity.unusable_rows)
     lines += ["", "What to do: " + _advice(identity)]
     return "\n".join(lines) + "\n"
+
+
+def returned_text(name: str, what: str, reason: str, advice: str = _AGAIN) -> str:
+    """The content of `<name>.why.txt` for a file that came back for another reason than its rows."""
+    return f"{printable(name)} {what}.\n\nWhy: {printable(reason)}\n\nWhat to do: {advice}\n"
+
+
+def ignored_remedy(reason: str) -> str:
+    """What to do with a file that stays in the inbox for this reason."""
+    fits = (remedy for words, remedy in _REMEDIES if (words in reason if words[0] == " " else reason.startswith(words)))
+    return next(fits, "") or "turn it into a file that can be read (see the reason), and drop that; the file itself may stay"
 
 
 def printable(text: str) -> str:

@@ -13,28 +13,33 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from guard.bitmap import bitmap_bits
+from guard.bitmap import bitmap_bits, bitmap_flags
+from guard.checks.columns import Reading
+from guard.checks.rows import iter_examples
 from guard.durable import sha256_bytes, write_bytes
 from guard.errors import Damage
 from guard.fingerprint import CANONICAL_VERSION
+from guard.store.files import StoredFile, stored_path
 from guard.store.keeper import Keeper
 from guard.store.known import open_index, sidecar_bytes, uncovered
 from guard.store.ledger import Ledger
-from guard.untouchable import joined_list
+from guard.untouchable import asks, joined_list
 
-__all__ = ["SETS", "evaluation_problem", "evaluation_sets", "learnt_before", "protected_for", "protected_now",
-           "record_set", "set_marks"]  # fmt: skip
+__all__ = ["SETS", "evaluation_problem", "evaluation_sets", "keys_of_set", "learnt_before", "protected_for", "protected_now",
+           "record_set", "set_marks", "touched_rows"]  # fmt: skip
 
 SETS = "evaluation:"
 _KEYS = "evaluation-keys:"
 _PART = 4096 * 16
+_READ_AGAIN_BYTES = 8 << 20
 
 
 def record_set(keeper: Keeper, sha256: str, name: str, rows: int, keys: bytes) -> None:
@@ -104,6 +109,35 @@ def _chosen(keeper: Keeper, only: Sequence[str] | None) -> list[dict[str, Any]]:
     if missing:
         raise _lost(f"{sorted(missing)[0][:12]} was registered and is not there")
     return [item for item in sets if only is None or item["sha256"] in only]
+
+
+def keys_of_set(ledger: Ledger) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Every set with its keys, 16 bytes each in ascending order. Raises Damage."""
+    for facts in evaluation_sets(ledger):
+        yield facts, _keys_of(ledger, facts)
+
+
+def touched_rows(keeper: Keeper, file: StoredFile, fingerprints: bytes) -> NDArray[np.bool_]:
+    """Which examples [n] of a stored file the present sets keep out of training, for a person to read: jobs ask anew.
+
+    Its fingerprints say that of most; what asks the same question with another answer was found when the file was read, and
+    for sets that came later the file is read again if it is small. Raises Damage, OSError.
+    """
+    count = len(fingerprints) // 16
+    flags = np.zeros(count, dtype=bool)
+    sets = list(keys_of_set(keeper.ledger))
+    if not sets:
+        return flags
+    if bits := (file.record.get("untouchable") or {}).get("rows"):
+        flags |= bitmap_flags(bits, count)
+    wanted = {keys[place : place + 16] for _facts, keys in sets for place in range(0, len(keys), 16)}
+    flags |= np.fromiter((fingerprints[16 * n : 16 * n + 16] in wanted for n in range(count)), dtype=bool, count=count)
+    later = any(str(facts["since"]) >= file.first_seen for facts, _keys in sets)
+    if file.kind == "sft" and later and not file.record.get("prepared") and file.size_bytes <= _READ_AGAIN_BYTES:
+        reading = Reading(**file.record.get("reading") or {})
+        for example in iter_examples(stored_path(keeper.home, file), file.kind, reading):
+            flags[example.ordinal] |= any(key in wanted for key in asks(example.fields))
+    return flags
 
 
 def evaluation_problem(keeper: Keeper) -> str:

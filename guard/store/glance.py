@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.names import index_name, parse_version_number
+from guard.store.derived import misplaced
 from guard.store.keeper import Keeper
 
 __all__ = ["Lost", "lost_things"]
@@ -30,7 +31,7 @@ class Lost:
 
 def lost_things(keeper: Keeper) -> list[Lost]:
     """Everything that is plainly not there, in sentences with a remedy each; empty when all is in its place."""
-    return [*_folders(keeper), *_marks(keeper), *_vault(keeper)]
+    return [*_folders(keeper), *_marks(keeper), *_derived(keeper), *_vault(keeper)]
 
 
 def _folders(keeper: Keeper) -> list[Lost]:
@@ -114,6 +115,18 @@ def _marks(keeper: Keeper) -> list[Lost]:
     paths = [path for path in (keeper.home.high_water_file, keeper.home.events) if not path.exists()]
     remedy = "heirloom doctor --rebuild makes it again"
     return [Lost(f"{path.relative_to(keeper.home.root)} is missing", remedy) for path in paths]
+
+
+def _derived(keeper: Keeper) -> list[Lost]:
+    """Places of derived data that are none, or are gone; a start makes them again, and nothing is lost with them."""
+    remedy, near = "heirloom run makes it again (or run --once)", keeper.settings.near.policy != "off"
+    found = [Lost(f"{name} is no folder", f"{remedy}; what lies there is moved aside", damage=False)
+             for name in misplaced(keeper.home) if near or name == "data/known"]  # fmt: skip
+    if near and not found and not os.path.lexists(keeper.home.data / "near" / "signatures"):
+        made = keeper.ledger.value("SELECT count(*) FROM (SELECT record FROM files ORDER BY rowid LIMIT 100) "
+                                   "WHERE json_extract(record, '$.near.version') IS NOT NULL")  # fmt: skip
+        found += [Lost("data/near is missing: what resembles what cannot be told", remedy, damage=False)] if made else []
+    return found
 
 
 def _vault(keeper: Keeper) -> list[Lost]:

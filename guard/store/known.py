@@ -23,6 +23,7 @@ from guard.home import Home
 from guard.key_columns import KEY_LAYOUT, Hits, KeyColumns, merged_chunks
 from guard.key_runs import RUN_ROWS, Rows, Runs, joined, key_rows, merged, split_keys
 from guard.steps import Steps
+from guard.store.derived import make_room, misplaced
 from guard.store.files import SIDECARS
 from guard.store.keeper import Keeper
 from guard.store.shelf import Shelf, ShelfView
@@ -108,6 +109,7 @@ class KnownIndex(ShelfView):
 
     def __init__(self, home: Home, before: KnownIndex | None = None) -> None:
         super().__init__(_shelf(home), before)
+        self.damaged |= {name: "it is no folder" for name in misplaced(home) if name == "data/known"}
         kept: dict[str, KeyColumns] = before.parts if before else {}
         self.parts: dict[str, KeyColumns] = {
             name: kept[name] if name in kept and kept[name].columns is columns else KeyColumns(columns)
@@ -182,6 +184,8 @@ def keep_index_steps(keeper: Keeper) -> Steps[int]:
     was written to since, is read. What is found damaged is left out and made again from the sidecars. Raises OSError as
     the disk says; a sidecar that is not what was recorded stays uncovered, for verify to name.
     """
+    make_room(keeper.home.data / "known")
+    make_room(keeper.home.data / "known" / "index.json", folder=False)
     index, shelf = open_index(keeper, look_again=True), _shelf(keeper.home)
     shelf.clear([*index.folders, *index.damaged])
     yield from index.prove_steps(PROVEN_ROWS)

@@ -17,16 +17,48 @@ from guard.minhash import VERSION
 from guard.near_file import SignatureFile
 from guard.near_task import SKETCH_COLUMNS
 from guard.steps import Steps
+from guard.store.derived import is_aside
 from guard.store.keeper import Keeper
 from guard.store.near import SCHEMA, NearIndex, forget_signatures, near_folder, open_near, signature_folder
 
-__all__ = ["LAYOUT", "keep_near_steps"]
+__all__ = ["LAYOUT", "keep_near_steps", "prove_near_steps"]
 
 LAYOUT = {**dict.fromkeys(SKETCH_COLUMNS, "u1"), "file": "<u4", "ordinal": "<u4"}
 FLUSH_FILES, FLUSH_ROWS = 128, 1 << 16
 """So many files, or examples, that no folder holds become one."""
 FAN_OUT = 8
 _CHUNK_ROWS = 1 << 19
+_TOGETHER_FILES, _TOGETHER_ROWS = 256, 1 << 13
+"""So many small files are taken in at a time: ten columns of three rows each are ten writes of a few bytes."""
+
+
+def prove_near_steps(keeper: Keeper) -> Steps[int]:
+    """Compare everything with its checksums, once in a life: what is damaged is let go and made again; returns how many.
+
+    A question that leads nowhere near the damage never finds it, and a file whose signatures are damaged resembles nothing.
+    """
+    index, damaged = open_near(keeper), set[str]()
+    for number, sha256 in enumerate(sorted(index.covered | set(index.loose()))):
+        path = signature_folder(keeper.home) / f"{sha256}.mh"
+        try:
+            if path.exists():
+                SignatureFile(path, sha256).all()
+        except Damage:
+            forget_signatures(keeper, sha256)
+            damaged.add(sha256)
+        if number % 32 == 31:
+            yield
+    for name, part in list(index.parts.items()):
+        try:
+            yield from part.prove_all_steps()
+        except Damage as damage:
+            index.leave_out(name, damage.message)
+    if damaged or index.damaged:
+        with keeper.ledger.transaction():
+            keeper.ledger.event("near.damaged", "data/near", files=len(damaged), folders=sorted(index.damaged))
+    if index.damaged:
+        _publish(keeper, list(index.parts))
+    return len(damaged)
 
 
 def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
@@ -37,9 +69,9 @@ def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
     index = open_near(keeper)
     if near_folder(keeper.home).is_dir():
         for entry in list(near_folder(keeper.home).iterdir()):
-            if entry.is_dir() and entry.name != "signatures" and entry.name not in index.parts:
+            if entry.is_dir() and entry.name not in ("signatures", *index.parts) and not is_aside(entry.name):
                 remove_tree(entry)
-    files, rows = _readable(keeper, index)
+    files, rows = yield from _readable_steps(keeper, index)
     if files and (all_of_it or len(files) >= FLUSH_FILES or rows >= FLUSH_ROWS):
         name = _next_name(keeper.home)
         yield from write_columns_steps(near_folder(keeper.home) / name, LAYOUT, rows, _taken_in(index.home, files), files)
@@ -49,9 +81,11 @@ def keep_near_steps(keeper: Keeper, *, all_of_it: bool = False) -> Steps[int]:
     return sum(part.rows for part in open_near(keeper).parts.values())
 
 
-def _readable(keeper: Keeper, index: NearIndex) -> tuple[list[str], int]:
-    files, rows = [], 0
-    for sha256 in index.loose():
+def _readable_steps(keeper: Keeper, index: NearIndex) -> Steps[tuple[list[str], int]]:
+    files, rows = list[str](), 0
+    for number, sha256 in enumerate(index.loose()):
+        if number % 64 == 63:
+            yield
         try:
             rows += SignatureFile(signature_folder(index.home) / f"{sha256}.mh", sha256).count
             files.append(sha256)
@@ -61,11 +95,24 @@ def _readable(keeper: Keeper, index: NearIndex) -> tuple[list[str], int]:
 
 
 def _taken_in(home: Home, files: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    parts: list[tuple[int, NDArray[np.uint8]]] = []
+    held = 0
     for number, sha256 in enumerate(files):
-        rows = SignatureFile(signature_folder(home) / f"{sha256}.mh", sha256).all()
-        yield {**{name: rows[:, place] for place, name in enumerate(SKETCH_COLUMNS)},
-               "file": np.full(len(rows), number, dtype=np.uint32),
-               "ordinal": np.arange(len(rows), dtype=np.uint32)}  # fmt: skip
+        parts.append((number, SignatureFile(signature_folder(home) / f"{sha256}.mh", sha256).all()))
+        held += len(parts[-1][1])
+        if held >= _TOGETHER_ROWS or len(parts) >= _TOGETHER_FILES:
+            yield _chunk(parts)
+            parts, held = [], 0
+    if parts:
+        yield _chunk(parts)
+
+
+def _chunk(parts: Sequence[tuple[int, NDArray[np.uint8]]]) -> dict[str, NDArray[Any]]:
+    rows = np.concatenate([part for _number, part in parts])
+    counts = [len(part) for _number, part in parts]
+    return {**{name: rows[:, place] for place, name in enumerate(SKETCH_COLUMNS)},
+            "file": np.repeat(np.array([number for number, _part in parts], dtype=np.uint32), counts),
+            "ordinal": np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])}  # fmt: skip
 
 
 def _next_name(home: Home) -> str:
