@@ -128,16 +128,15 @@ class Verdicts:
                 set_drop(self.keeper, drop, "gone", "its bytes have vanished from data/.incoming")
             return
         out = drop_folder(self.keeper, drop) / "identity"
-        out.mkdir(exist_ok=True)
+        options = orjson.loads(row["options"])
         intake, side = self.keeper.settings.intake, drop_folder(self.keeper, drop) / SIDE
         body = {
             "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
             "out_folder": str(out), "home": str(self.keeper.home.root),
-            "line": orjson.loads(row["options"]).get("line"),  # a flag's; the side file is read there
+            "line": options.get("line"),  # a flag's; the side file is read there
             "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
-            "side": str(side) if side.exists() else None, **otherwise,
+            "side": str(side) if side.exists() else None, "sync": True, **otherwise,
         }  # fmt: skip
-        options = orjson.loads(row["options"])
         if options.get("untouchable") or (options.get("side") or {}).get("settings", {}).get("untouchable"):
             body["keys_out"] = str(drop_folder(self.keeper, drop) / "untouchable.keys")
         with contextlib.suppress(Damage):  # the verdict is an estimate; a job on such a home is refused, with the reason
@@ -226,6 +225,7 @@ class Verdicts:
         if problem:
             self._refuse(drop, shown, problem, answer)
             return
+        synced = answer.pop("synced", None)
         novelty = stored_estimate(self.keeper, str(options.get("line") or DEFAULT_LINE), answer.pop("novelty", None))
         record = {**answer, "name": row["name"], "dropped_as": options.get("dropped_as", row["name"])}
         decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity", novelty)
@@ -237,7 +237,7 @@ class Verdicts:
         assert row is not None
         if not self._judged:
             self._judged_at = self.keeper.clock.monotonic()
-        self._judged.append(Admission(row, record, decision))
+        self._judged.append(Admission(row, record, decision, synced))
         self.in_flight.add(drop)  # until it is admitted: nobody takes it up a second time
 
     def _admit(self, now: float) -> None:

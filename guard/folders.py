@@ -5,11 +5,16 @@ Not here: the moves themselves (`durable.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from guard.durable import fsync_dir
 
-__all__ = ["Folders", "sync_parents"]
+__all__ = ["Folders", "sync_parents", "together"]
+
+T = TypeVar("T")
+_THREADS, _WORTH_THREADS = 8, 16
 
 
 class Folders:
@@ -34,10 +39,25 @@ class Folders:
 
     def sync(self) -> None:
         """Make all of them durable, as far as they still exist. Raises OSError."""
-        paths, self._gained, self._lost = [*self._gained, *self._lost], {}, {}
-        for path in dict.fromkeys(paths):
-            if path.is_dir():
-                fsync_dir(path)
+        gained, lost, self._gained, self._lost = self._gained, self._lost, {}, {}
+        for paths in (gained, [path for path in lost if path not in gained]):
+            together(fsync_dir, [path for path in paths if path.is_dir()])
+
+
+def together(sync: Callable[[T], None], paths: Sequence[T]) -> None:
+    """Sync many things in no order; raises what the first that failed raised, when all have ended.
+
+    A disk commits what is waiting at the same moment at once: a burst waits for a few commits, not for hundreds.
+    """
+    if len(paths) < _WORTH_THREADS:
+        for path in paths:
+            sync(path)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # only a burst needs it
+
+    with ThreadPoolExecutor(_THREADS, "sync") as threads:
+        for done in [threads.submit(sync, path) for path in paths]:
+            done.result()
 
 
 def sync_parents(*paths: Path | str) -> None:

@@ -6,6 +6,7 @@ else the one its side file asks for, else the usual one; with
 "task": "tails" only the ends of "files" (path and name of each) are looked at, before they are taken, and the answer is
 {"id", "tails": for each its problem or ""}.
 With "task": "meta" a side file is read before it is taken with its drop; the answer is {"id", "settings", "problem"}.
+With "sync" the bytes and what was found are made durable, and the answer says as "synced" whether they are.
 "side" and "reading" may go with an identification: the side file that was taken too, and a recorded way to read rows.
 With "task": "near" request and answer are those of `guard/near_task.py`.
 Answer: {"id", ...the identity, "why": the text for a person}
@@ -30,6 +31,7 @@ from guard.checks.identify import Identity, Limits, identify
 from guard.checks.kinds import TRAINABLE_KINDS
 from guard.checks.tail import tail_problem
 from guard.checks.why import why_text
+from guard.durable import fsync_dir, fsync_file, seal_file
 from guard.errors import DataFault, HeirloomError, UsageError, is_environment
 
 __all__ = ["answer", "main", "serve"]
@@ -115,6 +117,19 @@ def _untouchable(request: dict[str, Any], identity: Identity) -> dict[str, Any]:
         found["untouchable"] = {"examples": count, "sets": names,
                                 "rows": pack_bitmap((sets >= 0).nonzero()[0].tolist(), len(sets)) if count else ""}  # fmt: skip
     return found
+
+
+def _synced(content: Path, found: Path) -> bool:
+    """Make a drop's bytes and what was found in them durable, so that the daemon's loop need not; False when a sync failed."""
+    try:
+        fsync_file(content)
+        for item in found.iterdir():
+            seal_file(item)
+        fsync_dir(found)
+        fsync_dir(content.parent)
+    except OSError:
+        return False  # the daemon writes them once more: a failed fsync is never tried again (law 1)
+    return True
 
 
 def _fault(error: Exception) -> dict[str, Any]:

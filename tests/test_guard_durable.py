@@ -13,6 +13,7 @@ from conftest import remove_sealed
 
 from guard import copies, durable
 from guard.errors import Damage
+from guard.folders import together
 
 
 class Syncs:
@@ -299,3 +300,22 @@ def test_removing_a_sealed_tree_follows_no_link(folder: Path, syncs: Syncs) -> N
     durable.remove_tree(folder / "top")
     durable.remove_tree(folder / "was never there")
     assert names(folder) == ["kept"] and names(folder / "kept") == ["f"] and str(folder) in syncs.paths
+
+
+def test_many_syncs_run_together_and_a_failed_one_is_told(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(40)]
+    synced: set[Path] = set()
+
+    def sync(path: Path) -> None:
+        if path.name == "33":
+            raise OSError(errno.EIO, "the disk lost it")
+        synced.add(path)
+
+    for count in (10, 40):
+        synced.clear()
+        if count == 10:
+            together(sync, paths[:10])
+        else:
+            with pytest.raises(OSError, match="the disk lost it"):
+                together(sync, paths)
+        assert synced == {path for path in paths[:count] if path.name != "33"}

@@ -16,7 +16,7 @@ import orjson
 from guard.durable import sha256_bytes
 from guard.errors import Damage, HeirloomError, is_environment
 from guard.failpoints import point
-from guard.folders import Folders
+from guard.folders import Folders, together
 from guard.names import safe_name
 from guard.store.decision import Decision
 from guard.store.evaluation import record_set
@@ -38,6 +38,8 @@ class Admission:
     drop: sqlite3.Row
     record: Mapping[str, Any]
     decision: Decision
+    synced: bool | None = None
+    """Whether the reader made the bytes and what it found durable; None when it was not asked to."""
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -58,8 +60,7 @@ def finish_admissions(
 ) -> list[tuple[int | None, OSError | HeirloomError | None]]:
     """`finish_admission` for drops of different bytes, with two transactions in all; beside each job what kept it back."""
     stored = [item.stored for item in admissions]
-    for item in admissions:
-        make_durable(keeper, item.drop["id"])
+    together(lambda item: make_durable(keeper, item.drop["id"], item.synced), admissions)
     with keeper.ledger.transaction():
         for item, record in zip(admissions, stored, strict=True):
             intend_admission(keeper, item.drop["id"], record)
@@ -130,7 +131,7 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
         if options.get("untouchable"):
             record_set(keeper, record["sha256"], str(record["name"]), int(record["evaluation"]["rows"]), keys)
         job = _queue(keeper, record, decision)
-        set_drop(keeper, drop["id"], "admitted" if job else "registered", decision.reason)
+        set_drop(keeper, drop["id"], "admitted" if job else "registered", decision.reason, name=drop["name"])
     return job
 
 

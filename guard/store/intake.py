@@ -43,17 +43,17 @@ def claimed_content(keeper: Keeper, drop: int) -> Path:
     return drop_folder(keeper, drop) / "content"
 
 
-def set_drop(keeper: Keeper, drop: int, state: str, reason: str = "", **columns: object) -> None:
-    """Change a drop inside the current transaction, with its event."""
+def set_drop(keeper: Keeper, drop: int, state: str, reason: str = "", *, name: str = "", **columns: object) -> None:
+    """Change a drop inside the current transaction, with its event. `name`: the drop's, for whoever knows it already."""
     values = {key: orjson.dumps(value).decode() if isinstance(value, dict) else value for key, value in columns.items()}
     assert values.keys() <= {"sha256", "verdict", "returned_to", "mode", "attempts", "options"}
     changes = "".join(f", {key} = ?" for key in values)
     ledger = keeper.ledger
     ledger.run(f"UPDATE drops SET state = ?, reason = ?, updated = ?{changes} WHERE id = ?",
                (state, reason, ledger.clock.utc(), *values.values(), drop))  # fmt: skip
-    name = ledger.value("SELECT name FROM drops WHERE id = ?", (drop,))
+    name = name or str(ledger.value("SELECT name FROM drops WHERE id = ?", (drop,)))
     told = {key: columns[key] for key in ("sha256", "returned_to") if columns.get(key)}
-    ledger.event(f"drop.{state}", str(name), drop=drop, reason=reason, **told)
+    ledger.event(f"drop.{state}", name, drop=drop, reason=reason, **told)
 
 
 @dataclass(frozen=True)

@@ -41,25 +41,27 @@ REREAD = "its bytes are not what was read before: it is read again"
 
 def intend_admission(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
     """Write down that a drop is about to be stored; inside a transaction."""
-    set_drop(keeper, drop, "admitting", sha256=record["sha256"], verdict=dict(record))
+    set_drop(keeper, drop, "admitting", name=str(record["name"]), sha256=record["sha256"], verdict=dict(record))
 
 
-def make_durable(keeper: Keeper, drop: int) -> None:
+def make_durable(keeper: Keeper, drop: int, synced: bool | None = None) -> None:
     """Seal and sync the bytes of a drop and what was found in them: the intent to admit stands on both. Raises OSError.
 
-    After a failed fsync the kernel calls lost pages clean (law 1): what an attempt could not sync is written once more by
-    the next one, into new files, and never synced a second time.
+    `synced`: whether the reader could do so already; None when it was not asked to. After a failed fsync the kernel calls
+    lost pages clean (law 1): what an attempt could not sync is written once more, into new files, and never synced a
+    second time.
     """
     folder, failed = drop_folder(keeper, drop), ("not synced", drop)
-    found = folder / "identity"
-    again = keeper.memory.pop(failed, False)
+    found, content = folder / "identity", claimed_content(keeper, drop)
+    again = keeper.memory.pop(failed, False) or synced is False
+    items = [content, folder / SIDE, *(found.iterdir() if found.is_dir() and (again or not synced) else ())]
     try:
-        for item in (claimed_content(keeper, drop), folder / SIDE, *(found.iterdir() if found.is_dir() else ())):
+        for item in items:
             if item.is_file():
                 if again:
                     copy_verified(item, item)
                 seal_file(item)
-        for part in (found, folder):
+        for part in (found, folder) if again or not synced else ():
             if part.is_dir():
                 fsync_dir(part)
     except OSError:
@@ -102,7 +104,12 @@ def put_in_place(keeper: Keeper, drop: int, record: Mapping[str, Any], later: Fo
         _replace_sidecars(drop_folder(keeper, drop) / "identity", final)
     else:
         sync_parents(final)
-    seal_tree(final)  # after the move: a read-only folder cannot be moved by an ordinary user
+    # After the move: a read-only folder cannot be moved by an ordinary user.
+    if later is None or any(item.is_dir() or item.stat().st_mode & 0o7777 != 0o444 for item in final.iterdir()):
+        seal_tree(final)
+    else:
+        os.chmod(final, 0o555)
+        later.gained(final)
     point("admit.renamed")
 
 
