@@ -58,6 +58,7 @@ class Verdicts:
         self._waits: dict[int, float] = {}
         self._judged: list[Admission] = []
         self._large: set[int] = set()
+        self._modes: dict[int, int] = {}
         self._judged_at = 0.0
         self.examining = Examining(keeper, self._identified, self._cannot_examine)
 
@@ -194,6 +195,9 @@ class Verdicts:
         if self.examining.begin(drop, answer):
             self.in_flight.add(drop)  # until its stored copy was read
             return
+        synced, mode = answer.pop("synced", None), answer.pop("mode", None)
+        if mode is not None:
+            self._modes.setdefault(drop, mode)  # read a second time, it is sealed already
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
         assert row is not None
         if answer["verdict"] == "wait" and row["mode"] != "copy":
@@ -225,7 +229,6 @@ class Verdicts:
         if problem:
             self._refuse(drop, shown, problem, answer)
             return
-        synced = answer.pop("synced", None)
         novelty = stored_estimate(self.keeper, str(options.get("line") or DEFAULT_LINE), answer.pop("novelty", None))
         record = {**answer, "name": row["name"], "dropped_as": options.get("dropped_as", row["name"])}
         decision = decide(self.keeper, record, options, drop_folder(self.keeper, drop) / "identity", novelty)
@@ -251,6 +254,7 @@ class Verdicts:
         for item, problem in zip(judged, problems, strict=True):
             self.in_flight.discard(item.drop["id"])
             self.examining.forget(item.record)
+            self._modes.pop(item.drop["id"], None)
             if problem is not None:
                 self._hold(item.drop["id"], problem, now)
         self._changed()
@@ -261,6 +265,9 @@ class Verdicts:
 
     def _return(self, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> None:
         """Give a file back with its reason; an earlier rejection of the same name is not forgotten by `why`."""
+        if (mode := self._modes.pop(drop, None)) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(claimed_content(self.keeper, drop), mode)  # the reader sealed it for its place in data/files
         give_back(self.keeper, drop, verdict, reason, why, record)
         self.examining.forget(record)
         self._changed()

@@ -5,13 +5,17 @@ Not here: the moves themselves (`durable.py`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from guard.durable import fsync_dir
 
 __all__ = ["Folders", "sync_parents", "together"]
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 _THREADS, _WORTH_THREADS = 8, 16
@@ -53,11 +57,19 @@ def together(sync: Callable[[T], None], paths: Sequence[T]) -> None:
         for path in paths:
             sync(path)
         return
+    under_way = [_threads().submit(sync, path) for path in paths]
+    for done in under_way:
+        done.exception()
+    for done in under_way:
+        done.result()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """They stay: to start eight threads for every batch costs as much as the syncs."""
     from concurrent.futures import ThreadPoolExecutor  # only a burst needs it
 
-    with ThreadPoolExecutor(_THREADS, "sync") as threads:
-        for done in [threads.submit(sync, path) for path in paths]:
-            done.result()
+    return ThreadPoolExecutor(_THREADS, "sync")
 
 
 def sync_parents(*paths: Path | str) -> None:

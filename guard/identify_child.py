@@ -6,7 +6,8 @@ else the one its side file asks for, else the usual one; with
 "task": "tails" only the ends of "files" (path and name of each) are looked at, before they are taken, and the answer is
 {"id", "tails": for each its problem or ""}.
 With "task": "meta" a side file is read before it is taken with its drop; the answer is {"id", "settings", "problem"}.
-With "sync" the bytes and what was found are made durable, and the answer says as "synced" whether they are.
+With "sync" the bytes of a sound drop and what was found are sealed and made durable; the answer says as "synced" whether
+they are, and as "mode" what the drop's mode was before, for whoever gives it back.
 "side" and "reading" may go with an identification: the side file that was taken too, and a recorded way to read rows.
 With "task": "near" request and answer are those of `guard/near_task.py`.
 Answer: {"id", ...the identity, "why": the text for a person}
@@ -31,7 +32,7 @@ from guard.checks.identify import Identity, Limits, identify
 from guard.checks.kinds import TRAINABLE_KINDS
 from guard.checks.tail import tail_problem
 from guard.checks.why import why_text
-from guard.durable import fsync_dir, fsync_file, seal_file
+from guard.durable import fsync_dir, seal_file
 from guard.errors import DataFault, HeirloomError, UsageError, is_environment
 
 __all__ = ["answer", "main", "serve"]
@@ -120,10 +121,9 @@ def _untouchable(request: dict[str, Any], identity: Identity) -> dict[str, Any]:
 
 
 def _synced(content: Path, found: Path) -> bool:
-    """Make a drop's bytes and what was found in them durable, so that the daemon's loop need not; False when a sync failed."""
+    """Seal and sync a drop's bytes and what was found in them, so that the daemon's loop need not; False when a sync failed."""
     try:
-        fsync_file(content)
-        for item in found.iterdir():
+        for item in (content, *found.iterdir()):
             seal_file(item)
         fsync_dir(found)
         fsync_dir(content.parent)

@@ -311,3 +311,14 @@ def test_a_job_held_by_the_machine_is_not_forgotten_by_the_next_life(toy: Toy, m
     toy.clock.advance(runner.HOLD_SECONDS + 1)
     toy.settle()
     assert toy.jobs()[-1][2] == "done"
+
+
+def test_a_duplicate_comes_back_with_the_mode_it_came_with(toy: Toy) -> None:
+    toy.make_base()
+    toy.drop("a.jsonl", chat_of(10))
+    toy.settle()
+    toy.drop("b.jsonl", chat_of(10))
+    os.chmod(toy.home.inbox / "b.jsonl", 0o640)
+    toy.settle()
+    assert (toy.home.duplicates / "b.jsonl").stat().st_mode & 0o7777 == 0o640
+    assert all(path.stat().st_mode & 0o7777 == 0o444 for path in toy.home.files.glob("*/*"))

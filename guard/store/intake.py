@@ -227,9 +227,8 @@ def _unlinked(source: Path, facts: os.stat_result) -> bool:
 def discard(keeper: Keeper, drop: int, later: Folders | None = None) -> None:
     """Remove what is left of a drop's folder once its bytes are stored or returned."""
     folder = drop_folder(keeper, drop)
-    with contextlib.suppress(OSError):  # the usual case, and a tenth of the work: nothing is left but the folders
-        for name in ("identity", ""):
-            os.rmdir(folder / name)
+    with contextlib.suppress(OSError):  # the usual case, and a tenth of the work: nothing is left in it
+        os.rmdir(folder)
         if later is not None:
             return later.lost(folder.parent)
     with contextlib.suppress(FileNotFoundError):

@@ -54,7 +54,7 @@ def make_durable(keeper: Keeper, drop: int, synced: bool | None = None) -> None:
     folder, failed = drop_folder(keeper, drop), ("not synced", drop)
     found, content = folder / "identity", claimed_content(keeper, drop)
     again = keeper.memory.pop(failed, False) or synced is False
-    items = [content, folder / SIDE, *(found.iterdir() if found.is_dir() and (again or not synced) else ())]
+    items = [folder / SIDE, *([content, *(found.iterdir() if found.is_dir() else ())] if again or not synced else ())]
     try:
         for item in items:
             if item.is_file():
