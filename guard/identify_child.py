@@ -71,6 +71,9 @@ def answer(line: bytes) -> dict[str, Any]:
             without = (held.get("untouchable") or {}).get("rows", "")
             meant = str(request.get("line") or identity.settings.get("line") or "")
             found["novelty"] = estimate(request["home"], meant, identity.kind, Path(request["out_folder"]), without)
+        if identity.verdict == "ok" and request.get("sync"):
+            found["mode"] = os.stat(request["path"]).st_mode & 0o7777
+            found["synced"] = _synced(Path(request["path"]), Path(request["out_folder"]))
         return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}

@@ -16,7 +16,7 @@ from playing import last_life, templates
 from scenes import Birth, Care
 from toy import Toy, chat_of
 
-from guard import durable, failpoints
+from guard import durable, failpoints, identify_child
 from guard.durable import clear_temporaries, seal_tree, sha256_file
 from guard.errors import EnvironmentFault
 from guard.failpoints import Crash
@@ -110,7 +110,7 @@ def test_an_original_whose_sync_failed_is_written_anew_and_not_synced_again(
         return sync
 
     monkeypatch.setattr(placing, "fsync_dir", failing_once(durable.fsync_dir))
-    monkeypatch.setattr(placing, "seal_file", failing_once(durable.seal_file))
+    monkeypatch.setattr(identify_child, "seal_file", failing_once(durable.seal_file))
     assert birth.patient_life(lambda: None) == []
     stored = {path.stat().st_ino for path in birth.home.files.glob("*/*")}
     assert len(before) == (4 if which == "store" else 1) and not stored & set(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from guard import identify_child
+from guard import durable, identify_child
 from guard.checks.identify import Identity
 
 
@@ -134,3 +135,27 @@ def test_the_child_dies_with_its_parent() -> None:
     assert select.select([watched], [], [], 10)[0]
     for descriptor in (watched, requests_read, requests_write, answers_read, answers_write):
         os.close(descriptor)
+
+
+def test_a_sound_drop_is_sealed_and_synced_where_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = tmp_path / "drop"
+    drop.mkdir()
+    (drop / "content").write_text('{"text": "one"}\n')
+    os.chmod(drop / "content", 0o640)
+    request = {"id": 1, "path": str(drop / "content"), "name": "a.jsonl", "out_folder": str(drop / "identity"), "sync": True}
+    synced: list[int] = []
+    monkeypatch.setattr(durable, "_fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    found = identify_child.answer(json.dumps(request).encode())
+    assert found["synced"] is True and found["mode"] == 0o640
+    parts = [drop / "content", *(drop / "identity").iterdir(), drop / "identity", drop]
+    assert len(parts) == 5 and {path.stat().st_ino for path in parts} <= set(synced)
+    assert all(path.stat().st_mode & 0o7777 == 0o444 for path in parts if path.is_file())
+
+    def failing(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk lost it")
+
+    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+    monkeypatch.setattr(identify_child, "seal_file", failing)
+    assert identify_child.answer(json.dumps(request).encode())["synced"] is False
