@@ -26,6 +26,7 @@ from guard.errors import EnvironmentFault
 from guard.home import Home
 from guard.names import index_name
 from guard.store.drills import drill_state
+from guard.store.files import OPEN_DROPS
 from guard.store.glance import lost_things
 from guard.store.jobs import Job, counts, jobs_in
 from guard.store.keeper import Keeper, open_reader
@@ -151,8 +152,7 @@ def _speed(keeper: Keeper, job: Job | None) -> float | None:
 
 
 def _inbox(keeper: Keeper, live: Mapping[str, Any], running: bool) -> dict[str, int]:
-    counted = {row[0]: row[1] for row in keeper.ledger.rows("SELECT state, count(*) FROM drops GROUP BY state")}
-    on_the_way = sum(counted.get(key, 0) for key in ("claiming", "claimed", "admitting", "returning"))
+    on_the_way = int(keeper.ledger.value(f"SELECT count(*) FROM drops WHERE state IN {OPEN_DROPS}"))
     waiting = int(live.get("waiting_count", 0)) if running else _count_inbox(keeper.home)
     # What lies there now: a refused `register` leaves nothing, and what a person took away is not there any more.
     return {"waiting": waiting + on_the_way,
@@ -163,8 +163,8 @@ def _inbox(keeper: Keeper, live: Mapping[str, Any], running: bool) -> dict[str, 
 
 def _came_back(keeper: Keeper, folder: Path, state: str) -> int:
     """Files that lie where they came back to, and those that could not be moved and stayed where they are."""
-    stayed = int(keeper.ledger.value("SELECT count(*) FROM drops WHERE state = ? AND origin = 'inbox' AND mode = 'copy' "
-                                     "AND returned_to IS NULL", (state,)))  # fmt: skip
+    stayed = int(keeper.ledger.value("SELECT count(*) FROM drops WHERE state = ? AND mode = 'copy' AND returned_to IS NULL "
+                                     "AND origin = 'inbox'", (state,)))  # fmt: skip
     try:
         changed = os.stat(folder).st_mtime_ns
         kept = keeper.memory.get(folder)

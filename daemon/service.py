@@ -56,7 +56,7 @@ class Service:
         self.asked_to_stop = False
         self.stop_since: float | None = None
         self._due: deque[str] = deque()
-        self._status_at = 0.0
+        self._status_due = 0.0
         self._idle_rounds = 0
         self._held_until = 0.0
         self._scheduler = BackgroundScheduler(timezone=UTC)
@@ -164,10 +164,12 @@ class Service:
                 self.engine.begin_scrub()
 
     def _publish(self, now: float) -> None:
-        if now - self._status_at < STATUS_SECONDS:
+        if now < self._status_due:
             return
-        self._status_at = now
+        begun = self.keeper.clock.monotonic()
         found = publish_status(self.keeper, live_facts(self.engine))
+        # In a home where that takes long it is not what the daemon does most of the time.
+        self._status_due = now + max(STATUS_SECONDS, 20 * (self.keeper.clock.monotonic() - begun))
         self.notifier.send(f"STATUS={found['state']}, {found['queue']['queued']} queued")
 
     def _finished(self) -> bool:

@@ -6,6 +6,7 @@ This file reads; `guard/store/create.py` makes a home.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from dataclasses import dataclass
@@ -193,6 +194,7 @@ def _is_home(home: Home) -> bool:
     return home.state.is_dir() or home.ledger.is_file() or home.registry.is_file()
 
 
+@functools.cache  # every event carries it, and no process outlives its machine's start
 def boot_id() -> str:
     """An id that changes at every start of the machine; "unknown" where the kernel tells none."""
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,11 @@ class EventExport:
 
     def append(self, events: Sequence[Event]) -> None:
         """Append events, whose numbers go on from `newest`. Raises OSError; then call `open` again."""
-        for event in events:
-            path = self.folder / f"{(event['seq'] - 1) // SEGMENT_EVENTS + 1:05d}.jsonl"
-            append_to(path, _line(event))
+        for segment, part in groupby(events, key=lambda event: (event["seq"] - 1) // SEGMENT_EVENTS + 1):
+            path, together = self.folder / f"{segment:05d}.jsonl", list(part)
+            append_to(path, b"".join(_line(event) for event in together))
             self._unsynced.add(path)
-            self.newest = event["seq"]
+            self.newest = together[-1]["seq"]
 
     def sync(self) -> None:
         """Make everything appended so far durable. Raises OSError."""
