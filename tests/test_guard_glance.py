@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import copy_home, no_syncing, settings_from_outside
+from homes import copy_home, make_home, no_syncing, settings_from_outside
 from toy import SETTINGS, Toy, chat_of
 
 from daemon.cli.main import main
@@ -17,6 +17,7 @@ from daemon.report import compose
 from guard import durable
 from guard.durable import sha256_bytes
 from guard.store import glance
+from guard.store.files import open_drops
 from guard.store.glance import lost_things
 from guard.store.intents import put_intent
 from guard.store.vault import run_backup
@@ -119,3 +120,15 @@ def test_a_status_loads_no_numpy_for_it(toy: Toy) -> None:
             f"status(Home(Path({str(toy.home.root)!r}))); print(json.dumps(sorted(sys.modules)))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "torch", "zstandard"} & set(json.loads(done.stdout))
+
+
+def test_neither_the_status_nor_a_look_for_open_drops_reads_every_drop_or_event(scratch: Path) -> None:
+    keeper = make_home(scratch / "many")
+    asked: list[str] = []
+    keeper.ledger._db.set_trace_callback(asked.append)
+    open_drops(keeper.ledger, "claiming")
+    compose(keeper, {}, running=True)
+    keeper.ledger._db.set_trace_callback(None)
+    plans = [(sql, tuple(row)[3]) for sql in asked for row in keeper.ledger.rows(f"EXPLAIN QUERY PLAN {sql}")]
+    assert any("drops_open" in plan for _sql, plan in plans)
+    assert not [sql for sql, plan in plans if plan in ("SCAN drops", "SCAN events")]

@@ -104,6 +104,6 @@ def trained_in(ledger: Ledger, sha256: str) -> list[str]:
 
 def open_drops(ledger: Ledger, *states: str) -> list[sqlite3.Row]:
     """Drops in the given states (all open ones when none is named), oldest first."""
-    wanted = states or OPEN_DROPS
-    marks = ", ".join("?" * len(wanted))
-    return ledger.rows(f"SELECT * FROM drops WHERE state IN ({marks}) ORDER BY id", wanted)
+    # The words of the index `drops_open`, letter by letter: with marks for them SQLite reads every drop there ever was.
+    rows = ledger.rows(f"SELECT * FROM drops WHERE state IN {OPEN_DROPS} ORDER BY id")
+    return [row for row in rows if not states or row["state"] in states]

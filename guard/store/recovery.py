@@ -203,9 +203,10 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
         for folder in (home.state, home.models, home.data, home.indexes, home.docs, home.configs, home.rejected,
                        home.duplicates):  # fmt: skip
             done += [f"cleared {folder.name}/{name}" for name in clear_temporaries(folder)]
+    folders = sorted(keeper.home.staging.iterdir())
     alive = {keeper.home.staging_of(row[0]).name for row in keeper.ledger.rows(
-        "SELECT id FROM jobs WHERE state NOT IN ('done', 'cancelled', 'quarantined')")}  # fmt: skip
-    for path in sorted(keeper.home.staging.iterdir()):
+        "SELECT id FROM jobs WHERE state NOT IN ('done', 'cancelled', 'quarantined')")} if folders else set()  # fmt: skip
+    for path in folders:
         over = _job_is_over(keeper, path.name) or _remake_is_over(path.name) or _restore_is_over(keeper, path.name)
         if path.name not in alive and over:
             remove_tree(path)
