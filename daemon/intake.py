@@ -8,6 +8,7 @@ this object can be thrown away at any moment. Environment faults (disk full, too
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -138,7 +139,8 @@ class Intake:
     def _consider(self, item: Sighting, now: float) -> Wish | None:
         """How a settled file is to be taken; None when it has to wait, or has gone."""
         try:
-            if signature_of(os.lstat(item.path)) != item.signature:
+            facts = os.lstat(item.path)
+            if signature_of(facts) != item.signature:
                 return None  # it changed since the look; the next one knows
             if has_writer(item.path):
                 self.settler.postpone(item.path, "somebody still writes to it")
@@ -156,6 +158,7 @@ class Intake:
                 self.settler.postpone(item.path, side)
                 return None
             options: dict[str, Any] = {"dropped_as": safe_name(dropped_as(self.keeper.home, item.path)),
+                                       "permissions": stat.S_IMODE(facts.st_mode),
                                        "signature": _mark(item), **({"side": side.as_dict()} if side else {})}  # fmt: skip
             return Wish(item.path, forced_kind=forced_kind(self.keeper.home, item.path), options=options)
         except FileNotFoundError:

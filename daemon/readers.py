@@ -123,7 +123,7 @@ class ReaderPool:
             reader.process.stdin.write(request.line)
             reader.process.stdin.flush()
         except BrokenPipeError:
-            reader.ended_because = "it had died before"
+            return False  # it has died; the reactor hears of it, and what it had not begun is read by the next
         return True
 
     def _revived(self, reader: _Reader, request: _Request) -> bool:

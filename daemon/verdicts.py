@@ -30,7 +30,7 @@ from guard.store.evaluation import protected_now
 from guard.store.files import OPEN_DROPS, open_drops
 from guard.store.intake import claimed_content, drop_folder, resume_claim, set_drop
 from guard.store.keeper import Keeper
-from guard.store.placing import REREAD, is_itself, take_back
+from guard.store.placing import REREAD, is_itself, not_synced, take_back
 from guard.store.returning import give_back
 from guard.store.side_files import SIDE
 from guard.store.versions import DEFAULT_LINE
@@ -58,7 +58,6 @@ class Verdicts:
         self._waits: dict[int, float] = {}
         self._judged: list[Admission] = []
         self._large: set[int] = set()
-        self._modes: dict[int, int] = {}
         self._judged_at = 0.0
         self.examining = Examining(keeper, self._identified, self._cannot_examine)
 
@@ -195,9 +194,9 @@ class Verdicts:
         if self.examining.begin(drop, answer):
             self.in_flight.add(drop)  # until its stored copy was read
             return
-        synced, mode = answer.pop("synced", None), answer.pop("mode", None)
-        if mode is not None:
-            self._modes.setdefault(drop, mode)  # read a second time, it is sealed already
+        synced = answer.pop("synced", None)
+        if synced is False:
+            not_synced(self.keeper, drop)
         row = self.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
         assert row is not None
         if answer["verdict"] == "wait" and row["mode"] != "copy":
@@ -254,7 +253,6 @@ class Verdicts:
         for item, problem in zip(judged, problems, strict=True):
             self.in_flight.discard(item.drop["id"])
             self.examining.forget(item.record)
-            self._modes.pop(item.drop["id"], None)
             if problem is not None:
                 self._hold(item.drop["id"], problem, now)
         self._changed()
@@ -265,9 +263,11 @@ class Verdicts:
 
     def _return(self, drop: int, verdict: str, reason: str, why: str, record: Mapping[str, Any]) -> None:
         """Give a file back with its reason; an earlier rejection of the same name is not forgotten by `why`."""
-        if (mode := self._modes.pop(drop, None)) is not None:
+        options = orjson.loads(self.keeper.ledger.value("SELECT options FROM drops WHERE id = ?", (drop,)))
+        if "permissions" in options:
             with contextlib.suppress(FileNotFoundError):
-                os.chmod(claimed_content(self.keeper, drop), mode)  # the reader sealed it for its place in data/files
+                # The reader may have sealed it for its place in data/files.
+                os.chmod(claimed_content(self.keeper, drop), options["permissions"])
         give_back(self.keeper, drop, verdict, reason, why, record)
         self.examining.forget(record)
         self._changed()

@@ -7,7 +7,7 @@ else the one its side file asks for, else the usual one; with
 {"id", "tails": for each its problem or ""}.
 With "task": "meta" a side file is read before it is taken with its drop; the answer is {"id", "settings", "problem"}.
 With "sync" the bytes of a sound drop and what was found are sealed and made durable; the answer says as "synced" whether
-they are, and as "mode" what the drop's mode was before, for whoever gives it back.
+they are.
 "side" and "reading" may go with an identification: the side file that was taken too, and a recorded way to read rows.
 With "task": "near" request and answer are those of `guard/near_task.py`.
 Answer: {"id", ...the identity, "why": the text for a person}
@@ -72,7 +72,6 @@ def answer(line: bytes) -> dict[str, Any]:
             meant = str(request.get("line") or identity.settings.get("line") or "")
             found["novelty"] = estimate(request["home"], meant, identity.kind, Path(request["out_folder"]), without)
         if identity.verdict == "ok" and request.get("sync"):
-            found["mode"] = os.stat(request["path"]).st_mode & 0o7777
             found["synced"] = _synced(Path(request["path"]), Path(request["out_folder"]))
         return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)

@@ -16,9 +16,10 @@ from daemon import freezing, intake, runner
 from daemon.notify import Notifier
 from daemon.report import live_facts
 from daemon.service import HOLD_SECONDS, Service
-from guard import copies, durable
+from guard import copies, durable, failpoints
 from guard.copies import copy_verified
 from guard.errors import EnvironmentFault, HeirloomError
+from guard.failpoints import Crash
 from guard.store import intake as acts
 from guard.store import views
 from guard.store.recovery import recover
@@ -321,4 +322,13 @@ def test_a_duplicate_comes_back_with_the_mode_it_came_with(toy: Toy) -> None:
     os.chmod(toy.home.inbox / "b.jsonl", 0o640)
     toy.settle()
     assert (toy.home.duplicates / "b.jsonl").stat().st_mode & 0o7777 == 0o640
+    toy.drop("c.jsonl", chat_of(10))
+    os.chmod(toy.home.inbox / "c.jsonl", 0o600)
+    failpoints.arm("verdict.intended", "crash")
+    with pytest.raises(Crash):
+        toy.settle()
+    failpoints.disarm()
+    toy.again()
+    toy.settle()
+    assert (toy.home.duplicates / "c.jsonl").stat().st_mode & 0o7777 == 0o600
     assert all(path.stat().st_mode & 0o7777 == 0o444 for path in toy.home.files.glob("*/*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,8 @@ from guard.checks.identify import identify
 from guard.durable import sha256_file
 from guard.errors import Damage
 from guard.heldout import is_held_out
-from guard.store.admission import finish_admission
+from guard.store import placing
+from guard.store.admission import Admission, finish_admission, finish_admissions
 from guard.store.decision import Decision, decide
 from guard.store.intake import claim, drop_folder
 from guard.store.jobs import find_job, jobs_in, set_job
@@ -341,3 +343,30 @@ def test_a_newer_document_of_the_same_path_replaces_the_older_and_may_come_back(
 def test_a_job_of_another_line_is_nobody_s_obstacle_to_new_bytes(keeper: Keeper) -> None:
     add_job_row(keeper, "training", line="side")
     assert judge(keeper, "a.jsonl", rows(1)).queue == "train"
+
+
+def test_what_could_not_be_synced_holds_back_itself_alone_and_is_written_anew(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admissions = []
+    for name, number in (("a.jsonl", 1), ("b.jsonl", 2)):
+        number, record = drop(keeper, name, rows(number))
+        row = keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (number,))
+        assert row is not None
+        decision = decide(keeper, record, {}, drop_folder(keeper, number) / "identity")
+        admissions.append(Admission(row, record, decision))
+    content = drop_folder(keeper, admissions[0].drop["id"]) / "content"
+    inode, real = content.stat().st_ino, placing.seal_file
+
+    def failing(path: Path) -> None:
+        if path == content:
+            raise OSError(errno.EIO, "the disk lost it")
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(placing, "seal_file", failing)
+        first, second = finish_admissions(keeper, admissions)
+    assert isinstance(first[1], OSError) and first[0] is None and second[1] is None and second[0] is not None
+    job, problem = finish_admissions(keeper, admissions[:1])[0]
+    assert problem is None and job is not None
+    assert (keeper.home.files / admissions[0].record["sha256"] / "a.jsonl").stat().st_ino != inode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +189,27 @@ def test_looking_leaves_the_mark_and_the_first_change_takes_it_away(ledger: Ledg
         assert not mark.exists()
     again.close()
     assert mark.exists() and mark_problem(path) == ""
+
+
+def test_a_segment_whose_sync_failed_is_written_anew_and_not_synced_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger.create(tmp_path / "ledger.db", clock=ManualClock(), actor="test")
+    with ledger.transaction():
+        ledger.event("thing.made", "a")
+    segment = tmp_path / "events" / "00001.jsonl"
+    inode, before = segment.stat().st_ino, segment.read_bytes()
+
+    def failing(_path: Path) -> None:
+        raise OSError(errno.EIO, "the disk lost it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(event_export, "fsync_file", failing)
+        ledger.sync_export()
+        assert "the disk lost it" in ledger.export_problem
+    ledger.sync_export()
+    assert segment.stat().st_ino != inode and segment.read_bytes() == before
+    with ledger.transaction():
+        ledger.event("thing.made", "b")
+    ledger.close()
+    assert len(segment.read_bytes().splitlines()) == 2

@@ -66,10 +66,43 @@ def test_rows_under_other_names_are_read_quickly_too() -> None:
 
 
 def test_rows_that_differ_in_their_numbers_are_built_alike() -> None:
-    rows = [json.dumps({"text": f"t{n}", "score": n * 1.5 - 3, "at": [n, -n]}).encode() for n in range(40)]
+    rows = [json.dumps({"text": f"t{n}", "score": n * 1.5 - 3, "at": [n, -n]}).encode() for n in range(3, 43)]
     reader = QuickRows("pretrain")
     found = reader.fingerprints(b"\n".join([*rows, b" " * 5000]))
     assert found[:2] == [None, None] and found[3:-1] == [careful("pretrain", row) for row in rows[3:]]
+
+
+@pytest.mark.parametrize("text", [
+    rb"a\u000d\nb", rb"a\u000D\u000Ab", rb"a\r\u000ab", rb"\u000d\n", rb"a\rb", rb"a\\u000d\nb", rb"a\u0000b",
+])  # fmt: skip
+def test_line_ends_are_folded_however_they_are_written(text: bytes) -> None:
+    for row in (b'{"text": "%b"}' % text, b'{"text": "%b", "id": "x"}' % text):
+        for times in (1, 9):
+            reader = QuickRows("pretrain")
+            quick("pretrain", row.replace(text, b"plain"), reader)
+            assert quick("pretrain", row, reader, times=times) in (None, careful("pretrain", row))
+    if b"0000" not in text and text != rb"\u000d\n":
+        assert quick("pretrain", b'{"text": "%b"}' % text) is not None
+
+
+@pytest.mark.parametrize("key", ["thinking", "tool_calls"])
+def test_a_number_that_says_something_is_no_zero(key: str) -> None:
+    turns = '{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "%s": %s}'
+    row = [b'{"messages": [%b]}' % (turns % (key, number)).encode() for number in ("0", "512", "-0", "0.0", "1")]
+    reader = QuickRows("sft")
+    found = reader.fingerprints(b"\n".join([*[row[0]] * 20, *row, *[row[1]] * 20, b" " * 5000]))
+    wanted = [careful("sft", line) for line in [*[row[0]] * 20, *row, *[row[1]] * 20]]
+    assert all(answer in (None, right) for answer, right in zip(found, wanted, strict=False))
+    assert found[19] is not None and careful("sft", row[1]) is None
+
+
+def test_rows_of_long_keys_and_roles_are_not_remembered() -> None:
+    reader = QuickRows("sft")
+    for number in range(40):
+        row = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "%b": {"role": "%b"}}'
+        block = (row % (b"k" * (9000 + number), b"r")) + b"\n" + (row % (b"k", b"r" * (2000 + number))) + b"\n"
+        reader.fingerprints(block * 2)
+    assert reader._planner is not None and len(reader._planner.learnt) <= 1
 
 
 @pytest.mark.parametrize("line", [

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["QuickRows"]
 
 _SMALL_BYTES = 4096  # so few rows are read before the first plan is learnt
+_LARGE_BYTES = 4 << 20  # with lines as long as that, arrays over the block take more memory than they save time
 _FEWEST = 8  # to match fewer rows than these at once costs more than to take each by itself
 _MOST_PLANS = 4  # tried on the rows with one number of quotes
 _loads, _dumps = orjson.loads, orjson.dumps
@@ -51,7 +52,7 @@ class QuickRows:
 
     def fingerprints(self, block: bytes) -> list[bytes | None]:
         """For each line of a block in order its fingerprint of 16 bytes, or None: it takes the careful way."""
-        if self._planner is None or len(block) < _SMALL_BYTES:
+        if self._planner is None or not _SMALL_BYTES <= len(block) <= _LARGE_BYTES:
             return [None] * len(lines_of(block))
         marked = mark_lines(block)
         answers: list[bytes | None] = [None] * len(marked.ends)
@@ -79,7 +80,10 @@ class QuickRows:
         counts = np.diff(marked.before)
         counts[marked.foul | (marked.ends - marked.starts > self._most)] = -1
         tried: dict[int, int] = {}
+        present = set(np.unique(counts).tolist())
         for plan in plans:
+            if plan.quotes not in present:
+                continue
             tried[plan.quotes] = tried.get(plan.quotes, 0) + 1
             places = np.flatnonzero(counts == plan.quotes)
             if len(places) < _FEWEST or tried[plan.quotes] > _MOST_PLANS:
@@ -122,7 +126,7 @@ def _canonical_many(parts: list[bytes]) -> list[bytes]:
         return []
     joined = shown(b'["' + b'","'.join(parts) + b'"]')
     texts = _loads(joined)
-    if b"\\r" in joined:
+    if b"\\r" in joined or b"\\u000d" in joined.lower():
         texts = [text.replace("\r\n", "\n") for text in texts]
     if b"\\u0000" in joined and any("\0" in text for text in texts):
         raise _Careful

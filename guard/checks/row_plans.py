@@ -27,7 +27,7 @@ __all__ = ["Plan", "Planner", "form_bytes"]
 # Of these kinds the rules ask of a text only that it is not blank: which text it is changes nothing but the text.
 KINDS = ("pretrain", "sft")
 _MOST_LEARNT = 4000  # a file whose rows are all built differently gains nothing from being remembered
-_OUTSIDE_BYTES = 8192
+_OUTSIDE_BYTES, _ROLES_BYTES = 8192, 1024
 _NUMBER = re.compile(rb"(?<=[:,\[ ])-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?(?=[,}\] ])")
 _MARK = re.compile(rb"@(\d+)@")
 
@@ -60,6 +60,10 @@ class Plan:
 
 _Outside = tuple[bytes, tuple[int, ...]]
 """(what stands outside of quotes, which parts inside of quotes are empty: rules tell an empty text from another)"""
+
+
+def _numbers_alike(outside: bytes) -> bytes:
+    return _NUMBER.sub(lambda found: b"1" if float(found[0]) else b"0", outside)
 
 
 class _Frame:
@@ -107,14 +111,14 @@ class Planner:
         return plan or self._learn(frame, build, parts)
 
     def _like(self, outside: _Outside) -> _Frame | None:
-        """The frame of rows that differ from this one in numbers only: rules look at what a number is, not which."""
-        return self._frames.get((_NUMBER.sub(b"0", outside[0]), outside[1])) if len(outside[0]) <= _OUTSIDE_BYTES else None
+        """The frame of rows that differ from this one in numbers only: of a number rules ask at most whether it is zero."""
+        return self._frames.get((_numbers_alike(outside[0]), outside[1])) if len(outside[0]) <= _OUTSIDE_BYTES else None
 
     def _meet(self, outside: _Outside, parts: list[bytes]) -> None:
         """A frame is remembered the first time, and worth the work from the second time on."""
         if len(outside[0]) > _OUTSIDE_BYTES or len(parts) % 2 == 0:
             return
-        outside = _NUMBER.sub(b"0", outside[0]), outside[1]
+        outside = _numbers_alike(outside[0]), outside[1]
         if outside in self._frames and self._frames[outside] is None:
             frame = _Frame(parts)
             self._frames[outside] = frame if frame.keys else None
@@ -127,11 +131,12 @@ class Planner:
 
     def _learn(self, frame: _Frame, build: _Build | None, parts: list[bytes]) -> Plan | None:
         if build is None:
-            if not self._has_room():
+            if sum(len(parts[at]) for at in frame.keys) > _OUTSIDE_BYTES or not self._has_room():
                 return None
             build = frame.builds[frame.names(parts)] = _Build(frame, parts, self._role_keys)
         roles = build.roles(parts)
-        if roles not in build.plans and self._has_room():
+        size = sum(map(len, roles)) if isinstance(roles, tuple) else len(roles or b"")
+        if roles not in build.plans and size <= _ROLES_BYTES and self._has_room():
             plan = build.plans[roles] = self._plan(build.texts, parts)
             self.learnt += [plan] if plan else []
         return build.plans.get(roles)

@@ -59,23 +59,43 @@ def finish_admissions(
     keeper: Keeper, admissions: Sequence[Admission]
 ) -> list[tuple[int | None, OSError | HeirloomError | None]]:
     """`finish_admission` for drops of different bytes, with two transactions in all; beside each job what kept it back."""
+    kept_back: dict[int, OSError | HeirloomError] = {}
+
+    def durable(item: Admission) -> None:
+        try:
+            make_durable(keeper, item.drop["id"], item.synced)
+        except (OSError, HeirloomError) as error:
+            kept_back[item.drop["id"]] = error
+
+    together(durable, admissions)
+    sound = [item for item in admissions if item.drop["id"] not in kept_back]
+    jobs = _finish(keeper, sound, kept_back)
+    return [(jobs.get(item.drop["id"]), kept_back.get(item.drop["id"])) for item in admissions]
+
+
+def _finish(
+    keeper: Keeper, admissions: Sequence[Admission], kept_back: dict[int, OSError | HeirloomError]
+) -> dict[int, int | None]:
+    """Store and record drops that are durable; returns the job of each, and puts down what kept one back."""
     stored = [item.stored for item in admissions]
-    together(lambda item: make_durable(keeper, item.drop["id"], item.synced), admissions)
     with keeper.ledger.transaction():
         for item, record in zip(admissions, stored, strict=True):
             intend_admission(keeper, item.drop["id"], record)
     point("admit.intended")
-    later = Folders()
-    problems = [_place(keeper, item, record, later) for item, record in zip(admissions, stored, strict=True)]
+    later, placed = Folders(), []
+    for item, record in zip(admissions, stored, strict=True):
+        try:
+            put_in_place(keeper, item.drop["id"], record, later)
+            placed.append((item, record))
+        except (OSError, HeirloomError) as error:
+            kept_back[item.drop["id"]] = error
     later.sync()
-    jobs: list[int | None] = []
     with keeper.ledger.transaction():
-        for item, record, problem in zip(admissions, stored, problems, strict=True):
-            known = with_sidecars(keeper.home, record) if problem is None else record
-            jobs.append(_record(keeper, item.drop, known, item.decision) if problem is None else None)
+        jobs = {item.drop["id"]: _record(keeper, item.drop, with_sidecars(keeper.home, record), item.decision)
+                for item, record in placed}  # fmt: skip
     point("admit.recorded")
-    _clear_away(keeper, [item for item, problem in zip(admissions, problems, strict=True) if problem is None], later)
-    return list(zip(jobs, problems, strict=True))
+    _clear_away(keeper, [item for item, _record in placed], later)
+    return jobs
 
 
 def _clear_away(keeper: Keeper, admitted: Sequence[Admission], later: Folders) -> None:
@@ -94,16 +114,6 @@ def _clear_away(keeper: Keeper, admitted: Sequence[Admission], later: Folders) -
     except OSError as error:
         if not is_environment(error):
             raise
-
-
-def _place(
-    keeper: Keeper, item: Admission, record: Mapping[str, Any], later: Folders
-) -> OSError | HeirloomError | None:
-    try:
-        put_in_place(keeper, item.drop["id"], record, later)
-    except (OSError, HeirloomError) as error:
-        return error
-    return None
 
 
 def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision: Decision) -> int | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from guard.copies import copy_verified
 from guard.durable import append_to, cut_file, fsync_file, make_dir
 
 __all__ = ["EVENT_KEYS", "GENESIS", "SEGMENT_EVENTS", "EventExport", "event_hash", "is_whole", "read_events"]
@@ -78,6 +79,7 @@ class EventExport:
         self.newest = 0
         """Number of the newest event that was appended."""
         self._unsynced: set[Path] = set()
+        self._failed: set[Path] = set()
 
     def head(self) -> tuple[int, str]:
         """Number and hash of the newest whole event; (0, 64 zeros) for none. Reads only."""
@@ -107,10 +109,21 @@ class EventExport:
             self.newest = together[-1]["seq"]
 
     def sync(self) -> None:
-        """Make everything appended so far durable. Raises OSError."""
+        """Make everything appended so far durable. Raises OSError.
+
+        After a failed fsync the kernel calls lost pages clean (law 1): such a segment is written anew, not synced again.
+        """
         for path in sorted(self._unsynced):
-            fsync_file(path)
+            if path in self._failed:
+                copy_verified(path, path)
+                continue
+            try:
+                fsync_file(path)
+            except OSError:
+                self._failed.add(path)
+                raise
         self._unsynced.clear()
+        self._failed.clear()
 
 
 def _last_whole(path: Path) -> tuple[dict[str, Any] | None, int]:

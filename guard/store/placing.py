@@ -33,7 +33,7 @@ from guard.store.keeper import Keeper
 from guard.store.originals import damaged_parts, mendable_parts, stray_is_sound
 from guard.store.side_files import SIDE, store_beside
 
-__all__ = ["REREAD", "intend_admission", "is_itself", "make_durable", "put_in_place", "set_aside", "take_back"]
+__all__ = ["REREAD", "intend_admission", "is_itself", "make_durable", "not_synced", "put_in_place", "set_aside", "take_back"]
 
 _FOUND = ("examples.fp", "record.json")
 REREAD = "its bytes are not what was read before: it is read again"
@@ -44,6 +44,11 @@ def intend_admission(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> No
     set_drop(keeper, drop, "admitting", name=str(record["name"]), sha256=record["sha256"], verdict=dict(record))
 
 
+def not_synced(keeper: Keeper, drop: int) -> None:
+    """Remember that a sync of a drop's bytes or findings failed: they are written anew before anything stands on them."""
+    keeper.memory["not synced", drop] = True
+
+
 def make_durable(keeper: Keeper, drop: int, synced: bool | None = None) -> None:
     """Seal and sync the bytes of a drop and what was found in them: the intent to admit stands on both. Raises OSError.
 
@@ -51,9 +56,9 @@ def make_durable(keeper: Keeper, drop: int, synced: bool | None = None) -> None:
     lost pages clean (law 1): what an attempt could not sync is written once more, into new files, and never synced a
     second time.
     """
-    folder, failed = drop_folder(keeper, drop), ("not synced", drop)
+    folder = drop_folder(keeper, drop)
     found, content = folder / "identity", claimed_content(keeper, drop)
-    again = keeper.memory.pop(failed, False) or synced is False
+    again = keeper.memory.pop(("not synced", drop), False) or synced is False
     items = [folder / SIDE, *([content, *(found.iterdir() if found.is_dir() else ())] if again or not synced else ())]
     try:
         for item in items:
@@ -65,7 +70,7 @@ def make_durable(keeper: Keeper, drop: int, synced: bool | None = None) -> None:
             if part.is_dir():
                 fsync_dir(part)
     except OSError:
-        keeper.memory[failed] = True
+        not_synced(keeper, drop)
         raise
 
 
