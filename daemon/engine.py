@@ -231,5 +231,9 @@ class Engine:
         self.drill.close()
         self.near.close()
         self.pool.close()
-        if views.outdated(self.keeper):
-            views.refresh(self.keeper)
+        try:
+            if views.outdated(self.keeper):
+                views.refresh(self.keeper)
+        except (OSError, HeirloomError) as error:
+            if not is_environment(error):  # a full disk makes no fault of a stop: the next start makes them again
+                raise

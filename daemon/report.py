@@ -37,6 +37,8 @@ from guard.store.versions import tips, tokens_trained
 __all__ = ["compose", "daemon_running", "publish_status", "status"]
 
 GB = 1e9
+FULL_BYTES = 1 << 20
+SILENT_SECONDS = 120.0
 _RECENT = 20
 _LAST_MOMENT = 253_402_300_000.0
 
@@ -240,6 +242,13 @@ def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) ->
     # A screen that says "nothing is lost" must have looked.
     alerts += [{"what": item.what, "remedy": item.remedy} for item in lost_things(keeper)]
     disk = _disk(keeper, None)
+    if disk["free_bytes"] < FULL_BYTES:
+        told = f"the disk of {keeper.home.root} is full: everything is held until there is room; this may be old"
+        alerts.insert(0, {"what": told, "remedy": "free space on that disk; all goes on by itself"})
+    elif live.get("at") and time.time() - float(live["at"]) > SILENT_SECONDS:
+        silent = time.time() - float(live["at"])
+        alerts.insert(0, {"what": f"the daemon has told nothing of itself for {silent:,.0f} s: what is shown here may be old",
+                          "remedy": "heirloom doctor"})  # fmt: skip
     if disk["free_bytes"] < disk["reserve_bytes"]:
         alerts.append({"what": f"only {disk['free_bytes'] / GB:.1f} GB free; {disk['reserve_bytes'] / GB:.1f} GB stay reserved, "
                                "so training waits and goes on by itself when there is room",

@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 
 from guard.durable import publish
-from guard.errors import Busy
+from guard.errors import Busy, is_environment
 from guard.home import Home
 
 __all__ = ["holder_of", "home_lock", "is_locked"]
@@ -62,6 +62,16 @@ def _lock(home: Home, timeout: float) -> filelock.FileLock:
     return filelock.FileLock(home.lock_file, timeout=timeout, fallback_to_soft=False, thread_local=False)
 
 
+def _tell(path: Path, facts: bytes) -> None:
+    """Say who holds the home. A full disk keeps nobody from starting: then nothing is said, rather than somebody else's name."""
+    try:
+        publish(path, facts)
+    except OSError as error:
+        if not is_environment(error):
+            raise
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def home_lock(home: Home, *, command: str, since: str, timeout: float = 0.0) -> Iterator[None]:
     """Hold the home for writing. Raises Busy (exit 11) naming the holder after `timeout` seconds."""
@@ -74,7 +84,7 @@ def home_lock(home: Home, *, command: str, since: str, timeout: float = 0.0) -> 
                    hint="wait for it, or stop it; `heirloom status` works meanwhile") from None  # fmt: skip
     try:
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command}
-        publish(home.state / "lock.json", json.dumps(facts).encode())
+        _tell(home.state / "lock.json", json.dumps(facts).encode())
         yield
     finally:
         lock.release()

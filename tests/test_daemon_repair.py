@@ -94,7 +94,7 @@ def test_one_torn_sidecar_holds_no_other_drop(toy: Toy) -> None:
     toy.drop("b.jsonl", chat_of(40, seed=500))
     toy.settle()
     assert "v003_b" in toy.versions() and not toy.engine.intake.held
-    assert "torn" in str(tell_story(toy.keeper, "a.jsonl")["files"])
+    assert "torn" in str(tell_story(toy.keeper, "a.jsonl", toy.home.root)["files"])
 
 
 def test_a_vanished_inbox_folder_keeps_no_home_from_starting(toy: Toy) -> None:

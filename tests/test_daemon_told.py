@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -163,3 +164,14 @@ def test_nothing_in_intake_writes_a_reason_without_what_to_do() -> None:
     assert len(texts) >= 6 and not any(isinstance(text, ast.JoinedStr | ast.Constant) for text in texts)
     made = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "why"]
     assert made and all(isinstance(value, ast.Call) and getattr(value.func, "id", "") == "returned_text" for value in made)
+
+
+def test_status_says_that_the_disk_is_full_or_that_the_daemon_is_silent(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.make_base()
+    quiet = compose(toy.keeper, {"at": time.time()}, running=True)["alerts"]
+    assert not [alert for alert in quiet if "may be old" in alert["what"]]
+    silent = compose(toy.keeper, {"at": time.time() - 500}, running=True)["alerts"][0]
+    assert "told nothing of itself for 500 s" in silent["what"] and silent["remedy"]
+    monkeypatch.setattr(type(toy.home), "free_bytes", lambda _home: 4096)
+    full = compose(toy.keeper, {"at": time.time()}, running=True)["alerts"][0]
+    assert "is full" in full["what"] and "free space" in full["remedy"]
