@@ -43,7 +43,8 @@ def test_the_same_examples_in_another_dress_are_nothing_new(toy: Toy) -> None:
     toy.drop("dressed.jsonl", "".join(json.dumps({"source": "web", **row}, indent=None, separators=(" ,", " : ")) + "\r\n"
                                       for row in rows))  # fmt: skip
     toy.settle()
-    assert toy.drops()[-1][1:] == ("duplicate", "nothing new for policy: every example in it was learnt from other files")
+    assert toy.drops()[-1][1:] == ("duplicate", "nothing new for policy: every example in it was learnt from other files; "
+                                    "heirloom seen - < FILE names them")
     assert len(toy.versions()) == 2
 
 

@@ -249,7 +249,7 @@ def _near_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     for report in reports:
         if report["alike"]:
             lines += ["", f"  {report['alike']:,} of {plural(report['examples'], 'example')} resemble older ones"
-                      f" ({report['threshold']:.0%} or more; told, and trained all the same)"]  # fmt: skip
+                      f" ({report['threshold']:.0%} or more; told, and nothing is left out for it)"]  # fmt: skip
             lines += [f"    {plural(item['examples'], 'example')} of {visible(item['name'] or short_hash(item['sha256']))}"
                       + (", an evaluation set" if item["evaluation"] else "") for item in report["resembles"]]  # fmt: skip
     return lines

@@ -113,7 +113,8 @@ def _decide_training(
     wanted = "train" if options.get("queue", True) else "none"
     if novelty.new == 0 and novelty.known:
         where = trained_in(keeper.ledger, record["sha256"])
-        what = f"trained in {', '.join(where)}" if where else "every example in it was learnt from other files"
+        others = "every example in it was learnt from other files; heirloom seen - < FILE names them"
+        what = f"trained in {', '.join(where)}" if where else others
         return Decision("duplicate", "none", f"nothing new for {common['line']}: {what}{out}", **common, **counts)
     if novelty.new == 0:
         rest = "all" if not count else "the other"
