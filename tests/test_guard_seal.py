@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import NOBODY, add_version, clone, keeper_of, places_of, run_as_ordinary_user, small_family
+from homes import NOBODY, add_version, clone, keeper_of, places_of, run_as_ordinary_user
 from toy import Toy, chat_of
+from trash_help import LEAF, _no_syncing, _template  # noqa: F401 - fixtures
 
 from daemon.operations import perform
 from guard import durable
@@ -39,24 +40,6 @@ from guard.store.trash import delete
 from guard.store.vault import run_backup
 from guard.store.verify import verify
 from guard.store.versions import find_version
-
-LEAF = "v005_leaf"
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("seal") / "home"
-    keeper = small_family(root)
-    add_version(keeper, "leaf", "v003_reasoning", tip=False)
-    views.refresh(keeper)
-    run_backup(keeper)
-    keeper.ledger.close()
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
 
 
 @pytest.fixture

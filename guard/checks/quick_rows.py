@@ -8,8 +8,6 @@ fault is. A test feeds both ways the same rows. Nothing is refused here, and not
 
 from __future__ import annotations
 
-import unicodedata
-from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -124,14 +122,8 @@ def _canonical_many(parts: list[bytes]) -> list[bytes]:
     """`_canonical` of each, all at once; raises as it does when one of them is not for here to say."""
     if not parts:
         return []
-    joined = shown(b'["' + b'","'.join(parts) + b'"]')
-    texts = _loads(joined)
-    if b"\\r" in joined or b"\\u000d" in joined.lower():
-        texts = [text.replace("\r\n", "\n") for text in texts]
-    if b"\\u0000" in joined and any("\0" in text for text in texts):
-        raise _Careful
-    texts = list(map(str.strip, map(partial(unicodedata.normalize, "NFC"), texts)))
-    if "" in texts:
+    texts = [canonical_text(text) for text in _loads(shown(b'["' + b'","'.join(parts) + b'"]'))]
+    if not all(texts) or any("\0" in text for text in texts):
         raise _Careful
     return [text[1:-1] for text in map(_dumps, texts)]
 
