@@ -31,7 +31,8 @@ GROUPS = {
     "backup": ("backup",),
     "doctor": ("doctor",),
     "journal": ("log", "config"),
-    "data": ("prepare", "index", "search"),
+    "prepare": ("prepare",),
+    "data": ("index", "search"),
     "chat": ("chat",),
 }
 """Which file beside this one holds which commands, in the order of the help; `status` stands here."""
