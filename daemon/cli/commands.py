@@ -32,6 +32,7 @@ GROUPS = {
     "doctor": ("doctor",),
     "journal": ("log", "config"),
     "prepare": ("prepare",),
+    "prefs": ("prefs",),
     "data": ("index", "search"),
     "chat": ("chat",),
 }
