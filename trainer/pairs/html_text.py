@@ -45,7 +45,7 @@ class _Reader(HTMLParser):
             self._add("`")
         elif tag in ("ul", "ol"):
             self._lists.append(0 if tag == "ol" else -1)
-            self._add("\n\n" if len(self._lists) == 1 else "\n")
+            self._add("\n\n" if len(self._lists) == 1 else "")
         elif tag == "li":
             self._item()
         elif tag in _BLOCKS or tag in _LINES:
@@ -60,7 +60,7 @@ class _Reader(HTMLParser):
             self._add("`")
         elif tag in ("ul", "ol"):
             self._lists = self._lists[:-1]
-            self._add("\n" if self._lists else "\n\n")
+            self._add("" if self._lists else "\n\n")
         elif tag in _BLOCKS:
             self._add("\n\n")
 

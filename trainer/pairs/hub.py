@@ -124,6 +124,8 @@ def open_rows(source: Source, origin: Origin, split: str, cache: Path, position:
     import datasets  # one to two seconds, and only for those who download
 
     datasets.disable_progress_bars()
+    # It would import torch (seconds) to share its place with torch's worker processes; here are none.
+    datasets.config.TORCH_AVAILABLE = False
     try:
         revision = {} if origin.is_folder else {"revision": origin.revision}
         splits = datasets.load_dataset(origin.place, streaming=True, cache_dir=str(cache / "datasets"), **revision)
