@@ -6,6 +6,7 @@ its own beside this one, which puts it on the group with `add_to(makers)`. Nothi
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,11 @@ from daemon.cli.output import human_tokens, plural, visible
 
 __all__ = ["add_to", "dataset_lines"]
 
+_ROOMS = (
+    "prepare_checks",
+)  # fmt: skip
+"""The files that hold further commands of the group, in the order of the help."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Put the group on the command line."""
@@ -24,6 +30,8 @@ def add_to(app: typer.Typer) -> None:
     makers.callback(epilog=EPILOGUE)(prepare)
     makers.command("text", epilog=EPILOGUE)(prepare_text)
     makers.command("chat", epilog=EPILOGUE)(prepare_chat)
+    for room in _ROOMS:
+        importlib.import_module(f"daemon.cli.{room}").add_to(makers)
     app.add_typer(makers, name="prepare", epilog=EPILOGUE)
 
 
