@@ -51,6 +51,7 @@ POINTS = (
     "migrate.staged", "migrate.copied", "migrate.stepped", "migrate.recorded",
     "init.folders", "init.recipes", "init.ledger", "init.identified",
     "events.committed", "events.exported",
+    "prefs.appended", "prefs.noted", "prefs.published", "prefs.dropped",
     "rebuild.read", "rebuild.written", "rebuild.aside", "rebuild.placed", "rebuild.exported", "rebuild.viewed",
 )  # fmt: skip
 

@@ -8,13 +8,14 @@ import pytest
 
 from daemon.cli.backup import vault_lines
 from daemon.cli.chat import fitting_turns, shown
-from daemon.cli.data import dataset_lines, index_lines, name_or_folder, result_lines
+from daemon.cli.data import index_lines, name_or_folder, result_lines
 from daemon.cli.doctor import check_rows
 from daemon.cli.files import exit_code_of, register_lines, register_record
 from daemon.cli.homes import happened_lines
 from daemon.cli.journal import event_line, parse_since
 from daemon.cli.moving import rollback_lines
 from daemon.cli.plans import plan_lines
+from daemon.cli.prepare import dataset_lines
 from daemon.cli.queue import Teller, job_lines, retry_words, watch_job
 from daemon.cli.status import progress_line, render_status
 from daemon.cli.verify import parse_share, verify_lines

@@ -31,7 +31,9 @@ GROUPS = {
     "backup": ("backup",),
     "doctor": ("doctor",),
     "journal": ("log", "config"),
-    "data": ("prepare", "index", "search"),
+    "prepare": ("prepare",),
+    "prefs": ("prefs",),
+    "data": ("index", "search"),
     "chat": ("chat",),
 }
 """Which file beside this one holds which commands, in the order of the help; `status` stands here."""

@@ -1,6 +1,6 @@
-"""`heirloom prepare`, `index`, `search`: datasets and retrieval indexes by hand, with or without a home.
+"""`heirloom index`, `search`: retrieval indexes by hand, with or without a home.
 
-The work is done in `trainer/prepare.py` and `trainer/retrieval/`; here are the words around it.
+The work is done in `trainer/retrieval/`; here are the words around it. Preparing data stands in `prepare.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.flags import DryRun, Yes
-from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, table, visible
+from daemon.cli.output import human_bytes, human_count, moment, plural, table, visible
 from guard.errors import NotFound, UsageError
 
 __all__ = [
-    "add_to", "dataset_lines", "find_index", "index_lines", "index_plan_lines", "name_or_folder", "place_of", "prune_lines",
+    "add_to", "find_index", "index_lines", "index_plan_lines", "name_or_folder", "place_of", "prune_lines",
     "result_lines",
 ]  # fmt: skip
 
@@ -26,11 +26,6 @@ _EXCERPT = 400
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands on the command line."""
-    makers = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-    makers.callback(epilog=EPILOGUE)(prepare)
-    makers.command("text", epilog=EPILOGUE)(prepare_text)
-    makers.command("chat", epilog=EPILOGUE)(prepare_chat)
-    app.add_typer(makers, name="prepare", epilog=EPILOGUE)
     indexes = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
     indexes.callback(epilog=EPILOGUE)(index)
     indexes.command("build", epilog=EPILOGUE)(index_build)
@@ -38,76 +33,6 @@ def add_to(app: typer.Typer) -> None:
     indexes.command("prune", epilog=EPILOGUE)(index_prune)
     app.add_typer(indexes, name="index", epilog=EPILOGUE)
     app.command("search", epilog=EPILOGUE)(search)
-
-
-# --- prepare -----------------------------------------------------------------------------------------------------
-
-
-def prepare() -> None:
-    """Turn files into token shards; works without a home."""
-
-
-_Input = Annotated[list[str], typer.Option("--input", metavar="FILE...", help="Files to prepare, one or several.")]
-_Output = Annotated[str, typer.Option("--output-dir", help="A new or empty folder for the dataset.")]
-_Tokens = Annotated[str, typer.Option("--tokenization", metavar="gpt2|char", help="Must be the model's own.")]
-_Split = Annotated[float, typer.Option("--val-split", min=0.0, max=1.0, help="Share held out for judging.")]
-_Shard = Annotated[int, typer.Option("--shard-size", min=1, help="Most tokens in one shard.")]
-
-
-def prepare_text(
-    context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
-    val_split: _Split = 0.1, shard_size: _Shard = 10_000_000,
-) -> None:  # fmt: skip
-    """Plain text, Markdown, or JSONL rows with `text`."""
-    _prepare(context.obj, "text", input, output_dir, tokenization, val_split, shard_size)
-
-
-def prepare_chat(
-    context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
-    val_split: _Split = 0.1, shard_size: _Shard = 10_000_000,
-) -> None:  # fmt: skip
-    """Conversations: JSONL rows with `messages`, optional `system` and `context`; only answers are trained."""
-    _prepare(context.obj, "chat", input, output_dir, tokenization, val_split, shard_size)
-
-
-def _prepare(
-    caller: Caller,
-    kind: str,
-    inputs: Sequence[str],
-    output_dir: str,
-    tokenization: str,
-    val_split: float,
-    shard_size: int,
-) -> None:
-    from trainer.prepare_folder import prepare_folder
-
-    paths = [caller.folder / Path(name).expanduser() for name in inputs]
-    target = caller.folder / Path(output_dir).expanduser()
-    found = prepare_folder(kind, paths, target, tokenization, val_split, shard_size)
-    caller.console.emit(found)
-    caller.console.note(*dataset_lines(found))
-
-
-def dataset_lines(found: Mapping[str, Any]) -> list[str]:
-    """What was made, for a person."""
-    train, held = found["train"], found["val"]
-    lines = [
-        f"✅ Dataset ready: {visible(found['output_dir'])}",
-        f"   Train: {plural(train['examples'], 'example')} ({human_tokens(train['tokens'])} tokens,"
-        f" {plural(train['shards'], 'shard')})",
-        f"   Held out: {plural(held['examples'], 'example')} ({human_tokens(held['tokens'])} tokens)",
-        f"   Tokenization: {visible(found['tokenization'])}",
-    ]
-    if found["kind"] == "sft":
-        lines.append(f"   Mask ratio: {found['mask_ratio']:.1%} of the tokens are trained")
-    if found["skipped_rows"]:
-        lines.append(f"   Skipped: {plural(found['skipped_rows'], 'row')} that cannot be used")
-        lines += [f"     {visible(row['file'])}:{row['line']} {visible(row['field'])} {visible(row['reason'])}"
-                  for row in found["skipped"]]  # fmt: skip
-    return lines + [f"   ⚠️ {visible(text)}" for text in found["warnings"]]
-
-
-# --- index and search --------------------------------------------------------------------------------------------
 
 
 def index() -> None:
