@@ -164,15 +164,17 @@ def arrow_batches(stream: BinaryIO, most_bytes: int | None = None) -> Batches:
     is_file = head == _ARROW
     if is_file:
         _begins_and_ends(stream, _ARROW, "Arrow")
+    elif len(head) < 4:
+        raise CutShort("the Arrow file is cut short")
     elif head[:4] != b"\xff\xff\xff\xff":
         foreign = foreign_bytes(head)
         raise DataFault("the file is no Arrow file: " + (foreign.reason if foreign else f"it begins with {head[:4]!r}"),
                         hint="give it the name of what it is, such as .jsonl or .csv")  # fmt: skip
     with _mapped(stream) as source:
         for batch in _file_batches(source) if is_file else _stream_batches(source):
-            meter.add(0, batch.nbytes)
-            with _told("Arrow"):
+            with _told("Arrow"):  # before anything in it is touched
                 batch.validate(full=True)
+            meter.add(0, batch.nbytes)
             for first in range(0, batch.num_rows, _ROWS_TOGETHER):
                 yield batch.slice(first, _ROWS_TOGETHER)
 
@@ -199,19 +201,18 @@ def _file_batches(source: pa.NativeFile) -> Batches:
 
 
 def _stream_batches(source: pa.NativeFile) -> Batches:
-    with _told("Arrow"):
-        reader = pa.ipc.open_stream(source)
-    while True:
-        at = source.tell()
-        try:
-            batch = _next(reader)
-        except DataFault as fault:
-            raise _cut_or_damaged(source, at, fault) from fault
-        if batch is None:
-            break
-        yield batch
+    try:
+        with _told("Arrow"):
+            reader = pa.ipc.open_stream(source)
+        while (batch := _next(reader)) is not None:
+            yield batch
+    except DataFault as fault:
+        # A stream that ends before a batch is complete is cut short; pyarrow calls it many names.
+        if any(words in fault.message for words in ("but only read", "bytes available", "Expected to be able to read")):
+            raise CutShort("the Arrow stream stops in the middle") from fault
+        raise
     if source.tell() < source.size():
-        raise DataFault(f"{source.size() - source.tell():,} bytes follow the end of the Arrow stream", hint="write it again")
+        raise DataFault(f"{source.size() - source.tell():,} bytes follow the end of the Arrow stream", hint=_AGAIN)
 
 
 def _next(reader: Any) -> pa.RecordBatch | None:
@@ -220,11 +221,3 @@ def _next(reader: Any) -> pa.RecordBatch | None:
             return reader.read_next_batch()
         except StopIteration:
             return None
-
-
-def _cut_or_damaged(source: pa.NativeFile, at: int, fault: DataFault) -> DataFault:
-    """A stream that ends before a batch is complete is cut short; pyarrow calls it many names."""
-    words = fault.message.lower()
-    short = any(word in words for word in ("expected to be able to read", "end of stream", "unexpected end", "truncated"))
-    return CutShort("the Arrow stream stops in the middle") if short and at <= source.size() else fault
-

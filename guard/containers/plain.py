@@ -67,7 +67,7 @@ def plain_column(column: pa.Array) -> list[Any]:
     if types.is_dictionary(kind):
         return plain_column(column.dictionary_decode())
     if types.is_temporal(kind) and not types.is_duration(kind):
-        return [item and item.replace(" ", "T", 1) for item in _as_text(column)]
+        return [_moment(item) for item in _as_text(column)]
     if types.is_decimal(kind):
         return _as_text(column)
     if types.is_duration(kind):
@@ -157,6 +157,8 @@ def _rule(kind: pa.DataType) -> Callable[[Any], Any]:
     if types.is_nested(kind):
         inner = _rule(kind.value_type)
         return _same if inner is _same else lambda item: [inner(part) for part in item] if type(item) is list else item
+    if types.is_temporal(kind) and not types.is_duration(kind):
+        return _moment
     return _number if types.is_floating(kind) else _same
 
 
@@ -166,6 +168,10 @@ def _filled(item: Any, rules: dict[str, Callable[[Any], Any]]) -> Any:
 
 def _same(item: Any) -> Any:
     return item
+
+
+def _moment(item: Any) -> Any:
+    return item and item.replace(" ", "T", 1)
 
 
 def _number(item: Any) -> Any:
