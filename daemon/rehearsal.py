@@ -18,7 +18,7 @@ from typing import Any
 
 from daemon.client import drop_result
 from daemon.reactor import Reactor
-from daemon.readers import ReaderPool
+from daemon.readers import ReaderPool, limits_in
 from daemon.sides import only_beside, read_otherwise, wish_problem
 from guard.errors import Damage, EnvironmentFault
 from guard.home import Home
@@ -57,7 +57,7 @@ def _read_all(
     """Every file's identity, by limited readers; `more` goes into each request."""
     reactor, intake = Reactor(), keeper.settings.intake
     pool = ReaderPool(reactor, intake.memory_mb)
-    limits = {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True}
+    limits = limits_in(intake)
     answers: dict[int, dict[str, Any]] = {}
     try:
         for number, path in enumerate(paths):

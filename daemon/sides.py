@@ -20,7 +20,7 @@ import orjson
 
 from daemon.scan import Sweep, forced_kind, has_writer
 from daemon.settle import Settler, Sighting
-from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS, container_of, kind_reason
+from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS, container_of, holds_rows, kind_reason
 from guard.errors import HeirloomError, UsageError
 from guard.names import safe_name
 from guard.store.files import get_file
@@ -148,10 +148,10 @@ def wish_problem(keeper: Keeper, settings: Mapping[str, Any], kind: str, contain
     """Why what a side file asks for cannot be had here, with what to do; "" when it can. `kind` may be unknown ("")."""
     if kind and kind_reason(kind, container):
         return kind_reason(kind, container)
-    if container == "text" and ("columns" in settings or "roles" in settings):
+    if container and not holds_rows(container) and ("columns" in settings or "roles" in settings):
         return "columns and roles are for rows, and this is plain text: take them out"
     asked = [key for key in _FOR_TRAINING if key in settings]
-    if asked and (kind or "docs") == "docs" and container == "text":
+    if asked and (kind or "docs") == "docs" and not holds_rows(container):
         return f"{asked[0]} is for training and this is a document: take it out, or add kind: pretrain"
     line = settings.get("line")
     if line and line_tip(keeper.ledger, line) is None:

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from daemon.examining import Examining
-from daemon.readers import SMALL_BYTES
+from daemon.readers import SMALL_BYTES, limits_in
 from daemon.sides import Submit, read_otherwise, settled_options
 from guard.checks.why import DUPLICATE_ADVICE, printable, returned_text
 from guard.errors import Damage, HeirloomError, is_environment
@@ -134,7 +134,7 @@ class Verdicts:
             "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
             "out_folder": str(out), "home": str(self.keeper.home.root),
             "line": options.get("line"),  # a flag's; the side file is read there
-            "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
+            "limits": limits_in(intake),
             "side": str(side) if side.exists() else None, "sync": True, **otherwise,
         }  # fmt: skip
         if options.get("untouchable") or (options.get("side") or {}).get("settings", {}).get("untouchable"):

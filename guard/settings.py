@@ -40,6 +40,8 @@ class IntakeSettings:
     """Share of readable but unusable rows above which the whole file is rejected."""
     tail_grace_seconds: float = 60.0
     """How long a file whose last line is cut off may wait for its writer."""
+    max_unpacked_gb: float = 100.0
+    """A packed or binary file that unpacks to more is refused; what unpacks to 1,000 times its size always is."""
     memory_mb: int = 2048
     """A child that reads a dropped file is ended above this resident size."""
 
@@ -193,7 +195,7 @@ _CHOICES = {"gate": ("enforce", "warn", "off"), "storage.seal": ("mode", "immuta
 _FRACTIONS = {"replay.fraction", "validation.fraction", "intake.max_bad_rows", "intake.max_unusable_rows",
               "near.threshold"}  # fmt: skip
 _POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "training.max_attempts", "intake.memory_mb",
-             "backup.key_frame_every", "near.threshold"}  # fmt: skip
+             "backup.key_frame_every", "near.threshold", "intake.max_unpacked_gb"}  # fmt: skip
 
 
 def _convert(key: str, raw: object, default: object, source: str) -> object:

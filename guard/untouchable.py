@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.checks.columns import Reading
-from guard.checks.rows import Fields, iter_rows, open_regular, text_chunks, text_examples, validate
+from guard.checks.kinds import container_of, holds_rows
+from guard.checks.rows import Fields, iter_examples, iter_rows, validate
 from guard.durable import sha256_bytes
 from guard.errors import Damage
 from guard.fingerprint import example_fingerprint
@@ -74,27 +75,19 @@ def asks(fields: Mapping[str, Any]) -> Iterator[bytes]:
 
 def _examples(path: Path | str, kind: str, name: str, reading: Reading | None) -> Iterator[tuple[bytes, Fields]]:
     """(fingerprint, fields) of the usable examples in order: as `iter_examples`, for bytes that do not lie under their name."""
-    if name.lower().endswith(".jsonl"):
-        for row in iter_rows(path):
-            value = reading.apply(row.value) if reading and row.value is not None else row.value
-            fields = value is not None and validate(kind, value)
-            if isinstance(fields, dict):
-                yield example_fingerprint(fields), fields
-        return
-    with open_regular(path) as stream:
-        for example in text_examples(text_chunks(stream)):
-            yield example.fingerprint, example.fields
+    for example in iter_examples(path, kind, reading, name=name):
+        yield example.fingerprint, example.fields
 
 
 def keys_of_file(path: Path | str, name: str, reading: Reading | None = None) -> tuple[bytes, int]:
     """(the distinct keys of an evaluation set in ascending order, how many rows they come from).
 
-    JSONL rows count as every kind they are valid for, plain text by its segments. Raises DataFault, OSError.
+    Rows count as every kind they are valid for, plain text by its segments. Raises DataFault, OSError.
     """
     keys: set[bytes] = set()
     rows = 0
-    if name.lower().endswith(".jsonl"):
-        for row in iter_rows(path):
+    if holds_rows(container_of(name)):
+        for row in iter_rows(path, name=name):
             value = reading.apply(row.value) if reading and row.value is not None else row.value
             found = [validate(kind, value) for kind in _TRAINED_KINDS] if value is not None else []
             valid = [fields for fields in found if isinstance(fields, dict)]

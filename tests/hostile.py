@@ -75,7 +75,7 @@ _NEVER = [
     (b"desktop.ini", "Windows"), (b".nfs0000a1", "NFS"), (b".a.jsonl.Xy12Zz", "rsync"), (b"a.jsonl.part", "unfinished"),
     (b"a.jsonl.crdownload", "unfinished"), (b"a.jsonl.tmp", "unfinished"), (b"a.jsonl~", "editor"), (b"~$a.jsonl", "editor"),
     (b".a.jsonl.swp", "hidden"), (b".syncthing.a.jsonl.tmp", "syncthing"), (b"a.why.txt", "reason why"), (b"noextension", "no extension"),
-    (b"a.exe", "unknown type"), (b"record.json", "not a kind"), (b"a.jsonl.gz", "not a kind"), (b"a.jsonl.\xff", "unknown type"),
+    (b"a.exe", "unknown type"), (b"record.npz", "not a kind"), (b"a.jsonl.\xff", "unknown type"),
 ]  # fmt: skip
 
 # --- encodings (A70) -------------------------------------------------------------------------------------------------
@@ -250,11 +250,11 @@ _MODELS = [
     (b"pytorch_model.bin", pickle.dumps(_Evil()), "ignored", "unknown type"),
     (b"weights.pt", pickle.dumps(_Evil()), "ignored", "unknown type"),
     (b"pickle.jsonl", pickle.dumps(_Evil()) + b"\n", "rejected", "cannot be read"),
-    (b"array.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', }", "ignored", "not a kind"),
+    (b"array.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', }", "rejected", "header of the array cannot be read"),
     (b"model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}", "ignored", "unknown type"),
     (b"safetensors.jsonl", (2).to_bytes(8, "little") + b"{}" + b"\xff" * 64, "rejected", "cannot be read"),
     (b"modeling_evil.py", b"raise SystemExit('code was run')\n", "ignored", "not a kind"),
-    (b"config.json", b'{"auto_map": {"AutoModel": "modeling_evil.Evil"}}', "ignored", "not a kind"),
+    (b"config.json", b'{"auto_map": {"AutoModel": "modeling_evil.Evil"}}', "rejected", "no kind of data"),
     (b"auto_map.jsonl", b'{"auto_map": {"AutoModel": "modeling_evil.Evil"}}\n', "rejected", "no kind of data"),
     (b"conftest.py", b"raise SystemExit('code was run')\n", "ignored", "not a kind"),
     (b"sitecustomize.py", b"raise SystemExit('code was run')\n", "ignored", "not a kind"),

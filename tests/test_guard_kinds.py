@@ -11,9 +11,12 @@ from guard.checks.kinds import (
     detect_columns,
     forced_kind_of,
     form_reason,
+    holds_rows,
     ignore_reason,
     ignored_name,
     kind_reason,
+    name_for,
+    unpacked_container,
 )
 
 JUNK = [
@@ -74,14 +77,24 @@ def test_the_first_folder_forces_a_kind() -> None:
 def test_suffixes_are_read_in_any_case() -> None:
     assert container_of("A.JSONL") == "jsonl"
     assert container_of("A.Md") == container_of("a.txt") == "text"
-    assert container_of("a.csv") == container_of("a.b") == container_of("noextension") == container_of("jsonl") == ""
+    assert container_of("X.PARQUET") == "parquet" and container_of("data.Jsonl.GZ") == "jsonl.gz"
+    assert container_of("a.pdf") == container_of("a.b") == container_of("noextension") == container_of("jsonl") == ""
+    assert container_of("a.gz") == container_of("a.pdf.zst") == container_of(".gz") == container_of("a.jsonl.gz.gz") == ""
+
+
+def test_a_name_for_a_container_says_that_container() -> None:
+    names = ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow", "a.npy", "a.md"]
+    for container in map(container_of, [*names, *(name + packing for name in names for packing in (".gz", ".zst"))]):
+        assert container and container_of(name_for(container)) == container
+        assert holds_rows(container) == (unpacked_container(container) != "text")
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("a.parquet", "not a kind this version can read yet"),
-        ("a.jsonl.gz", "not a kind this version can read yet"),
+        ("a.ipynb", "not a kind this version can read yet"),
+        ("a.pdf.gz", ".pdf.gz files are not a kind this version can read yet"),
+        ("a.gz", "whose name does not say what is in it"),
         ("a.xyz", "unknown type"),
         ("noextension", "no extension"),
     ],
@@ -123,5 +136,7 @@ def test_columns_nobody_knows_say_nothing() -> None:
 def test_a_kind_in_the_wrong_container_is_told() -> None:
     assert kind_reason("sft", "jsonl") == kind_reason("pretrain", "text") == kind_reason("docs", "text") == ""
     assert "plain text" in kind_reason("sft", "text")
-    assert "document" in kind_reason("docs", "jsonl")
+    assert kind_reason("docs", "text.gz") == kind_reason("pretrain", "npy") == kind_reason("sft", "parquet.zst") == ""
+    assert "plain text" in kind_reason("sft", "text.zst") and "token ids" in kind_reason("sft", "npy.gz")
+    assert "document" in kind_reason("docs", "jsonl") and "document" in kind_reason("docs", "csv.gz")
     assert "preference" in kind_reason("preference", "jsonl")

@@ -196,7 +196,7 @@ def test_columns_beside_what_has_no_rows_and_against_the_folder_are_refused(tmp_
     side.write_text("columns: {body: text}\n")
     (tmp_path / "a.txt").write_text("x\n")
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
-    assert "no .jsonl" in identify(tmp_path / "a.txt", "a.txt", side=side).reason
+    assert "plain text" in identify(tmp_path / "a.txt", "a.txt", side=side).reason
     assert "dropped as sft" in identify(tmp_path / "a.jsonl", "a.jsonl", "sft", side=side).reason
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.checks.columns import Reading
+from guard.checks.kinds import name_for
 from guard.durable import sha256_file
 from guard.errors import Damage, HeirloomError
 from guard.store.files import SIDECARS
@@ -79,7 +80,7 @@ def _look(originals: Path, dataset: Dataset, keys: KeyList, warnings: list[str],
     count = int(file["examples"])
     try:
         path = _original(originals, str(file["sha256"]))
-        name = "original.jsonl" if file["container"] == "jsonl" else "original.txt"
+        name = name_for(str(file["container"]))
         touched = touched_in_file(path, "sft", keys, name, Reading(**file.get("reading") or {})) >= 0
         if len(touched) != count:
             raise Damage(f"{path} does not hold the examples that were prepared", subject=str(path))

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from guard.checks.columns import Reading
+from guard.checks.kinds import container_of, holds_rows
 from guard.checks.rows import Example, iter_examples
 from guard.durable import fsync_dir, make_dir, open_new, sha256_file, write_json
 from guard.errors import Damage, UsageError
@@ -62,8 +63,8 @@ class SourceFile:
 
     @property
     def container(self) -> str:
-        """`jsonl`: a row is a document; `text`: the file is one, and its segments are the examples."""
-        return "jsonl" if self.path.name.lower().endswith(".jsonl") else "text"
+        """What holds its rows, each of which is a document; `text`: the file is one, and its segments are the examples."""
+        return container_of(self.path.name) or "text"
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -187,7 +188,7 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
     rows = []
     arrays = tokenizer.encode_batch([example.fields["text"] for example in batch], threads)
     for position, ids in enumerate(arrays):
-        if file.container == "jsonl" or (last and position == len(arrays) - 1):
+        if holds_rows(file.container) or (last and position == len(arrays) - 1):
             ids = np.concatenate([ids, separator])
         rows.append(Encoded(ids, np.ones(len(ids), dtype=np.uint8), 0, 0))
     return rows

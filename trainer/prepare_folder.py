@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from guard.checks.kinds import container_of, container_reason, holds_rows, kind_reason
 from guard.checks.rows import iter_rows, validate
 from guard.durable import make_dir, remove_tree, rename_new, sha256_file
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
@@ -22,7 +23,6 @@ from trainer.tokenizer import load_tokenizer
 __all__ = ["KINDS", "prepare_folder"]
 
 KINDS = {"text": "pretrain", "chat": "sft"}
-_SUFFIXES = {"pretrain": (".jsonl", ".txt", ".md"), "sft": (".jsonl",)}
 _LISTED_ROWS = 20
 _Skipped = tuple[int, list[dict[str, Any]]]
 
@@ -30,10 +30,12 @@ _Skipped = tuple[int, list[dict[str, Any]]]
 def _source(path: Path, stage: str) -> SourceFile:
     if not path.exists():
         raise NotFound(f"no file {path}", subject=str(path), hint="check the path after --input")
-    if not path.is_file() or path.suffix.lower() not in _SUFFIXES[stage]:
-        allowed = ", ".join(_SUFFIXES[stage])
-        raise UsageError(f"{path} is no input for {stage}: expected a file ending in {allowed}", subject=str(path),
-                         hint="convert it to JSONL, one object per line")  # fmt: skip
+    container = container_of(path.name)
+    problem = "" if path.is_file() else "it is no file"
+    problem = problem or (kind_reason(stage, container) if container else container_reason(path.name))
+    if problem:
+        raise UsageError(f"{path} is no input for {stage}: {problem}", subject=str(path),
+                         hint="give it the name of what it is, or convert it to JSONL, one object per line")  # fmt: skip
     # A person may name a link; readers below follow none.
     real = path.resolve()
     return SourceFile(sha256_file(real), path.name, real)
@@ -43,7 +45,7 @@ def _skipped_rows(file: SourceFile, stage: str) -> _Skipped:
     """How many rows cannot be used, and the first ones with line, field and reason."""
     count = 0
     listed: list[dict[str, Any]] = []
-    for row in iter_rows(file.path) if file.container == "jsonl" else ():
+    for row in iter_rows(file.path) if holds_rows(file.container) else ():
         found = [row.fault] if row.fault else validate(stage, row.value or {})
         if isinstance(found, dict):
             continue

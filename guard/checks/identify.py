@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,9 +27,12 @@ from guard import durable
 from guard.checks import kinds
 from guard.checks.columns import Reading
 from guard.checks.jsonl import FOREIGN, MAX_LINE_BYTES
-from guard.checks.rows import RULES_VERSION, open_regular
-from guard.checks.scan import RowFault, Tally, detect_kind, scan_document, scan_jsonl, scan_text
+from guard.checks.rows import RULES_VERSION, Row, open_regular
+from guard.checks.scan import RowFault, Tally, detect_kind, scan_document, scan_jsonl, scan_rows, scan_text
 from guard.checks.why import printable, why_text
+from guard.containers.faults import CutShort
+from guard.containers.read import read_container
+from guard.containers.unpack import unpacked
 from guard.errors import DataFault, UsageError
 from guard.fingerprint import CANONICAL_VERSION
 from guard.segment import SEGMENTER_VERSION
@@ -43,6 +46,9 @@ _COUNTED_BAD_ROWS = 100_000  # up to here all are counted, for whoever wants to 
 _READ_BYTES = 1 << 20
 _FILE_TYPES = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO",
                stat.S_IFSOCK: "a socket"}  # fmt: skip
+_RENAMED = {"gzip": ".gz, such as data.jsonl.gz", "zstandard": ".zst, such as data.jsonl.zst", "parquet": ".parquet",
+            "Arrow": ".arrow", "NumPy": ".npy"}  # fmt: skip
+_ENDS_IN_TEXT = ("jsonl", "json", "csv", "text")
 _ZERO_TAIL_BYTES = 8  # UTF-16 and UTF-32 text may end in up to three
 
 
@@ -56,6 +62,8 @@ class Limits:
     max_unusable_rows: float = 0.05
     # A longer line is a bad row.
     max_line_bytes: int = MAX_LINE_BYTES
+    # What a packed file may unpack to.
+    max_unpacked_bytes: int = 100_000_000_000
     # The time to wait is over: what would be `wait` for a truncated or zero-filled file is `reject`.
     final: bool = False
 
@@ -160,8 +168,8 @@ def _with_side(base: Identity, forced_kind: str | None, side: Path | str | None,
         settings = read_side(side)
         reading = reading_in(settings) or reading
     kind = forced_kind or settings.get("kind")
-    if reading and base.container != "jsonl":
-        raise DataFault("columns and roles are for rows, and this is no .jsonl file", hint="take columns and roles out")
+    if reading and base.container and not kinds.holds_rows(base.container):
+        raise DataFault("columns and roles are for rows, and this is plain text", hint="take columns and roles out")
     if reading and kind and reading.kind() not in ("", kind):
         raise DataFault(f"its columns are those of {reading.kind()} and it was dropped as {kind}",
                         hint=f"drop it outside inbox/{kind}/, or name the columns of {kind}")  # fmt: skip
@@ -177,6 +185,8 @@ def _identify_open(stream: BinaryIO, base: Identity, forced_kind: str | None, li
     if before.st_size == 0:
         raise _Verdict(_wait(base, "empty", "the file is empty", "it is taken when something is in it"))
     sha256, zeros = _hash(stream)
+    if zeros == "tail" and base.container not in _ENDS_IN_TEXT:
+        zeros = ""  # numbers may be zero, and a packed file may end in them; whoever reads it knows where it ends
     base = dataclasses.replace(base, sha256=sha256, size_bytes=before.st_size)
     if zeros:
         raise _Verdict(_changed_or(stream, before, base, _zero_filled(base, zeros, limits)))
@@ -238,11 +248,14 @@ def _changed_or(stream: BinaryIO, before: os.stat_result, base: Identity, identi
 def _content(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
     """Kind and examples, then the verdict on what was counted."""
     try:
-        if base.container == "jsonl":
-            return _jsonl(stream, base, forced_kind, limits, write)
-        kind = forced_kind or "docs"
-        base = dataclasses.replace(base, kind=kind)
-        tally = scan_document(stream) if kind == "docs" else scan_text(stream, write)
+        with unpacked(stream, base.container, limits.max_unpacked_bytes) as (plain, inner):
+            if kinds.holds_rows(inner):
+                return _rows(plain, inner, base, forced_kind, limits, write)
+            kind = forced_kind or "docs"
+            base = dataclasses.replace(base, kind=kind)
+            tally = scan_document(plain) if kind == "docs" else scan_text(plain, write)
+    except CutShort as fault:
+        return _cut_short(base, fault, limits)
     except DataFault as fault:
         return dataclasses.replace(base, verdict="reject", reason=fault.message, hint=fault.hint)
     base = _counted(base, tally)
@@ -251,9 +264,22 @@ def _content(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: 
     return base
 
 
-def _jsonl(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
+def _cut_short(base: Identity, fault: CutShort, limits: Limits) -> Identity:
+    reason = f"truncated at line {fault.line}: {fault.message}" if fault.line else f"truncated: {fault.message}"
+    base = dataclasses.replace(base, truncated_line=fault.line)
+    if limits.final:
+        return dataclasses.replace(base, verdict="reject", reason=reason, hint=fault.hint)
+    return _wait(base, "truncated_tail", reason, "perhaps it is still being written; " + fault.hint)
+
+
+def _rows(stream: BinaryIO, container: str, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
+    """A file of rows; `stream` and `container` without packing. Raises DataFault when the container is broken."""
     reading = Reading(**base.reading) if base.reading else None
-    detected, columns = detect_kind(stream, limits.max_line_bytes, reading)
+
+    def rows() -> Iterator[Row]:
+        return read_container(stream, container, max_line_bytes=limits.max_line_bytes, most_bytes=limits.max_unpacked_bytes)
+
+    detected, columns = detect_kind(rows(), reading)
     stream.seek(0)
     kind = forced_kind or (detected.kind if detected else "")
     base = dataclasses.replace(base, kind=kind)
@@ -261,7 +287,10 @@ def _jsonl(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Li
         return _ignore(base, kinds.form_reason(detected))
     if detected and not forced_kind and kinds.kind_reason(kind, base.container):
         return _ignore(base, kinds.kind_reason(kind, base.container))
-    tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write, reading, _hopeless(base.size_bytes, limits))
+    if container == "jsonl":  # packed or not: the quick way is for lines of JSON
+        tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write, reading, _hopeless(base.size_bytes, limits))
+    else:
+        tally = scan_rows(rows(), kind or None, write, reading)
     return _judge(_counted(base, tally), tally, columns, limits)
 
 
@@ -295,27 +324,35 @@ def _reject_reason(base: Identity, tally: Tally, columns: list[str], limits: Lim
     if not tally.rows:
         return "no usable example: the file is only white space", ""
     if tally.bad_rows and tally.bad_rows[0].reason.startswith(FOREIGN):  # A70: the encoding, or the format, by its name
-        return tally.bad_rows[0].reason, "save it as UTF-8 text, one JSON object per line"
+        return tally.bad_rows[0].reason, _foreign_hint(tally.bad_rows[0].reason)
     for count, limit, what in ((tally.bad, limits.max_bad_rows, "cannot be read"),
                                (0 if not base.kind else tally.unusable, limits.max_unusable_rows,
                                 "cannot be trained on")):  # fmt: skip
         if count > limit * tally.rows + 1e-9:
-            return f"{count} of {tally.rows} rows {what}; at most {limit:.2%} may be", _shape_hint(tally)
+            return f"{count} of {tally.rows} rows {what}; at most {limit:.2%} may be", _shape_hint(base, tally)
     if not base.kind:
         named = ", ".join(printable(column[:40]) for column in columns[:8]) or "none"
         return f"no kind of data has these columns: {named}", f"supported: {kinds.SUPPORTED}"
-    return ("no usable example", _shape_hint(tally)) if not tally.examples else ("", "")
+    return ("no usable example", _shape_hint(base, tally)) if not tally.examples else ("", "")
 
 
-def _shape_hint(tally: Tally) -> str:
-    """A guess, from the first row, at what the file was meant to be."""
+def _foreign_hint(reason: str) -> str:
+    """What to do with a file that is something else than its name says."""
+    suffix = next((suffix for word, suffix in _RENAMED.items() if f"a {word} file" in reason), "")
+    return f"rename it: it must end in {suffix}" if suffix else "save it as UTF-8 text, one JSON object per line"
+
+
+def _shape_hint(base: Identity, tally: Tally) -> str:
+    """A guess, from the first row, at what a file of lines was meant to be."""
     first = tally.first_raw.lstrip()
+    if not tally.bad_rows or kinds.unpacked_container(base.container) != "jsonl":
+        return ""
     if first.startswith(b"["):
-        return "this looks like one JSON array: write one object per line, e.g. jq -c '.[]' OLD > NEW.jsonl"
-    if first.startswith(b"{") and tally.bad_rows and tally.bad_rows[0].line == 1:
-        return "if one object spans several lines: write one object per line, e.g. jq -c . OLD > NEW.jsonl"
+        return "this looks like one JSON array: rename it to end in .json, or write one per line (jq -c '.[]' OLD > NEW.jsonl)"
+    if first.startswith(b"{") and tally.bad_rows[0].line == 1:
+        return "if one object spans several lines: rename it to end in .json, or write one per line (jq -c . OLD > NEW.jsonl)"
     if not first.startswith(b"{") and (b"," in first or b"\t" in first):
-        return "this looks like CSV: write one JSON object per line"
+        return "this looks like CSV: rename it to end in .csv, or write one JSON object per line"
     return ""
 
 

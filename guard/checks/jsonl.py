@@ -38,6 +38,9 @@ _MAGICS = (
     (b"PAR1", "parquet"),
     (b"%PDF-", "PDF"),
     (b"SQLite format 3\x00", "SQLite"),
+    (b"ARROW1", "Arrow"),
+    (b"\xff\xff\xff\xff", "Arrow"),
+    (b"\x93NUMPY", "NumPy"),
 )
 _UNMARKED = (  # RFC 4627, section 3: the NULs among the first four bytes tell the encoding
     (re.compile(rb"\0\0\0[^\0]", re.DOTALL), "UTF-32 (big-endian)"),

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "CHAT_TAGS", "KINDS", "README_REASON", "SIDE_REASON", "SIDE_SUFFIXES", "SUPPORTED", "TRAINABLE_KINDS", "Detected",
-    "container_of", "container_reason",
-    "detect_columns", "forced_kind_of", "form_reason", "ignore_reason", "ignored_name", "kind_reason",
+    "container_of", "container_reason", "counts_lines", "detect_columns", "forced_kind_of", "form_reason", "holds_rows",
+    "ignore_reason", "ignored_name", "kind_reason", "name_for", "packing_of", "unpacked_container",
 ]  # fmt: skip
 
 KINDS = ("pretrain", "sft", "preference", "task", "mutation", "docs")
 TRAINABLE_KINDS = ("pretrain", "sft")
-SUPPORTED = ".jsonl with 'messages' (sft) or 'text' (pretrain); .txt and .md (docs, or pretrain under pretrain/)"
+SUPPORTED = (".jsonl .json .csv .parquet .arrow with 'messages' (sft) or 'text' (pretrain); .npy of token ids (pretrain); "
+             ".txt and .md (docs, or pretrain under pretrain/); each also as .gz or .zst")  # fmt: skip
 CHAT_TAGS = (
     "<myPT_system>", "<myPT_user_context>", "<myPT_user>", "<|system|>", "<|developer|>", "<|user|>",
     "<|start|>", "<|im_start|>", "<|begin_of_text|>",
@@ -32,10 +33,13 @@ README_REASON = "the inbox's own README"
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".download", ".tmp", ".temp", ".swp", ".swo", ".swx")
 _SYSTEM_NAMES = {"thumbs.db": "Windows", "desktop.ini": "Windows", "lost+found": "the file system"}
 _RSYNC = re.compile(r"\..+\.[A-Za-z0-9]{6}", re.DOTALL)
-_CONTAINERS = {".jsonl": "jsonl", ".txt": "text", ".md": "text"}
+_CONTAINERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text", ".json": "json", ".csv": "csv",
+               ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".npy": "npy"}  # fmt: skip
+_PACKINGS = {".gz": "gz", ".zst": "zst"}
+_BINARY = ("parquet", "arrow", "npy")
 _KNOWN_SUFFIXES = frozenset(
     {
-        ".json", ".csv", ".parquet", ".npy", ".arrow", ".gz", ".zst", ".pdf", ".docx", ".html", ".htm", ".epub",
+        ".gz", ".zst", ".npz", ".zip", ".tar", ".xz", ".bz2", ".pdf", ".docx", ".html", ".htm", ".epub",
         ".py", ".rs", ".c", ".h", ".cc", ".cpp", ".hpp", ".go", ".java", ".js", ".ts", ".sh", ".rb", ".toml",
         ".yaml", ".yml", ".ipynb",
     }
@@ -101,13 +105,47 @@ def forced_kind_of(relative: str) -> str | None:
 
 
 def container_of(name: str) -> str:
-    """`jsonl`, `text`, or "" for anything this version cannot read; upper case is the same."""
-    return _CONTAINERS.get(_suffix(name), "")
+    """How a file of this name holds its rows: `jsonl`, `json`, `csv`, `parquet`, `arrow`, `npy` or `text`, and behind it
+    `.gz` or `.zst` where it is packed (`jsonl.gz`); "" for anything this version cannot read. Upper case is the same."""
+    packing = _PACKINGS.get(_suffix(name), "")
+    inner = _CONTAINERS.get(_suffix(name.rpartition(".")[0] if packing else name), "")
+    return f"{inner}.{packing}" if packing and inner else inner
+
+
+def packing_of(container: str) -> str:
+    """`gz`, `zst`, or "" for a container that is not packed."""
+    return container.partition(".")[2]
+
+
+def unpacked_container(container: str) -> str:
+    """The container without its packing: `jsonl` for `jsonl.gz`."""
+    return container.partition(".")[0]
+
+
+def holds_rows(container: str) -> bool:
+    """Whether it holds rows with columns, and not one running text."""
+    return unpacked_container(container) not in ("text", "")
+
+
+def counts_lines(container: str) -> bool:
+    """Whether its rows stand in lines of text that a person can count; the others are numbered."""
+    return unpacked_container(container) not in _BINARY
+
+
+def name_for(container: str) -> str:
+    """A file name that says this container, for bytes whose own name is not at hand."""
+    suffix = "txt" if not holds_rows(container) else unpacked_container(container)
+    packing = packing_of(container)
+    return f"original.{suffix}.{packing}" if packing else f"original.{suffix}"
 
 
 def container_reason(name: str) -> str:
     """Why a file of this name cannot be read, for a name whose container is ""."""
     suffix = _suffix(name)
+    if suffix in _PACKINGS:
+        inner = _suffix(name.rpartition(".")[0])
+        what = f"{inner}{suffix} files are" if inner else f"a {suffix} file whose name does not say what is in it is"
+        return f"{what} not a kind this version can read yet; supported: {SUPPORTED}"
     if suffix in _KNOWN_SUFFIXES:
         return f"{suffix} files are not a kind this version can read yet; supported: {SUPPORTED}"
     what = f"{suffix} is an unknown type" if suffix else "the name has no extension"
@@ -118,9 +156,11 @@ def kind_reason(kind: str, container: str) -> str:
     """Why this version cannot take that kind in that container, or "" when it can."""
     if kind not in (*TRAINABLE_KINDS, "docs"):
         return f"{kind} is not a kind this version can train on yet; supported: {SUPPORTED}"
-    if kind == "docs" and container == "jsonl":
+    if kind == "docs" and holds_rows(container):
         return f"rows are not a document this version can index; supported: {SUPPORTED}"
-    if kind == "sft" and container == "text":
+    if kind == "sft" and unpacked_container(container) == "npy":
+        return f"sft needs conversations and an .npy holds token ids; supported: {SUPPORTED}"
+    if kind == "sft" and not holds_rows(container):
         return f"sft needs rows and this is plain text; supported: {SUPPORTED}"
     return ""
 

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from guard.checks.columns import Reading
-from guard.checks.jsonl import MAX_LINE_BYTES, Fault, Row, foreign_bytes, read_rows
+from guard.checks.jsonl import MAX_LINE_BYTES, Fault, Row, foreign_bytes
+from guard.checks.kinds import container_of, holds_rows
+from guard.containers.read import read_container
+from guard.containers.unpack import unpacked
 from guard.errors import DataFault
 from guard.fingerprint import example_fingerprint
 from guard.segment import iter_segments
@@ -171,33 +174,41 @@ def open_regular(path: Path | str) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=_READ_BYTES)
 
 
-def iter_rows(path: Path | str, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
-    """Every line of a JSONL file that is not blank, as a row or a fault. Raises OSError only."""
+def iter_rows(path: Path | str, max_line_bytes: int = MAX_LINE_BYTES, *, name: str = "") -> Iterator[Row]:
+    """Every row of a file that holds rows, or a fault; `name` where the bytes do not lie under their name.
+
+    Raises DataFault when the container is broken (never that of JSONL), OSError.
+    """
     with open_regular(path) as stream:
-        yield from read_rows(stream, max_line_bytes)
+        yield from read_container(stream, _container(path, name), max_line_bytes=max_line_bytes)
 
 
-def iter_examples(path: Path | str, kind: str, reading: Reading | None = None) -> Iterator[Example]:
+def _container(path: Path | str, name: str) -> str:
+    return container_of(name or os.path.basename(os.fsdecode(path)))
+
+
+def iter_examples(path: Path | str, kind: str, reading: Reading | None = None, *, name: str = "") -> Iterator[Example]:
     """The usable examples of a stored file, in order: ordinals and fingerprints are the same for ever.
 
-    `reading` is the one in the file's record: other columns would be other examples.
+    `reading` is the one in the file's record: other columns would be other examples. `name`: as for `iter_rows`.
 
-    JSONL gives its usable rows, plain text its segments, `docs` nothing. Raises DataFault when a plain text
-    is not UTF-8 (such a file is never admitted), OSError as the disk says.
+    A container of rows gives its usable rows, plain text its segments, `docs` nothing. Raises DataFault when a container is
+    broken or a plain text is not UTF-8 (such files are never admitted), OSError as the disk says.
     """
     if kind == "docs":
         return
-    if os.fsdecode(path).lower().endswith(".jsonl"):
+    container = _container(path, name)
+    if holds_rows(container):
         ordinal = 0
-        for row in iter_rows(path):
+        for row in iter_rows(path, name=name):
             value = row.value if not reading or row.value is None else reading.apply(row.value)
             fields = value is not None and validate(kind, value)
             if isinstance(fields, dict):
                 yield Example(ordinal, example_fingerprint(fields), fields, row.line_number)
                 ordinal += 1
         return
-    with open_regular(path) as stream:
-        yield from text_examples(text_chunks(stream))
+    with open_regular(path) as stream, unpacked(stream, container) as (plain, _inner):
+        yield from text_examples(text_chunks(plain))
 
 
 def text_examples(chunks: Iterator[str]) -> Iterator[Example]:

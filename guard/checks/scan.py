@@ -6,12 +6,13 @@ This file opens nothing and gives no verdict on the whole: `guard/checks/identif
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 from guard.checks.columns import Reading
-from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line_blocks, lines_of, read_row, read_rows
+from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line_blocks, lines_of, read_row
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.quick_rows import QuickRows
 from guard.checks.row_plans import form_bytes
@@ -19,11 +20,13 @@ from guard.checks.rows import text_chunks, text_examples, validate
 from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, fingerprints_of
 
 __all__ = [
-    "LISTED_FAULTS", "ROWS_TO_DETECT", "RowFault", "Tally", "detect_kind", "scan_document", "scan_jsonl", "scan_text",
+    "LISTED_FAULTS", "ROWS_TO_DETECT", "RowFault", "Tally", "detect_kind", "scan_document", "scan_jsonl", "scan_rows",
+    "scan_text",
 ]  # fmt: skip
 
 LISTED_FAULTS = 20
 ROWS_TO_DETECT = 100
+_ROWS_TOGETHER = 64  # rows of a binary container may be 16 MB each
 _REMEMBERED = 4_000_000  # fingerprints kept to count repeats: at most 64 MB, and as much again twice while counting
 
 
@@ -89,10 +92,10 @@ class Tally:
             self.unusable_rows.append(RowFault(row.line_number, *faults[0]))
 
 
-def detect_kind(stream: BinaryIO, max_line_bytes: int, reading: Reading | None = None) -> tuple[Detected | None, list[str]]:
+def detect_kind(rows: Iterator[Row], reading: Reading | None = None) -> tuple[Detected | None, list[str]]:
     """The kind of the first row that says one, within the first rows, and the columns of the first object."""
     columns: list[str] = []
-    for row, _ in zip(read_rows(stream, max_line_bytes), range(ROWS_TO_DETECT), strict=False):
+    for row in islice(rows, ROWS_TO_DETECT):
         if row.value is None:
             continue
         columns = columns or list(row.value)
@@ -123,6 +126,19 @@ def scan_jsonl(stream: BinaryIO, kind: str | None, max_line_bytes: int, write: C
     return tally
 
 
+def scan_rows(rows: Iterator[Row], kind: str | None, write: Callable[[bytes], Any], reading: Reading | None = None,
+              hopeless: int | None = None) -> Tally:  # fmt: skip
+    """Judge the rows of any container as `scan_jsonl` does those of lines. Raises what reading them raises."""
+    tally = Tally()
+    careful = _CarefulRows(tally, kind, reading, 0, hopeless)
+    while together := list(islice(rows, _ROWS_TOGETHER)):
+        prints = [found for row in together if (found := careful.judge(row))]
+        write(tally.use(prints))
+        if careful.is_hopeless:
+            break
+    return tally
+
+
 @dataclass(frozen=True)
 class _CarefulRows:
     """The rows that the quick way left, judged with every rule."""
@@ -145,11 +161,12 @@ class _CarefulRows:
             explain = self.tally.bad < EXPLAINED_FAULTS
             row = read_row(first + place, lines[place], place == unfinished, self.max_line_bytes, explain)
             if row is not None:
-                prints[place] = self._judge(row)
+                prints[place] = self.judge(row)
                 if self.is_hopeless:
                     return
 
-    def _judge(self, row: Row) -> bytes | None:
+    def judge(self, row: Row) -> bytes | None:
+        """Count a row; its fingerprint when it can be trained on."""
         tally = self.tally
         tally.rows += 1
         tally.first_raw = tally.first_raw or row.raw[:200]

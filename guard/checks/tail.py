@@ -11,13 +11,18 @@ import json
 import os
 from pathlib import Path
 
+from guard.checks.kinds import container_of
+
 __all__ = ["TAIL_BYTES", "tail_problem"]
 
 TAIL_BYTES = 1 << 16
+_ENDS = {"json": (b"", (b"]", b"}")), "parquet": (b"PAR1", (b"PAR1",)), "arrow": (b"ARROW1", (b"ARROW1",))}
+"""How files of some containers begin, and how those then end."""
 
 
 def tail_problem(path: Path | str, name: str) -> str:
-    """Why the file seems unfinished: "its last line is cut off", "it ends in zeroes", or "" when it looks whole.
+    """Why the file seems unfinished: "its last line is cut off", "it ends in zeroes", "its end is not there yet", or "" when it
+    looks whole. What is packed tells nothing by its end.
 
     Raises OSError when it cannot be read.
     """
@@ -26,9 +31,15 @@ def tail_problem(path: Path | str, name: str) -> str:
         size = os.fstat(descriptor).st_size
         handle.seek(max(0, size - TAIL_BYTES))
         tail = handle.read(TAIL_BYTES)
+        handle.seek(0)
+        head = handle.read(8)
     if tail and not tail.strip(b"\0"):
         return "it ends in zeroes"
-    if not name.lower().endswith(".jsonl") or tail.endswith(b"\n"):
+    container = container_of(name)
+    begun, ends = _ENDS.get(container, (b"", ()))
+    if ends and head.lstrip().startswith(begun) and not tail.rstrip(b" \t\r\n" if container == "json" else b"").endswith(ends):
+        return "its end is not there yet"
+    if container != "jsonl" or tail.endswith(b"\n"):
         return ""
     line = tail.rsplit(b"\n", 1)[-1].strip()
     if not line or (len(line) == len(tail.strip()) and size > TAIL_BYTES):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guard.checks.kinds import SIDE_REASON
+from guard.checks.kinds import SIDE_REASON, counts_lines
 from guard.checks.scan import RowFault
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ _REMEDIES = (
     ("in duplicates/", "nothing: what it holds is stored already; delete it if you like"),
     ("not a regular file", "copy the file itself into the inbox (cp -L LINK inbox/): links, pipes and devices are never opened"),
     ("this folder cannot be read", "let the owner of the home read it: chmod u+rx FOLDER, or chown it"),
-    ("the name has no extension", "rename it with its extension: .jsonl, .txt or .md"),
+    ("the name has no extension", "rename it with its extension, such as .jsonl, .csv, .parquet, .txt or .md"),
     ("rows are not a document", "move it out of inbox/docs/: rows are learnt"),
     ("sft needs rows", "move it to inbox/pretrain/ (it is learnt) or inbox/docs/ (it is searched)"),
+    (" whose name does not say what is in it", "rename it so that it does: data.jsonl.gz"),
     (" is an unknown type", "turn it into .jsonl, .txt or .md, or rename it if it is one"),
     (" files are not a kind this version can read yet", "turn it into .jsonl, .txt or .md, and drop that"),
     (" is not a kind this version can train on yet", "give its rows messages or text, and move them out of that folder"),
@@ -53,8 +54,9 @@ def why_text(identity: Identity) -> str:
         if identity.rows:
             facts[1:1] = [f"{identity.rows} rows", f"{identity.examples} usable"]
         lines += ["", "What was read: " + ", ".join(facts)]
-    lines += _fault_lines("cannot be read", identity.bad_rows_count, identity.bad_rows)
-    lines += _fault_lines("cannot be trained on", identity.unusable_rows_count, identity.unusable_rows)
+    word = "line" if counts_lines(identity.container) else "row"
+    lines += _fault_lines("cannot be read", identity.bad_rows_count, identity.bad_rows, word)
+    lines += _fault_lines("cannot be trained on", identity.unusable_rows_count, identity.unusable_rows, word)
     lines += ["", "What to do: " + _advice(identity)]
     return "\n".join(lines) + "\n"
 
@@ -75,13 +77,13 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _fault_lines(what: str, count: int, faults: tuple[RowFault, ...]) -> list[str]:
+def _fault_lines(what: str, count: int, faults: tuple[RowFault, ...], word: str) -> list[str]:
     if not count:
         return []
     shown = f" (the first {len(faults)})" if count > len(faults) else ""
     lines = ["", f"{count} row{'s' if count > 1 else ''} that {what}{shown}:"]
     for fault in faults:
-        where = f"line {fault.line}" + (f", {printable(fault.field)}" if fault.field else "")
+        where = f"{word} {fault.line}" + (f", {printable(fault.field)}" if fault.field else "")
         expected = f" (expected: {fault.expected})" if fault.expected else ""
         lines.append(f"  {where}: {printable(fault.reason)}{expected}")
     return lines

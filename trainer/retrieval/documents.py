@@ -6,13 +6,15 @@ not: missing is not empty, so that ends a build. Not here: cutting (`chunk.py`) 
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from guard.checks.kinds import container_of, container_reason, ignored_name
+from guard.checks.kinds import container_of, container_reason, holds_rows, ignored_name
+from guard.containers.unpack import unpacked
 from guard.durable import sha256_bytes, sha256_file
 from guard.errors import Damage, DataFault, EnvironmentFault
 from guard.names import safe_name
@@ -39,7 +41,8 @@ def read_document(document: Document) -> str:
     if sha256_bytes(data) != document.sha256:
         raise Damage(f"the document {document.name} is not what it was", subject=document.sha256,
                      hint="heirloom verify --all tells what else is damaged")  # fmt: skip
-    return decode(data, document.name)
+    with unpacked(io.BytesIO(data), container_of(document.name) or "text") as (plain, _inner):
+        return decode(plain.read(), document.name)
 
 
 def decode(data: bytes, name: str) -> str:
@@ -64,8 +67,8 @@ def documents_below(folder: Path) -> tuple[list[Document], list[dict[str, str]]]
     for path in _files_below(folder):
         name = "/".join(safe_name(part) for part in path.relative_to(folder).parts)
         container = container_of(path.name)
-        reason = "" if container == "text" else container_reason(path.name)
-        if container not in ("text", ""):
+        reason = "" if container else container_reason(path.name)
+        if holds_rows(container):
             reason = "rows are not a document; only .txt and .md are"
         try:
             if not reason:
