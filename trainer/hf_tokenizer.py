@@ -14,11 +14,12 @@ from typing import Any
 import orjson
 
 from guard.durable import write_bytes, write_json, write_text
-from trainer.template import END_OF_TURN, SPECIAL_TOKENS
+from trainer.templates.base import Template
+from trainer.templates.mypt import END_OF_TURN, MYPT, SPECIAL_TOKENS
 from trainer.tokenizer import RUN_PATTERN, Tokenizer
 from trainer.vocabulary import byte_alphabet, gpt2_merges
 
-__all__ = ["CHAT_TEMPLATE", "HF_TOKENIZER_FILES", "write_hf_tokenizer"]
+__all__ = ["HF_TOKENIZER_FILES", "write_hf_tokenizer"]
 
 HF_TOKENIZER_FILES = (
     "chat_template.jinja",
@@ -27,39 +28,6 @@ HF_TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer_state.json",
 )
-
-CHAT_TEMPLATE = """\
-{#- The conversation format of trainer/template.py; `system` and `context` may be passed as arguments. -#}
-{%- set ns = namespace(system=(system or '') if system is defined else '', first=true) -%}
-{%- set context = (context or '') if context is defined else '' -%}
-{%- macro guarded(text) -%}
-  {%- for tag in TAGS -%}
-    {%- if tag in text -%}{{- raise_exception('the text contains the control tag ' ~ tag) -}}{%- endif -%}
-  {%- endfor -%}
-  {{- text -}}
-{%- endmacro -%}
-{%- if messages and messages[0]['role'] == 'system' -%}
-  {%- if ns.system and ns.system != messages[0]['content'] -%}
-    {{- raise_exception('`system` and the system message differ') -}}
-  {%- endif -%}
-  {%- set ns.system = messages[0]['content'] -%}
-{%- endif -%}
-{%- if ns.system -%}
-  {{- '<myPT_system>' ~ guarded(ns.system) ~ '</myPT_system>\\n' -}}
-{%- endif -%}
-{%- if context -%}
-  {{- '<myPT_user_context>\\n' ~ guarded(context) ~ '\\n</myPT_user_context>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-  {%- if message['role'] == 'user' or message['role'] == 'assistant' -%}
-    {{- '<myPT_' ~ message['role'] ~ '>' ~ guarded(message['content']) ~ '</myPT_' ~ message['role'] ~ '>\\n' -}}
-  {%- elif message['role'] != 'system' or not loop.first -%}
-    {{- raise_exception('unknown role ' ~ message['role']) -}}
-  {%- endif -%}
-{%- endfor -%}
-{{- '<myPT_assistant>' if add_generation_prompt else '<myPT_eot>' -}}
-""".replace("TAGS", "[" + ", ".join(f"'{name}'" for name in SPECIAL_TOKENS) + "]")
-
 
 def _spell(token: bytes) -> str:
     letters = byte_alphabet()
@@ -121,7 +89,8 @@ def _special_map(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"eos_token": END_OF_TURN, "pad_token": padding}
 
 
-def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_length: int | None = None) -> None:
+def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_length: int | None = None,
+                       template: Template = MYPT) -> None:  # fmt: skip
     """Write the five tokenizer files into an existing folder, durably.
 
     `model_max_length`: the model's block size in tokens; left out of the files when None.
@@ -142,5 +111,5 @@ def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_lengt
     write_bytes(folder / "tokenizer.json", orjson.dumps(_tokenizer_json(tokenizer), option=orjson.OPT_APPEND_NEWLINE))
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", special)
-    write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
+    write_text(folder / "chat_template.jinja", template.jinja())
     write_json(folder / "tokenizer_state.json", tokenizer.state())

@@ -21,7 +21,7 @@ import tiktoken
 from numpy.typing import NDArray
 
 from guard.errors import CheckFailed, UsageError
-from trainer.template import END_OF_TURN, SPECIAL_TOKENS
+from trainer.templates.mypt import END_OF_TURN, SPECIAL_TOKENS
 from trainer.vocabulary import gpt2_ranks
 
 __all__ = [
