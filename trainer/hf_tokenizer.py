@@ -13,13 +13,15 @@ from typing import Any
 
 import orjson
 
-from guard.durable import write_bytes, write_json, write_text
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, write_bytes, write_json, write_text
 from trainer.templates.base import Template
+from trainer.templates.find import TEMPLATE_FILE, load_template, suggested_template, template_from
 from trainer.templates.mypt import END_OF_TURN, MYPT, SPECIAL_TOKENS
 from trainer.tokenizer import RUN_PATTERN, Tokenizer
+from trainer.tokenizer_hf import HfTokenizer, hf_tokenizer
 from trainer.vocabulary import byte_alphabet, gpt2_merges
 
-__all__ = ["HF_TOKENIZER_FILES", "write_hf_tokenizer"]
+__all__ = ["HF_TOKENIZER_FILES", "keep_tokenizer", "open_tokenizer", "write_hf_tokenizer"]
 
 HF_TOKENIZER_FILES = (
     "chat_template.jinja",
@@ -71,6 +73,8 @@ def _model(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    if isinstance(tokenizer, HfTokenizer):
+        return tokenizer.document
     return {
         "version": "1.0",
         "truncation": None,
@@ -91,18 +95,20 @@ def _special_map(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_length: int | None = None,
                        template: Template = MYPT) -> None:  # fmt: skip
-    """Write the five tokenizer files into an existing folder, durably.
+    """Write the five tokenizer files into an existing folder, durably, and template.json when the template is not mypt.
 
     `model_max_length`: the model's block size in tokens; left out of the files when None.
     """
     folder = Path(folder)
-    special = _special_map(tokenizer)
+    hf = isinstance(tokenizer, HfTokenizer)
+    special = dict(tokenizer.named) if isinstance(tokenizer, HfTokenizer) else _special_map(tokenizer)
     config: dict[str, Any] = {
         # Not the class that transformers maps to Qwen3 or Llama: those would replace our pre-tokenizer by their own.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "additional_special_tokens": [name for name in SPECIAL_TOKENS if name not in special.values()],
+        # A foreign tokenizer.json says itself which of its tokens are special.
+        **({} if hf else {"additional_special_tokens": [name for name in SPECIAL_TOKENS if name not in special.values()]}),
         **special,
     }
     if model_max_length is not None:
@@ -113,3 +119,44 @@ def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_lengt
     write_json(folder / "special_tokens_map.json", special)
     write_text(folder / "chat_template.jinja", template.jinja())
     write_json(folder / "tokenizer_state.json", tokenizer.state())
+    if template.hash != MYPT.hash:
+        write_json(folder / TEMPLATE_FILE, template.state())
+
+
+def keep_tokenizer(source: Path | str, parent: Path, template: str | None = None, date: str = "") -> Path:
+    """Copy the tokenizer of a Hugging Face folder, with its template, into a folder of its own under `parent`; returns it.
+
+    `template`: one of `TEMPLATES`, else what the folder suggests; `date`: what the template is told of today, for ever.
+    The folder is named by what is in it, so the same tokenizer and template are kept once. Raises NotFound, CheckFailed
+    for a folder without a usable tokenizer, UsageError for an unknown template.
+    """
+    tokenizer, chosen = open_tokenizer(source, template, date)
+    folder = parent / f"{tokenizer.content_hash[:16]}-{chosen.hash[:8]}"
+    if not folder.exists():
+        make_dir(parent)
+        making = parent / f".{folder.name}.making"
+        remove_tree(making)
+        make_dir(making)
+        write_hf_tokenizer(tokenizer, making, None, chosen)
+        fsync_tree(making)
+        rename_new(making, folder)
+    return folder
+
+
+def open_tokenizer(source: Path | str, template: str | None = None, date: str = "") -> tuple[HfTokenizer, Template]:
+    """The tokenizer of a Hugging Face folder and its template, with the template's control tokens behind its own.
+
+    Arguments and errors are those of `keep_tokenizer`; what both give is the same.
+    """
+    chosen = _template_of(Path(source), hf_tokenizer(source), template, date)
+    tokenizer = hf_tokenizer(source, chosen.special_tokens)
+    tokenizer.check_specials()
+    return tokenizer, chosen
+
+
+def _template_of(source: Path, tokenizer: HfTokenizer, name: str | None, date: str) -> Template:
+    if name is None and (source / TEMPLATE_FILE).exists():
+        return load_template(source)
+    name = name or suggested_template(tokenizer.special_tokens, tokenizer.chat_template)
+    options = {"date": date} if date and name in ("harmony", "chat_template") else {}
+    return template_from({"name": name, "options": options}, tokenizer.chat_template, tokenizer.named)

@@ -79,6 +79,10 @@ class Template(ABC):
     def prompt_parts(self, example: Example) -> list[Part]:
         """The conversation so far, up to where the assistant's answer begins; nothing of it is trained."""
 
+    def answer(self, generated: str) -> str:
+        """What a person is shown of the text that was generated after a prompt, the stop token left away."""
+        return generated
+
     @property
     def options(self) -> dict[str, Any]:
         """What it was built with besides its name; with both, `find.template_from` builds it again."""

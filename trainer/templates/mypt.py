@@ -156,7 +156,7 @@ class MyptTemplate(Template):
         return _join([*_elements(example), [Part(ASSISTANT_OPEN, ASSISTANT_OPEN)]])
 
     @property
-    def hash(self) -> str:  # type: ignore[override]
+    def hash(self) -> str:
         return _HASH
 
     def jinja(self) -> str:
