@@ -16,6 +16,7 @@ import orjson
 from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, write_bytes, write_json, write_text
 from trainer.templates.base import Template
 from trainer.templates.find import TEMPLATE_FILE, load_template, suggested_template, template_from
+from trainer.templates.harmony_simple import HARMONY_SIMPLE
 from trainer.templates.mypt import END_OF_TURN, MYPT, SPECIAL_TOKENS
 from trainer.tokenizer import RUN_PATTERN, Tokenizer
 from trainer.tokenizer_hf import HfTokenizer, hf_tokenizer
@@ -157,6 +158,9 @@ def open_tokenizer(source: Path | str, template: str | None = None, date: str = 
 def _template_of(source: Path, tokenizer: HfTokenizer, name: str | None, date: str) -> Template:
     if name is None and (source / TEMPLATE_FILE).exists():
         return load_template(source)
+    ours = next((item for item in (MYPT, HARMONY_SIMPLE) if item.jinja() == tokenizer.chat_template), None)
+    if name is None and ours is not None:
+        return ours  # written by Heirloom, so its own code knows more of it than its Jinja text does
     name = name or suggested_template(tokenizer.special_tokens, tokenizer.chat_template)
     options = {"date": date} if date and name in ("harmony", "chat_template") else {}
     return template_from({"name": name, "options": options}, tokenizer.chat_template, tokenizer.named)
