@@ -28,8 +28,7 @@ from trainer.barred import REPLAY_RULES
 from trainer.hardware import resolve_numbers
 from trainer.model_config import ModelConfig
 from trainer.recipe import parse_recipe, recipe_hash
-from trainer.template import TEMPLATE_HASH
-from trainer.tokenizer import load_tokenizer
+from trainer.tokenizer_about import about_tokenizer
 
 __all__ = ["base_request", "evaluation_sets", "prepare_request", "replay_sources", "train_request"]
 
@@ -59,6 +58,7 @@ def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[
     return {
         "schema": 1, "job": job.id, "task": "prepare", "stage": job.stage, "objective": job.stage,
         "staging": str(home.staging_of(job.id)), "tokenization": target.base.record["tokenization"],
+        "tokenizer_folder": str(home.models / target.base.name),
         "files": [_file_entry(keeper, file) for file in target.files], "known_fps": str(known),
         "protected": protected_for(keeper, known.with_name("untouchable.fp"), sets), "salt": keeper.salt,
         "validation_fraction": float(keeper.ledger.meta("validation_fraction") or settings.validation.fraction),
@@ -187,7 +187,7 @@ def train_request(
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
-        **{key: request[key] for key in ("schema", "job", "stage", "objective", "staging", "tokenization", "files",
+        **{key: request[key] for key in ("schema", "job", "stage", "objective", "staging", "tokenization", "tokenizer_folder", "files",
                                          "block_size", "recipe", "seed", "nice")},
         **dataclasses.asdict(numbers), "task": "train", "dataset": dataset, "output": dict(output),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
@@ -218,14 +218,16 @@ def base_request(keeper: Keeper, job: Job, output: Mapping[str, Any]) -> dict[st
     if recipe.model is None:
         raise UsageError(f"the recipe {recipe.name} describes no model", subject=recipe.name,
                          hint="a base needs a recipe of configs/pretrain/")  # fmt: skip
-    tokenizer = load_tokenizer(job.request["tokenization"])
+    folder = job.request.get("tokenizer_folder")
+    tokenizer = about_tokenizer(job.request["tokenization"], keeper.home.root / folder if folder else None)
     shape = recipe.model.model_dump() | {"vocab_size": recipe.model.vocab_size or tokenizer.padded_vocab_size}
     numbers = resolve_numbers(recipe.as_dict(), keeper.settings, ModelConfig.from_recipe(shape))
     return {
         "schema": 1, "job": job.id, "task": "base", "stage": "base", "objective": "none",
         "staging": str(keeper.home.staging_of(job.id)), "tokenization": job.request["tokenization"],
         "recipe": recipe.as_dict(), "recipe_hash": recipe_hash(recipe), "size": Path(recipe.name).name or "small",
-        "seed": recipe.seed, "block_size": recipe.model.block_size, "template_hash": TEMPLATE_HASH,
+        "seed": recipe.seed, "block_size": recipe.model.block_size, "template": tokenizer.template, "template_hash": tokenizer.template_hash,
+        **({"tokenizer_folder": str(keeper.home.root / folder)} if folder else {}),
         "tokenizer_hash": tokenizer.content_hash, "output": dict(output), "nice": keeper.settings.nice,
         **dataclasses.asdict(numbers),
     }  # fmt: skip

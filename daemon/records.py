@@ -26,7 +26,9 @@ def learnt_of(prepared: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def skipped(counts: Mapping[str, int]) -> dict[str, int]:
     """Rows that were not trained, with the reason as key."""
-    return {key: int(counts.get(key, 0)) for key in ("known", "held_out", "untouchable", "repeated", "too_long")}
+    found = {key: int(counts.get(key, 0)) for key in ("known", "held_out", "untouchable", "repeated", "too_long")}
+    # Only where it happened: the template had no words for them.
+    return found | ({"inexpressible": int(counts["inexpressible"])} if counts.get("inexpressible") else {})
 
 
 def _machine(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def forked_record(
         "seed": plan["seed"], "threads": plan["threads"], "dtype": plan["dtype"],
         "micro_sequences": plan["micro_sequences"], "block_size": plan["block_size"],
         "tokenization": plan["tokenization"], "tokenizer_hash": base["tokenizer_hash"],
-        "template_hash": base["template_hash"], "size": base.get("size"),
+        "template": base.get("template", "mypt"), "template_hash": base["template_hash"], "size": base.get("size"),
         "metrics": {
             "final_loss": result["final_loss"], "steps": result["steps_executed"], "tokens": prepared["tokens"],
             "loss_tokens": prepared["loss_tokens"], "tokens_processed": result["fed_tokens"], "wall_seconds": seconds,
@@ -98,7 +100,7 @@ def base_record(
         "replay": {"tokens": 0, "datasets": []}, "dataset": None, "recipe": job["recipe"], "recipe_hash": job["recipe_hash"],
         "seed": job["seed"], "threads": job["threads"], "dtype": job["dtype"], "block_size": job["block_size"],
         "tokenization": job["tokenization"], "tokenizer_hash": job["tokenizer_hash"],
-        "template_hash": job["template_hash"], "size": job["size"],
+        "template": job.get("template", "mypt"), "template_hash": job["template_hash"], "size": job["size"],
         "metrics": {"final_loss": None, "steps": 0, "tokens": 0, "loss_tokens": 0, "parameters": result["parameters"]},
         "gate": {"verdict": "not applicable (base)", "mode": "off", "reason": "", "checks": []},
         "files": result["files"], **_machine(result),

@@ -70,18 +70,19 @@ def remake(keeper: Keeper, text: str, *, child: Child = run_child) -> dict[str, 
     remove_tree(scratch)
     make_dir(scratch)
     try:
-        made = _base(version, scratch, child) if version.record.get("stage") == "base" else _fork(keeper, version, scratch, child)
+        made = _base(keeper, version, scratch, child) if version.record.get("stage") == "base" else _fork(keeper, version, scratch, child)
     finally:
         remove_tree(scratch)
     return _compare(version, made)
 
 
-def _base(version: Version, scratch: Path, child: Child) -> dict[str, Any]:
+def _base(keeper: Keeper, version: Version, scratch: Path, child: Child) -> dict[str, Any]:
     record = version.record
     write_json(scratch / "job.json", {
         **{key: record[key] for key in ("tokenization", "recipe", "recipe_hash", "size", "seed", "block_size", "threads",
                                         "dtype", "template_hash", "tokenizer_hash")},
         "schema": 1, "job": 0, "task": "base", "stage": "base", "objective": "none", "staging": str(scratch),
+        "tokenizer_folder": str(keeper.home.models / version.name),
     })  # fmt: skip
     child(scratch)
     return json.loads((scratch / "result.json").read_text("utf-8"))
@@ -193,8 +194,8 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
     record = version.record
     path = Path(prepared["dataset_path"])
     return {
-        **{key: request[key] for key in ("schema", "job", "stage", "staging", "tokenization", "files", "block_size", "recipe",
-                                         "seed", "nice")},
+        **{key: request[key] for key in ("schema", "job", "stage", "staging", "tokenization", "tokenizer_folder", "files", "block_size",
+                                         "recipe", "seed", "nice")},
         **{key: record[key] for key in ("objective", "threads", "dtype", "micro_sequences", "recipe_hash")},
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),

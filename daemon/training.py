@@ -32,12 +32,12 @@ from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
 from guard.store.originals import examine_steps
 from guard.store.placing import set_aside
-from guard.store.versions import Version, line_tip
+from guard.store.versions import GONE, Version, all_versions, line_tip
 from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset
 from trainer.hardware import resolve_numbers
 from trainer.recipe import Recipe, load_recipe
-from trainer.tokenizer import load_tokenizer, require_same_tokenizer
+from trainer.tokenizer import require_same_tokenizer
 
 if TYPE_CHECKING:
     from daemon.engine import Engine
@@ -182,7 +182,8 @@ def train(engine: Engine, arguments: Mapping[str, Any]) -> Steps[dict[str, Any]]
     with keeper.ledger.transaction():
         if base is None:
             tokenization = str(asked.dataset.tokenizer_state["tokenization"])
-            queue_base(keeper, asked.pretraining, tokenization, line=line, slug=f"{line}_base")
+            queue_base(keeper, asked.pretraining, tokenization, line=line, slug=f"{line}_base",
+                       tokenizer_folder=_kept_folder(keeper, asked.dataset))  # fmt: skip
         asked.result["job"] = add_job(keeper.ledger, kind="train", stage=asked.dataset.stage, line=line, slug=line,
                                       files=[sha256], request=request,
                                       base_id=base.id if base and base is not tip else None)  # fmt: skip
@@ -223,7 +224,7 @@ def _estimate(
 ) -> dict[str, Any]:
     """First-pass tokens, steps, seconds and bytes; `pretraining` names the recipe of a base that is yet to be made."""
     shape = (shape_of(keeper, base) if base else
-             base_shape(base_recipe(keeper.home, pretraining), str(dataset.tokenizer_state["tokenization"])))  # fmt: skip
+             base_shape(base_recipe(keeper.home, pretraining), str(dataset.tokenizer_state["tokenization"]), _kept_folder(keeper, dataset)))  # fmt: skip
     measured = base.record.get("metrics", {}).get("tokens_per_second") if base else None
     tokens = dataset.train.total_tokens
     numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape)
@@ -231,8 +232,27 @@ def _estimate(
     return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": cost.staging_bytes + cost.version_bytes}
 
 
+def _kept_folder(keeper: Keeper, dataset: Dataset) -> Path | None:
+    """Where this home has the dataset's own Hugging Face tokenizer; None for one that needs no folder.
+
+    Raises CheckFailed when it is nowhere here.
+    """
+    state = dataset.tokenizer_state
+    if state.get("tokenization") != "hf":
+        return None
+    wanted = str(state["content_hash"])
+    kept = sorted((keeper.home.configs / "tokenizers").glob(f"{wanted[:16]}-*"))
+    found = [keeper.home.models / version.name for version in all_versions(keeper.ledger)
+             if version.record.get("tokenizer_hash") == wanted and version.state not in GONE]  # fmt: skip
+    for folder in (*kept, *found):
+        if (folder / "tokenizer_state.json").is_file():
+            return folder
+    raise CheckFailed(f"the tokenizer of {dataset.folder} ({wanted[:16]}) is in no version here", subject=str(dataset.folder),
+                      hint="--init-from-model V with that tokenizer; heirloom init --tokenization hf --tokenizer DIR")  # fmt: skip
+
+
 def _refuse_mismatch(dataset: Dataset, folder: Path, base: Version | None) -> None:
     if base is None:
         return
-    state = load_tokenizer(base.record["tokenization"]).state()
+    state = {"tokenization": base.record["tokenization"], "content_hash": base.record["tokenizer_hash"]}
     require_same_tokenizer(state, dataset.tokenizer_state, base.name, str(folder))

@@ -23,8 +23,9 @@ from guard.durable import sha256_file
 from guard.errors import CheckFailed, Damage, NotFound
 from guard.fingerprint import CANONICAL_VERSION, FINGERPRINT_BYTES
 from guard.segment import SEGMENTER_VERSION
-from trainer.shards import Shard, ShardReader, mask_name, shard_name
-from trainer.template import TEMPLATE_HASH, TEMPLATE_VERSION
+from trainer.shards import TOKEN_DTYPES, Shard, ShardReader, mask_name, shard_name
+from trainer.templates.base import Template
+from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer
 
 __all__ = [
@@ -42,23 +43,24 @@ FILE, ORDINAL, START, LENGTH, LOSS_TOKENS, CUT_START, CUT_LENGTH = range(len(COL
 KEY_DTYPE = np.dtype(f"S{FINGERPRINT_BYTES}")
 
 
-def maker_versions() -> dict[str, int]:
+def maker_versions(template: Template = MYPT) -> dict[str, int]:
     """The versions of the rules that turn bytes into examples and examples into tokens."""
-    return {"template": TEMPLATE_VERSION, "segmenter": SEGMENTER_VERSION, "rules": RULES_VERSION,
+    return {"template": template.version, "segmenter": SEGMENTER_VERSION, "rules": RULES_VERSION,
             "canonical": CANONICAL_VERSION, "format": FORMAT_VERSION}  # fmt: skip
 
 
-def dataset_id(files: Iterable[tuple[str, str]], tokenizer: Tokenizer, stage: str, options: Mapping[str, Any]) -> str:
+def dataset_id(files: Iterable[tuple[str, str]], tokenizer: Tokenizer, stage: str, options: Mapping[str, Any],
+               template: Template = MYPT) -> str:  # fmt: skip
     """32 hex digits over everything the tokens depend on; the order of the files does not matter.
 
     `files`: (SHA-256 in hex, container) pairs, the container being `jsonl` or `text`; rows that are read under other
-    names have the digest of that reading behind it (`jsonl:5b2c...`).
+    names have the digest of that reading behind it (`jsonl:5b2c...`). Plain text passes through no template: its id has mypt's.
     """
     identity = {
         "files": sorted(set(files)),
         "tokenizer": tokenizer.content_hash,
-        "template": TEMPLATE_HASH,
-        "versions": maker_versions(),
+        "template": template.hash,
+        "versions": maker_versions(template),
         "stage": stage,
         "options": dict(options),
     }
@@ -69,10 +71,11 @@ def dataset_id(files: Iterable[tuple[str, str]], tokenizer: Tokenizer, stage: st
 class Split:
     """The examples and tokens of one split."""
 
-    def __init__(self, folder: Path, record: Mapping[str, Any], *, with_mask: bool) -> None:
+    def __init__(self, folder: Path, record: Mapping[str, Any], *, with_mask: bool, dtype: str = "uint16") -> None:
         self.folder = folder
         self.record = record
-        self.reader = ShardReader(folder, [Shard.from_dict(item) for item in record["shards"]], with_mask=with_mask)
+        self.reader = ShardReader(folder, [Shard.from_dict(item) for item in record["shards"]], with_mask=with_mask,
+                                  dtype=dtype)  # fmt: skip
         self.count = int(record["examples"])
         self.total_tokens = self.reader.total_tokens
         self._check()
@@ -91,8 +94,8 @@ class Split:
             return np.empty(0, dtype=KEY_DTYPE)
         return np.memmap(self.folder / "examples.fp", dtype=KEY_DTYPE, mode="r")
 
-    def tokens(self, start: int, length: int) -> NDArray[np.uint16]:
-        """Ids of a span of the split."""
+    def tokens(self, start: int, length: int) -> NDArray[Any]:
+        """Ids of a span of the split, of the dataset's dtype."""
         return self.reader.tokens(start, length)
 
     def mask(self, start: int, length: int) -> NDArray[np.uint8]:
@@ -135,8 +138,9 @@ class Dataset:
         self.files: list[dict[str, Any]] = list(metadata["files"])
         self.mask_ratio = float(metadata["mask_ratio"])
         with_mask = self.stage == "sft"
-        self.train = Split(folder / "train", metadata["splits"]["train"], with_mask=with_mask)
-        self.val = Split(folder / "val", metadata["splits"]["val"], with_mask=with_mask)
+        dtype = str(metadata["dtype"])
+        self.train = Split(folder / "train", metadata["splits"]["train"], with_mask=with_mask, dtype=dtype)
+        self.val = Split(folder / "val", metadata["splits"]["val"], with_mask=with_mask, dtype=dtype)
 
     def split(self, name: str) -> Split:
         """`train` or `val`."""
@@ -170,8 +174,8 @@ def open_dataset(folder: Path | str) -> Dataset:
     if metadata.get("format_version") != FORMAT_VERSION:
         raise CheckFailed(f"{folder} has dataset format {metadata.get('format_version')}, this version reads"
                           f" {FORMAT_VERSION}", hint="prepare the dataset again")  # fmt: skip
-    if metadata.get("dtype") != "uint16" or metadata.get("byte_order") != "little":
-        raise CheckFailed(f"{folder} holds {metadata.get('dtype')} tokens, expected little-endian uint16")
+    if metadata.get("dtype") not in TOKEN_DTYPES or metadata.get("byte_order") != "little":
+        raise CheckFailed(f"{folder} holds {metadata.get('dtype')} tokens, expected little-endian {' or '.join(TOKEN_DTYPES)}")
     if not state.get("content_hash") or metadata.get("tokenizer_hash") != state["content_hash"]:
         raise _damage(f"{folder}: {STATE} and {METADATA} name different tokenizers")
     try:

@@ -13,12 +13,16 @@ from typing import Any
 
 import orjson
 
-from guard.durable import write_bytes, write_json, write_text
-from trainer.template import END_OF_TURN, SPECIAL_TOKENS
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, write_bytes, write_json, write_text
+from trainer.templates.base import Template
+from trainer.templates.find import TEMPLATE_FILE, load_template, suggested_template, template_from
+from trainer.templates.harmony_simple import HARMONY_SIMPLE
+from trainer.templates.mypt import END_OF_TURN, MYPT, SPECIAL_TOKENS
 from trainer.tokenizer import RUN_PATTERN, Tokenizer
+from trainer.tokenizer_hf import HfTokenizer, hf_tokenizer
 from trainer.vocabulary import byte_alphabet, gpt2_merges
 
-__all__ = ["CHAT_TEMPLATE", "HF_TOKENIZER_FILES", "write_hf_tokenizer"]
+__all__ = ["HF_TOKENIZER_FILES", "keep_tokenizer", "open_tokenizer", "write_hf_tokenizer"]
 
 HF_TOKENIZER_FILES = (
     "chat_template.jinja",
@@ -27,39 +31,6 @@ HF_TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer_state.json",
 )
-
-CHAT_TEMPLATE = """\
-{#- The conversation format of trainer/template.py; `system` and `context` may be passed as arguments. -#}
-{%- set ns = namespace(system=(system or '') if system is defined else '', first=true) -%}
-{%- set context = (context or '') if context is defined else '' -%}
-{%- macro guarded(text) -%}
-  {%- for tag in TAGS -%}
-    {%- if tag in text -%}{{- raise_exception('the text contains the control tag ' ~ tag) -}}{%- endif -%}
-  {%- endfor -%}
-  {{- text -}}
-{%- endmacro -%}
-{%- if messages and messages[0]['role'] == 'system' -%}
-  {%- if ns.system and ns.system != messages[0]['content'] -%}
-    {{- raise_exception('`system` and the system message differ') -}}
-  {%- endif -%}
-  {%- set ns.system = messages[0]['content'] -%}
-{%- endif -%}
-{%- if ns.system -%}
-  {{- '<myPT_system>' ~ guarded(ns.system) ~ '</myPT_system>\\n' -}}
-{%- endif -%}
-{%- if context -%}
-  {{- '<myPT_user_context>\\n' ~ guarded(context) ~ '\\n</myPT_user_context>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-  {%- if message['role'] == 'user' or message['role'] == 'assistant' -%}
-    {{- '<myPT_' ~ message['role'] ~ '>' ~ guarded(message['content']) ~ '</myPT_' ~ message['role'] ~ '>\\n' -}}
-  {%- elif message['role'] != 'system' or not loop.first -%}
-    {{- raise_exception('unknown role ' ~ message['role']) -}}
-  {%- endif -%}
-{%- endfor -%}
-{{- '<myPT_assistant>' if add_generation_prompt else '<myPT_eot>' -}}
-""".replace("TAGS", "[" + ", ".join(f"'{name}'" for name in SPECIAL_TOKENS) + "]")
-
 
 def _spell(token: bytes) -> str:
     letters = byte_alphabet()
@@ -103,6 +74,8 @@ def _model(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    if isinstance(tokenizer, HfTokenizer):
+        return tokenizer.document
     return {
         "version": "1.0",
         "truncation": None,
@@ -121,19 +94,22 @@ def _special_map(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"eos_token": END_OF_TURN, "pad_token": padding}
 
 
-def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_length: int | None = None) -> None:
-    """Write the five tokenizer files into an existing folder, durably.
+def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_length: int | None = None,
+                       template: Template = MYPT) -> None:  # fmt: skip
+    """Write the five tokenizer files into an existing folder, durably, and template.json when the template is not mypt.
 
     `model_max_length`: the model's block size in tokens; left out of the files when None.
     """
     folder = Path(folder)
-    special = _special_map(tokenizer)
+    hf = isinstance(tokenizer, HfTokenizer)
+    special = dict(tokenizer.named) if isinstance(tokenizer, HfTokenizer) else _special_map(tokenizer)
     config: dict[str, Any] = {
         # Not the class that transformers maps to Qwen3 or Llama: those would replace our pre-tokenizer by their own.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "additional_special_tokens": [name for name in SPECIAL_TOKENS if name not in special.values()],
+        # A foreign tokenizer.json says itself which of its tokens are special.
+        **({} if hf else {"additional_special_tokens": [name for name in SPECIAL_TOKENS if name not in special.values()]}),
         **special,
     }
     if model_max_length is not None:
@@ -142,5 +118,49 @@ def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, model_max_lengt
     write_bytes(folder / "tokenizer.json", orjson.dumps(_tokenizer_json(tokenizer), option=orjson.OPT_APPEND_NEWLINE))
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", special)
-    write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
+    write_text(folder / "chat_template.jinja", template.jinja())
     write_json(folder / "tokenizer_state.json", tokenizer.state())
+    if template.hash != MYPT.hash:
+        write_json(folder / TEMPLATE_FILE, template.state())
+
+
+def keep_tokenizer(source: Path | str, parent: Path, template: str | None = None, date: str = "") -> Path:
+    """Copy the tokenizer of a Hugging Face folder, with its template, into a folder of its own under `parent`; returns it.
+
+    `template`: one of `TEMPLATES`, else what the folder suggests; `date`: what the template is told of today, for ever.
+    The folder is named by what is in it, so the same tokenizer and template are kept once. Raises NotFound, CheckFailed
+    for a folder without a usable tokenizer, UsageError for an unknown template.
+    """
+    tokenizer, chosen = open_tokenizer(source, template, date)
+    folder = parent / f"{tokenizer.content_hash[:16]}-{chosen.hash[:8]}"
+    if not folder.exists():
+        make_dir(parent)
+        making = parent / f".{folder.name}.making"
+        remove_tree(making)
+        make_dir(making)
+        write_hf_tokenizer(tokenizer, making, None, chosen)
+        fsync_tree(making)
+        rename_new(making, folder)
+    return folder
+
+
+def open_tokenizer(source: Path | str, template: str | None = None, date: str = "") -> tuple[HfTokenizer, Template]:
+    """The tokenizer of a Hugging Face folder and its template, with the template's control tokens behind its own.
+
+    Arguments and errors are those of `keep_tokenizer`; what both give is the same.
+    """
+    chosen = _template_of(Path(source), hf_tokenizer(source), template, date)
+    tokenizer = hf_tokenizer(source, chosen.special_tokens)
+    tokenizer.check_specials()
+    return tokenizer, chosen
+
+
+def _template_of(source: Path, tokenizer: HfTokenizer, name: str | None, date: str) -> Template:
+    if name is None and (source / TEMPLATE_FILE).exists():
+        return load_template(source)
+    ours = next((item for item in (MYPT, HARMONY_SIMPLE) if item.jinja() == tokenizer.chat_template), None)
+    if name is None and ours is not None:
+        return ours  # written by Heirloom, so its own code knows more of it than its Jinja text does
+    name = name or suggested_template(tokenizer.special_tokens, tokenizer.chat_template)
+    options = {"date": date} if date and name in ("harmony", "chat_template") else {}
+    return template_from({"name": name, "options": options}, tokenizer.chat_template, tokenizer.named)

@@ -36,8 +36,11 @@ from trainer.dataset import (
 )
 from trainer.shards import ShardWriter
 from trainer.stopping import StopRequested
-from trainer.template import TEMPLATE_HASH, Encoded, encode_many
+from trainer.template import Encoded, encode_each
+from trainer.templates.base import Template
+from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer
+from trainer.unsaid import Unsaid
 
 __all__ = ["DEFAULT_SHARD_TOKENS", "LOW_MASK_RATIO", "Progress", "SourceFile", "planned_id", "prepare_dataset"]
 
@@ -87,10 +90,11 @@ def _in_order(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 
 def planned_id(files: Sequence[SourceFile], tokenizer: Tokenizer, *, stage: str, shard_size_tokens: int, salt: str,
-               validation_fraction: float) -> str:  # fmt: skip
+               validation_fraction: float, template: Template = MYPT) -> str:  # fmt: skip
     """The id the dataset of these files would have, without making it."""
     pairs = [item.identity for item in files]
-    return dataset_id(pairs, tokenizer, stage, _options(shard_size_tokens, salt, validation_fraction))
+    return dataset_id(pairs, tokenizer, stage, _options(shard_size_tokens, salt, validation_fraction),
+                      template if stage == "sft" else MYPT)  # fmt: skip
 
 
 class _SplitWriter:
@@ -184,7 +188,7 @@ def _batches(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bool
 def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer,
                  threads: int) -> list[Encoded]:  # fmt: skip
     """Ids of pretraining text; a separator ends every document: a row, or a plain text's last segment."""
-    separator = np.array([tokenizer.separator_id], dtype=np.uint16)
+    separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)
     rows = []
     arrays = tokenizer.encode_batch([example.fields["text"] for example in batch], threads)
     for position, ids in enumerate(arrays):
@@ -195,12 +199,12 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
 
 
 def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folder: Path | str, *, stage: str,
-                    shard_size_tokens: int, salt: str, validation_fraction: float, threads: int = 1,
+                    shard_size_tokens: int, salt: str, validation_fraction: float, threads: int = 1, template: Template = MYPT,
                     progress: Progress | None = None, stop: Callable[[], bool] = lambda: False) -> Dataset:  # fmt: skip
     """Make a dataset in `out_folder` (missing or empty), durably, its metadata last; returns it opened.
 
-    `shard_size_tokens`: most tokens in a shard. `threads` change the speed and never a byte.
-    Raises UsageError for an unknown stage or a folder in use, DataFault for files that cannot be prepared,
+    `shard_size_tokens`: most tokens in a shard. `threads` change the speed and never a byte. A conversation that `template`
+    cannot say is counted and left out. Raises UsageError for an unknown stage or a folder in use, DataFault for files that cannot be prepared,
     Damage when a stored original is not what was admitted, StopRequested between two batches when `stop` says so.
     """
     if stage not in STAGES:
@@ -213,16 +217,18 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
     with contextlib.ExitStack() as stack:
         writers = {held_out: _SplitWriter(out_folder / name, tokenizer, shard_size_tokens, stage == "sft", stack)
                    for name, held_out in (("train", False), ("val", True))}  # fmt: skip
-        counts = []
+        counts, unsaid = [], Unsaid()
         for index, file in enumerate(files):
-            run = _FileRun(index, file, stage, salt, validation_fraction, threads, stop)
+            run = _FileRun(index, file, stage, salt, validation_fraction, threads, stop, template, unsaid)
             counts.append(run.write(tokenizer, writers, progress))
+        unsaid.refuse_all(template.name, sum(writer.count for writer in writers.values()))
         for writer in writers.values():
             writer.finish()
     identity = planned_id(files, tokenizer, stage=stage, shard_size_tokens=shard_size_tokens, salt=salt,
-                          validation_fraction=validation_fraction)  # fmt: skip
+                          validation_fraction=validation_fraction, template=template)  # fmt: skip
     options = _options(shard_size_tokens, salt, validation_fraction)
-    metadata = _metadata(identity, stage, tokenizer, options, files, counts, writers)
+    metadata = _metadata(identity, stage, tokenizer, template if stage == "sft" else MYPT, options, files, counts, writers,
+                         unsaid)  # fmt: skip
     write_json(out_folder / STATE, tokenizer.state())
     write_json(out_folder / METADATA, metadata)
     fsync_dir(out_folder)
@@ -240,6 +246,8 @@ class _FileRun:
     validation_fraction: float
     threads: int
     stop: Callable[[], bool]
+    template: Template
+    unsaid: Unsaid
 
     def write(self, tokenizer: Tokenizer, writers: dict[bool, _SplitWriter], progress: Progress | None) -> int:
         """Encode and write all examples of the file; returns how many there were."""
@@ -255,7 +263,8 @@ class _FileRun:
                 held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction).tolist()
                 encoded = self._encode(batch, last, tokenizer)
                 for example, is_held_out, row in zip(batch, held_out, encoded, strict=True):
-                    writers[is_held_out].add(self.index, example, row)
+                    if row is not None:
+                        writers[is_held_out].add(self.index, example, row)
                 count += len(batch)
                 if progress:
                     done = writers.values()
@@ -263,14 +272,16 @@ class _FileRun:
             sidecar.end()
         return count
 
-    def _encode(self, batch: Sequence[Example], last: bool, tokenizer: Tokenizer) -> list[Encoded]:
+    def _encode(self, batch: Sequence[Example], last: bool, tokenizer: Tokenizer) -> Sequence[Encoded | None]:
         if self.stage == "pretrain":
             return _encode_text(batch, last, self.file, tokenizer, self.threads)
-        return encode_many([example.fields for example in batch], tokenizer, self.threads)
+        return self.unsaid.take(self.file.name, batch, encode_each([example.fields for example in batch], tokenizer,
+                                                                   self.threads, self.template))  # fmt: skip
 
 
-def _metadata(identity: str, stage: str, tokenizer: Tokenizer, options: dict[str, Any], files: Sequence[SourceFile],
-              counts: Sequence[int], writers: dict[bool, _SplitWriter]) -> dict[str, Any]:  # fmt: skip
+def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Template, options: dict[str, Any],
+              files: Sequence[SourceFile], counts: Sequence[int], writers: dict[bool, _SplitWriter],
+              unsaid: Unsaid) -> dict[str, Any]:  # fmt: skip
     splits = {"train": writers[False].record(), "val": writers[True].record()}
     tokens = sum(split["tokens"] for split in splits.values())
     loss_tokens = sum(split["loss_tokens"] for split in splits.values())
@@ -280,19 +291,21 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, options: dict[str
         "format_version": FORMAT_VERSION,
         "id": identity,
         "kind": stage,
-        "dtype": "uint16",
+        "dtype": tokenizer.dtype.name,
         "byte_order": "little",
         "tokenization": tokenizer.tokenization,
         "tokenizer_hash": tokenizer.content_hash,
         "vocab_size": tokenizer.vocab_size,
-        "template_hash": TEMPLATE_HASH,
-        "versions": maker_versions(),
+        "template": template.name,
+        "template_hash": template.hash,
+        "versions": maker_versions(template),
         "options": options,
         "files": [{"sha256": file.sha256, "name": file.name, "container": file.container, "examples": count,
                    **({"reading": file.reading.as_dict()} if file.reading else {})}
                   for file, count in zip(files, counts, strict=True)],
         "splits": splits,
         "mask_ratio": ratio,
-        "warnings": [f"Mask ratio too low: {ratio:.1%} of the tokens are trained (short answers or long contexts);"
+        **({"inexpressible": {"count": unsaid.count, "first": unsaid.listed}} if unsaid.count else {}),
+        "warnings": unsaid.warnings(template.name) + [f"Mask ratio too low: {ratio:.1%} of the tokens are trained (short answers or long contexts);"
                      " training works but is slower"] if low else [],
     }  # fmt: skip

@@ -17,8 +17,11 @@ from guard.checks.kinds import container_of, container_reason, holds_rows, kind_
 from guard.checks.rows import iter_rows, validate
 from guard.durable import make_dir, remove_tree, rename_new, sha256_file
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
+from trainer.hf_tokenizer import open_tokenizer
 from trainer.prepare import DEFAULT_SHARD_TOKENS, Progress, SourceFile, prepare_dataset
-from trainer.tokenizer import load_tokenizer
+from trainer.templates.base import Template
+from trainer.templates.mypt import MYPT
+from trainer.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["KINDS", "prepare_folder"]
 
@@ -66,10 +69,11 @@ def _check_output(folder: Path) -> None:
 
 def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | str, tokenization: str = "gpt2",
                    val_split: float = 0.1, shard_size_tokens: int = DEFAULT_SHARD_TOKENS, salt: str = "", *,
-                   threads: int = 1, progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
+                   tokenizer_folder: Path | str | None = None, template: str | None = None, threads: int = 1, progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
     """Prepare `text` or `chat` files into `output_dir` (missing or empty) and tell what became of them.
 
-    `val_split` is a fraction of the examples, decided by fingerprint and `salt`. Raises UsageError for wrong words or
+    `val_split` is a fraction of the examples, decided by fingerprint and `salt`; `tokenizer_folder` and `template` are for
+    the tokenization hf: a Hugging Face folder or a version, and one of `TEMPLATES` instead of what it suggests. Raises UsageError for wrong words or
     a folder in use, NotFound for a missing input, DataFault when nothing can be used.
     """
     if kind not in KINDS:
@@ -80,7 +84,7 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
         raise UsageError("no input file", hint="--input FILE, once or more often")
     stage, output_dir = KINDS[kind], Path(output_dir)
     _check_output(output_dir)
-    tokenizer = load_tokenizer(tokenization)
+    tokenizer, chosen = _tokenizer_of(tokenization, tokenizer_folder, template)
     files = [_source(Path(item), stage) for item in inputs]
     skipped = [_skipped_rows(file, stage) for file in {file.sha256: file for file in files}.values()]
     output_dir = output_dir.absolute()
@@ -88,7 +92,7 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
     make_dir(output_dir.parent)
     try:
         dataset = prepare_dataset(files, tokenizer, making, stage=stage, shard_size_tokens=shard_size_tokens, salt=salt,
-                                  validation_fraction=val_split, threads=threads, progress=progress)  # fmt: skip
+                                  validation_fraction=val_split, threads=threads, template=chosen, progress=progress)  # fmt: skip
         if not dataset.train.count + dataset.val.count:
             raise DataFault("no row can be used", subject=files[0].name, hint=_first_reason(skipped))
         if not dataset.train.count:
@@ -100,6 +104,15 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
         remove_tree(making)
         raise
     return _summary(dataset.metadata, output_dir, skipped)
+
+
+def _tokenizer_of(tokenization: str, folder: Path | str | None, template: str | None) -> tuple[Tokenizer, Template]:
+    if tokenization == "hf" and folder is not None:
+        return open_tokenizer(folder, template)
+    if folder is not None or template not in (None, MYPT.name):
+        raise UsageError("--tokenizer DIR and --template belong to --tokenization hf", subject="--tokenizer",
+                         hint="--tokenization hf --tokenizer DIR")  # fmt: skip
+    return load_tokenizer(tokenization), MYPT
 
 
 def _first_reason(skipped: Sequence[_Skipped]) -> str:

@@ -31,6 +31,8 @@ from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
 from trainer.recipe import parse_recipe
 from trainer.replay import ReplaySource, add_replay
 from trainer.selection import training_steps
+from trainer.templates.base import Template
+from trainer.templates.find import load_template
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 
 __all__ = ["run_prepare"]
@@ -88,7 +90,7 @@ def _held_out_here(job: Mapping[str, Any], ready: _Ready) -> NDArray[np.bool_] |
     return held_out_mask(keys, str(job["salt"]), float(job["validation_fraction"]))
 
 
-def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, stop: Callable[[], bool]) -> _Ready:
+def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, template: Template, stop: Callable[[], bool]) -> _Ready:
     """The job's dataset: given, already there and intact, or made now in `<staging>/prepare`."""
     given = _given_folder(job, tokenizer)
     if given:
@@ -96,7 +98,7 @@ def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, stop: Callable[
     staging, files = Path(job["staging"]), _sources(job["files"])
     how: dict[str, Any] = {"stage": job["stage"], "shard_size_tokens": int(job["shard_size_tokens"]),
                            "salt": str(job["salt"]),
-                           "validation_fraction": float(job["validation_fraction"])}  # fmt: skip
+                           "validation_fraction": float(job["validation_fraction"]), "template": template}  # fmt: skip
     existing = Path(job["datasets_root"]) / planned_id(files, tokenizer, **how)
     warnings: tuple[str, ...] = ()
     if existing.exists():
@@ -177,8 +179,9 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     staging = Path(job["staging"])
     make_dir(staging)
     recipe = parse_recipe(job["recipe"], "the job's recipe")
-    tokenizer = load_tokenizer(str(job["tokenization"]))
-    ready = _ready_dataset(job, tokenizer, stop)
+    tokenizer = load_tokenizer(str(job["tokenization"]), job.get("tokenizer_folder"))
+    template = load_template(job.get("tokenizer_folder"))
+    ready = _ready_dataset(job, tokenizer, template, stop)
     batch, seed = recipe.training.batch_sequences, int(job["seed"])
     chosen, warnings = _choose(job, ready, tokenizer)
     selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))
@@ -193,8 +196,9 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "dataset_made": ready.made,
         "dataset_damaged": ready.damaged,
         "tokenizer_hash": tokenizer.content_hash,
-        "template_hash": dataset.metadata.get("template_hash"),
-        "counts": chosen.counts,
+        # Plain text passes through no template: it is the same for every base with this tokenizer.
+        "template_hash": template.hash if dataset.stage == "pretrain" else dataset.metadata.get("template_hash"),
+        "counts": {**chosen.counts, **_inexpressible(dataset)},
         "steps": steps,
         "steps_per_epoch": selection.steps_per_epoch(batch),
         "sequences": len(selection.sequences),
@@ -209,6 +213,12 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     }
     write_json(staging / "prepared.json", prepared)
     return prepared
+
+
+def _inexpressible(dataset: Dataset) -> dict[str, int]:
+    """Conversations left out because the template has no words for them; nothing when there are none."""
+    found = dataset.metadata.get("inexpressible")
+    return {"inexpressible": int(found["count"])} if found else {}
 
 
 def _count_warnings(chosen: Chosen, fed: NDArray[np.bool_], steps: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Token shards on disk: little-endian uint16 ids, beside them one byte of loss mask per token, cut between examples.
+"""Token shards on disk: little-endian uint16 (or uint32) ids, beside them one byte of loss mask per token, cut between examples.
 
 The writer streams: one example in, bytes out, a new shard when the next example would not fit. An example is split
 over shards only when it is longer than a whole shard. The reader maps shards into memory and gathers any span.
@@ -21,9 +21,17 @@ from numpy.typing import NDArray
 from guard.durable import open_new
 from guard.errors import CheckFailed, Damage, UsageError
 
-__all__ = ["Shard", "ShardReader", "ShardWriter", "mask_name", "shard_name"]
+__all__ = ["TOKEN_DTYPES", "Shard", "ShardReader", "ShardWriter", "mask_name", "shard_name", "token_dtype"]
 
-TOKEN_DTYPE = np.dtype("<u2")
+TOKEN_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+"""By the name that the metadata has."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The type of ids below `vocab_size`: uint16 when they fit, else uint32. Raises UsageError beyond that."""
+    if not 0 < vocab_size <= 1 << 32:
+        raise UsageError(f"a vocabulary of {vocab_size} ids does not fit uint32 shards", subject="vocab_size")
+    return TOKEN_DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
 
 
 def shard_name(number: int) -> str:
@@ -81,8 +89,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path | str, *, vocab_size: int, shard_size_tokens: int, with_mask: bool) -> None:
-        if not 0 < vocab_size <= 1 << 16:
-            raise UsageError(f"a vocabulary of {vocab_size} ids does not fit uint16 shards", subject="vocab_size")
+        self.dtype = token_dtype(vocab_size)
         if shard_size_tokens < 1:
             raise UsageError(f"shard size {shard_size_tokens}: must be at least 1 token", subject="shard_size_tokens")
         self.folder = Path(folder)
@@ -97,7 +104,7 @@ class ShardWriter:
     def add(self, ids: NDArray[Any], mask: NDArray[np.uint8] | None = None) -> int:
         """Append one example's ids [n] (and mask [n] of 0 and 1); returns its start in tokens within the split.
 
-        Raises CheckFailed for an id outside the vocabulary: it would wrap in uint16 or index past the embedding.
+        Raises CheckFailed for an id outside the vocabulary: it would wrap or index past the embedding.
         """
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size):
             raise CheckFailed(f"token id {max(int(ids.max()), -int(ids.min()))} is outside the vocabulary of"
@@ -119,7 +126,7 @@ class ShardWriter:
             self._streams.append(_Stream(self.folder / shard_name(number)))
             if self.with_mask:
                 self._streams.append(_Stream(self.folder / mask_name(number)))
-        self._streams[0].write(ids.astype(TOKEN_DTYPE, copy=False).tobytes())
+        self._streams[0].write(ids.astype(self.dtype, copy=False).tobytes())
         if mask is not None:
             self._streams[1].write(mask.astype(np.uint8, copy=False).tobytes())
         self._open_tokens += len(ids)
@@ -164,8 +171,9 @@ class ShardReader:
     Raises Damage when a shard is missing or has another size than recorded.
     """
 
-    def __init__(self, folder: Path | str, shards: Sequence[Shard], *, with_mask: bool) -> None:
+    def __init__(self, folder: Path | str, shards: Sequence[Shard], *, with_mask: bool, dtype: str = "uint16") -> None:
         self.folder = Path(folder)
+        self.dtype = TOKEN_DTYPES[dtype]
         self.shards = list(shards)
         self.with_mask = with_mask
         self._ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
@@ -177,7 +185,7 @@ class ShardReader:
         """Tokens in the split."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def tokens(self, start: int, length: int) -> NDArray[np.uint16]:
+    def tokens(self, start: int, length: int) -> NDArray[Any]:
         """Ids [length] from `start` on, as a copy. Raises Damage when the span leaves the split."""
         return self._gather(start, length, mask=False)
 
@@ -197,7 +205,7 @@ class ShardReader:
                 raise Damage(f"{self.folder / mask_name(number)} holds something else than 0 and 1")
 
     def _files(self) -> list[tuple[str, int]]:
-        files = [(shard_name(i), shard.tokens * TOKEN_DTYPE.itemsize) for i, shard in enumerate(self.shards)]
+        files = [(shard_name(i), shard.tokens * self.dtype.itemsize) for i, shard in enumerate(self.shards)]
         if self.with_mask:
             files += [(mask_name(i), shard.tokens) for i, shard in enumerate(self.shards)]
         return files
@@ -219,7 +227,7 @@ class ShardReader:
     def _map(self, number: int, *, mask: bool) -> NDArray[Any]:
         name = mask_name(number) if mask else shard_name(number)
         if name not in self._maps:
-            dtype = np.dtype(np.uint8) if mask else TOKEN_DTYPE
+            dtype = np.dtype(np.uint8) if mask else self.dtype
             self._maps[name] = np.memmap(self.folder / name, dtype=dtype, mode="r")
         return self._maps[name]
 
@@ -232,5 +240,5 @@ class ShardReader:
             piece = self._map(number, mask=mask)[start - shard_start : start - shard_start + length]
             pieces.append(piece)
             start, length, number = start + len(piece), length - len(piece), number + 1
-        dtype = np.uint8 if mask else np.uint16
+        dtype = np.dtype(np.uint8) if mask else self.dtype
         return np.concatenate(pieces).astype(dtype, copy=False) if pieces else np.empty(0, dtype=dtype)

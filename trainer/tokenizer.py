@@ -1,8 +1,8 @@
 """Tokenizers: text to ids and back, and the identity that keeps ids of different tokenizers apart (law 11).
 
-Two kinds: `gpt2` (ids 0..50256 and our special tokens from 50257) and `char` (UTF-8 bytes 0..255 and special tokens
-from 256). Whatever text is given, `encode` returns ordinary ids only: a tag written inside a record is spelt out, never
-turned into a control token. Control tokens are placed by `trainer/template.py` through `special`.
+Three kinds: `gpt2` (ids 0..50256 and our special tokens from 50257), `char` (UTF-8 bytes 0..255 and special tokens
+from 256) and `hf` (a Hugging Face folder, `trainer/tokenizer_hf.py`). Whatever text is given, `encode` returns ordinary ids only: a tag written inside a record is spelt out, never
+turned into a control token. Control tokens are placed by templates through `special`.
 Not here: the conversation format, shards, and the Hugging Face files (`trainer/hf_tokenizer.py`).
 """
 
@@ -14,6 +14,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import tiktoken
 from numpy.typing import NDArray
 
 from guard.errors import CheckFailed, UsageError
-from trainer.template import END_OF_TURN, SPECIAL_TOKENS
+from trainer.templates.mypt import END_OF_TURN, SPECIAL_TOKENS
 from trainer.vocabulary import gpt2_ranks
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "Tokenizer",
     "load_tokenizer",
     "require_same_tokenizer",
+    "split_runs",
+    "valid_unicode",
 ]
 
 # GPT-2's split pattern in the form tiktoken 0.14 uses (possessive where it can be). Kept here, because tiktoken
@@ -49,7 +52,7 @@ _SPACE, _NOT_SPACE = re.compile(r"[ \t\n\r]"), re.compile(r"[^ \t\n\r]")
 _STATE_SCHEMA = 1
 
 
-def _valid_unicode(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """Text without lone surrogates (JSON can smuggle them in): they become U+FFFD, as in tiktoken."""
     try:
         text.encode("utf-8")
@@ -70,7 +73,7 @@ def _has_long_run(text: str) -> bool:
     return False
 
 
-def _split_runs(text: str) -> list[str]:
+def split_runs(text: str) -> list[str]:
     """The text in pieces that are safe to encode; one piece nearly always."""
     if not _has_long_run(text):
         return [text]
@@ -92,7 +95,8 @@ class Tokenizer(ABC):
     """Ids in use: 0 .. vocab_size - 1."""
     padded_vocab_size: int
     """Rows of the embedding table; ids from vocab_size on never occur."""
-    dtype: np.dtype[np.uint16] = np.dtype("<u2")
+    dtype: np.dtype[Any] = np.dtype("<u2")
+    """Of its ids, in memory and on disk: uint16, or uint32 where the vocabulary needs it."""
 
     def __init__(self, first_special: int, padded_vocab_size: int) -> None:
         self._specials = {name: first_special + offset for offset, name in enumerate(SPECIAL_TOKENS)}
@@ -101,8 +105,8 @@ class Tokenizer(ABC):
         self.padded_vocab_size = padded_vocab_size
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint16]]:
-        """Ordinary ids (uint16) of each text; `threads` change the speed and never the result."""
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[Any]]:
+        """Ordinary ids (of `dtype`) of each text; `threads` change the speed and never the result."""
 
     @abstractmethod
     def _identity(self) -> Iterable[bytes]:
@@ -112,8 +116,8 @@ class Tokenizer(ABC):
     def token_bytes(self) -> list[bytes]:
         """The bytes of every ordinary token, by id (without the special tokens)."""
 
-    def encode_array(self, text: str) -> NDArray[np.uint16]:
-        """Ordinary ids of one text as uint16 [n]."""
+    def encode_array(self, text: str) -> NDArray[Any]:
+        """Ordinary ids [n] of one text."""
         return self.encode_batch([text])[0]
 
     def encode(self, text: str) -> list[int]:
@@ -205,8 +209,8 @@ class Gpt2Tokenizer(Tokenizer):
         self._encoding = tiktoken.Encoding("heirloom-gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=self.ranks,
                                            special_tokens={})  # fmt: skip
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint16]]:
-        pieces = [_split_runs(_valid_unicode(text)) for text in texts]
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[Any]]:
+        pieces = [split_runs(valid_unicode(text)) for text in texts]
         flat = [piece for parts in pieces for piece in parts]
         if threads > 1 and len(flat) > 1:
             encoded = self._encoding.encode_ordinary_batch(flat, num_threads=threads)
@@ -239,8 +243,8 @@ class CharTokenizer(Tokenizer):
         super().__init__(first_special=256, padded_vocab_size=320)
         self.separator_id = self.special(END_OF_TURN)
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint16]]:
-        return [np.frombuffer(_valid_unicode(text).encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[Any]]:
+        return [np.frombuffer(valid_unicode(text).encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
 
     def token_bytes(self) -> list[bytes]:
         return [bytes([value]) for value in range(256)]
@@ -251,18 +255,45 @@ class CharTokenizer(Tokenizer):
 
 _KINDS: dict[str, Callable[[], Tokenizer]] = {"gpt2": Gpt2Tokenizer, "char": CharTokenizer}
 TOKENIZATIONS = tuple(_KINDS)
+"""Those that need no folder; the third is `hf`."""
+
+
+def load_tokenizer(tokenization: str, folder: Path | str | None = None) -> Tokenizer:
+    """The tokenizer of that name, made once per process; `hf` is read from `folder`, the others need none.
+
+    Raises UsageError for an unknown name or a missing folder, EnvironmentFault when GPT-2's vocabulary is not to be had,
+    NotFound and CheckFailed for a folder without a usable tokenizer.
+    """
+    if tokenization == "hf":
+        if folder is None:
+            raise UsageError("the tokenization hf needs the folder of its tokenizer", subject="tokenization",
+                             hint="--tokenizer DIR, a folder with tokenizer.json")  # fmt: skip
+        path = Path(folder).resolve()
+        return _from_folder(str(path), tuple(_stamp(path / name) for name in ("tokenizer.json", "tokenizer_state.json")))
+    return _named(tokenization)
 
 
 @functools.cache
-def load_tokenizer(tokenization: str) -> Tokenizer:
-    """The tokenizer of that name, made once per process.
-
-    Raises UsageError for an unknown name and EnvironmentFault when GPT-2's vocabulary is not to be had.
-    """
+def _named(tokenization: str) -> Tokenizer:
     if tokenization not in _KINDS:
         raise UsageError(f"unknown tokenization {tokenization!r}", subject="tokenization",
-                         hint=f"use one of: {', '.join(TOKENIZATIONS)}")  # fmt: skip
+                         hint=f"use one of: {', '.join(TOKENIZATIONS)}, hf")  # fmt: skip
     return _KINDS[tokenization]()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=4)
+def _from_folder(folder: str, stamps: tuple[object, ...]) -> Tokenizer:
+    from trainer.tokenizer_hf import hf_tokenizer  # it stands on this file
+
+    return hf_tokenizer(folder)
 
 
 def require_same_tokenizer(expected: Mapping[str, Any], found: Mapping[str, Any], what_a: str, what_b: str) -> None:

@@ -33,6 +33,9 @@ from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
 from trainer.objectives import find_objective
 from trainer.selection import Selection
+from trainer.template import stop_ids
+from trainer.templates.base import Template
+from trainer.templates.find import load_template
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 from trainer.version_files import WEIGHTS, load_version, weights_are_finite, weights_differ, write_version_files
 
@@ -70,11 +73,12 @@ def run_base(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str,
     child = _Child(job, Path(job["staging"]), stop)
     child.tell("making a base")
     apply_numbers(int(job["threads"]))
-    tokenizer = load_tokenizer(job["tokenization"])
+    folder = job.get("tokenizer_folder")
+    tokenizer, template = load_tokenizer(job["tokenization"], folder), load_template(folder)
     shape = dict(job["recipe"]["model"])
     shape["vocab_size"] = shape.get("vocab_size") or tokenizer.padded_vocab_size
     model = new_model(ModelConfig.from_recipe(shape), int(job["seed"]))
-    files = _write_out(child, model, tokenizer, metrics=None)
+    files = _write_out(child, model, tokenizer, template, metrics=None)
     result = {
         "files": files,
         "weights_sha256": files[WEIGHTS],
@@ -99,19 +103,20 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     apply_numbers(int(job["threads"]))
     base = Path(job["base"]["path"])
     model, tokenizer = load_version(base)
+    template = load_template(base)
     parent_weights = sha256_file(base / WEIGHTS)
     feed = _open_feed(child, tokenizer)
     child.tell("judging the parent")
-    parent_losses = _parent_losses(child, model, parent_weights)
+    parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
     run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights),
                 stop=stop, clock=time.monotonic)  # fmt: skip
     model.eval()
     child.tell("judging the child", run)
-    evaluation = _compare(job, parent_losses, _losses(child, model))
-    generation = _speak(model, tokenizer, feed, job)
+    evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
+    generation = _speak(model, tokenizer, stop_ids(template, tokenizer), feed, job)
     child.tell("writing the version", run)
-    files = _write_out(child, model, tokenizer, child.staging / "metrics.jsonl")
+    files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl")
     result = {
         **_proof(run, feed.selection, job),
         "parent_weights_sha256": parent_weights,
@@ -166,18 +171,20 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
     )  # fmt: skip
 
 
-def _losses(child: _Child, model: Decoder) -> list[dict[str, Any]]:
-    """The loss of `model` on every set the job names, in the job's order."""
+def _losses(child: _Child, model: Decoder, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The loss of `model` on every set the job names, in the job's order. Raises CheckFailed for another tokenizer's set."""
     rows = []
     for wanted in child.job.get("evaluation") or ():
-        split = open_dataset(wanted["dataset"]).split(wanted["split"])
+        dataset = open_dataset(wanted["dataset"])
+        require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the model", f"the set {wanted.get('name')}")
+        split = dataset.split(wanted["split"])
         found = evaluate(model, split, find_objective(wanted["stage"]), max_tokens=int(wanted["max_tokens"]),
                          use_mask=wanted["stage"] == "sft", stop=child.stop)  # fmt: skip
         rows.append(found.as_dict())
     return rows
 
 
-def _parent_losses(child: _Child, model: Decoder, parent_weights: str) -> list[dict[str, Any]]:
+def _parent_losses(child: _Child, model: Decoder, tokenizer: Tokenizer, parent_weights: str) -> list[dict[str, Any]]:
     """The parent's losses, from the note an interrupted run of this very job left, or measured now."""
     note = child.staging / "parent_losses.json"
     asked = {"parent": parent_weights, "sets": child.job.get("evaluation") or []}
@@ -186,7 +193,7 @@ def _parent_losses(child: _Child, model: Decoder, parent_weights: str) -> list[d
         if kept["asked"] == json.loads(json.dumps(asked)):
             losses: list[dict[str, Any]] = kept["losses"]
             return losses
-    losses = _losses(child, model)
+    losses = _losses(child, model, tokenizer)
     write_json(note, {"asked": asked, "losses": losses})
     return losses
 
@@ -201,7 +208,7 @@ def _compare(job: Job, parent: list[dict[str, Any]], child: list[dict[str, Any]]
     return rows
 
 
-def _speak(model: Decoder, tokenizer: Tokenizer, feed: Feed, job: Job) -> list[dict[str, Any]]:
+def _speak(model: Decoder, tokenizer: Tokenizer, stops: tuple[int, ...], feed: Feed, job: Job) -> list[dict[str, Any]]:
     """A few seeded continuations of the new data's own beginnings, for people and for the gate."""
     fresh = np.flatnonzero(~feed.selection.replay)
     chosen = fresh[np.linspace(0, len(fresh) - 1, num=min(SAMPLES, len(fresh)), dtype=np.int64)]
@@ -213,19 +220,20 @@ def _speak(model: Decoder, tokenizer: Tokenizer, feed: Feed, job: Job) -> list[d
         prompt = tokens[: answer or PROMPT_TOKENS].tolist()
         new = generate(
             model, prompt, max_tokens=SAMPLE_TOKENS, ids_in_use=tokenizer.vocab_size,
-            stop_ids=() if mask is None else tokenizer.stop_ids, seed=int(job["seed"]) + number,
+            stop_ids=() if mask is None else stops, seed=int(job["seed"]) + number,
         )  # fmt: skip
         spoken.append({"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(new), "tokens": len(new),
                        "distinct_ratio": distinct_ratio(new)})  # fmt: skip
     return spoken
 
 
-def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, metrics: Path | None) -> dict[str, str]:
+def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, template: Template,
+               metrics: Path | None) -> dict[str, str]:  # fmt: skip
     """The future version folder, made anew: an interrupted attempt may have left half of one."""
     out = child.staging / "out"
     if out.exists():
         remove_tree(out)
-    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics)
+    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template)
 
 
 def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:

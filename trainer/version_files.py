@@ -24,6 +24,9 @@ from guard.errors import CheckFailed, Damage, NotFound
 from trainer.hf_tokenizer import write_hf_tokenizer
 from trainer.model import Decoder
 from trainer.model_config import ModelConfig
+from trainer.template import stop_ids
+from trainer.templates.base import Template
+from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 from trainer.weights import save_weights
 
@@ -34,13 +37,14 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def write_version_files(
-    folder: Path, model: Decoder, tokenizer: Tokenizer, recipe: Mapping[str, Any], metrics: Path | None
-) -> dict[str, str]:
+    folder: Path, model: Decoder, tokenizer: Tokenizer, recipe: Mapping[str, Any], metrics: Path | None,
+    template: Template = MYPT,
+) -> dict[str, str]:  # fmt: skip
     """Write a new folder durably; returns the SHA-256 of every file, read back from disk, by name."""
     make_dir(folder)
-    _write_config(folder, model.config, tokenizer)
+    _write_config(folder, model.config, tokenizer, stop_ids(template, tokenizer))
     save_weights(dict(model.named_parameters()), folder / WEIGHTS)
-    write_hf_tokenizer(tokenizer, folder, model.config.block_size)
+    write_hf_tokenizer(tokenizer, folder, model.config.block_size, template)
     write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
     if metrics is not None:
         copy_verified(metrics, folder / "metrics.jsonl")
@@ -48,10 +52,10 @@ def write_version_files(
     return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
 
 
-def _write_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+def _write_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer, stops: tuple[int, ...]) -> None:
     tokens = {
         "bos_token_id": None,
-        "eos_token_id": list(tokenizer.stop_ids),
+        "eos_token_id": list(stops),
         "pad_token_id": tokenizer.separator_id,
     }
     write_json(folder / "config.json", {**config.to_hf(), **tokens, "dtype": "float32"})
@@ -127,7 +131,7 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     if (folder / "tokenizer_config.json").exists():
         _refuse_remote_code(_read_json(folder / "tokenizer_config.json"), "tokenizer_config.json")
     state = _read_json(folder / "tokenizer_state.json")
-    tokenizer = load_tokenizer(str(state.get("tokenization")))
+    tokenizer = load_tokenizer(str(state.get("tokenization")), folder)
     require_same_tokenizer(state, tokenizer.state(), folder.name, "this installation")
     if config.vocab_size < tokenizer.vocab_size:
         raise CheckFailed(f"{folder.name} has {config.vocab_size} embedding rows for {tokenizer.vocab_size} token ids",

@@ -21,8 +21,8 @@ from guard.errors import CheckFailed, Damage, NotFound, UsageError
 
 __all__ = ["add_to", "fitting_turns", "shown"]
 
-# The two context tags, their newlines, and the one between context and question.
-_CONTEXT_TAGS = 6
+# Tags, newlines and headings around the context; mypt needs 6, a template with a developer block more.
+_CONTEXT_TAGS = 12
 _LONGEST_ANSWER = 200
 _LEAVE = {"/quit", "/exit", "exit", "quit"}
 
@@ -39,6 +39,7 @@ class _Talk:
     name: str
     model: Any
     tokenizer: Any
+    template: Any
     index: Path | None
     pieces: int
     max_tokens: int
@@ -49,24 +50,24 @@ class _Talk:
     def answer(self, question: str) -> tuple[str, tuple[Any, ...]]:
         """The model's answer, and the citations of the pieces of documents that it was given."""
         from trainer.generate import generate
-        from trainer.template import encode_prompt
+        from trainer.template import encode_prompt, stop_ids
 
         self.messages.append({"role": "user", "content": question})
         room = max(1, self.model.config.block_size - self.max_tokens)
         turns = fitting_turns(self.messages, room // 2, self._prompt_tokens)
         context, citations = self._context(question, room - self._prompt_tokens(turns) - _CONTEXT_TAGS)
-        prompt = encode_prompt(None, context, turns, self.tokenizer)
+        prompt = encode_prompt(None, context, turns, self.tokenizer, self.template)
         ids = generate(self.model, prompt, max_tokens=self.max_tokens, ids_in_use=self.tokenizer.vocab_size,
-                       stop_ids=self.tokenizer.stop_ids, temperature=self.temperature,
+                       stop_ids=stop_ids(self.template, self.tokenizer), temperature=self.temperature,
                        seed=self.seed + len(self.messages) // 2)  # fmt: skip
-        text = self.tokenizer.decode(ids).strip()
+        text = self.template.answer(self.tokenizer.decode(ids)).strip()
         self.messages.append({"role": "assistant", "content": text})
         return text, citations
 
     def _prompt_tokens(self, turns: Sequence[Mapping[str, str]]) -> int:
         from trainer.template import encode_prompt
 
-        return len(encode_prompt(None, None, turns, self.tokenizer))
+        return len(encode_prompt(None, None, turns, self.tokenizer, self.template))
 
     def _context(self, question: str, budget_tokens: int) -> tuple[str | None, tuple[Any, ...]]:
         if self.index is None or budget_tokens <= 0:
@@ -110,10 +111,10 @@ def chat(
         raise UsageError("--json needs one question", hint="heirloom chat -p TEXT --json")
     name, folder, record = _version(caller, version or model_name)
     source = _index(caller, index, index_dir, no_rag)
-    model, tokenizer = _load(folder, record)
+    model, tokenizer, template = _load(folder, record)
     # A small model has a small block: most of it belongs to what is read, not to the answer.
     longest = max_tokens or max(1, min(_LONGEST_ANSWER, model.config.block_size // 4))
-    talk = _Talk(name, model, tokenizer, source, k, longest, temperature, seed)
+    talk = _Talk(name, model, tokenizer, template, source, k, longest, temperature, seed)
     if prompt is not None:
         _one_shot(caller, talk, prompt)
     else:
@@ -145,8 +146,9 @@ def _version(caller: Caller, text: str | None) -> tuple[str, Path, Mapping[str, 
     return found.name, folder, found.record
 
 
-def _load(folder: Path, record: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Model and tokenizer; the tokenizer must be the one the version was sealed with (law 11)."""
+def _load(folder: Path, record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and template; the tokenizer must be the one the version was sealed with (law 11)."""
+    from trainer.templates.find import load_template
     from trainer.version_files import load_version
 
     model, tokenizer = load_version(folder)
@@ -155,7 +157,7 @@ def _load(folder: Path, record: Mapping[str, Any]) -> tuple[Any, Any]:
         raise CheckFailed(f"{folder.name} was sealed with the tokenizer {str(sealed)[:16]}, this one is"
                           f" {tokenizer.content_hash[:16]}", subject=folder.name,
                           hint=f"heirloom verify {folder.name}")  # fmt: skip
-    return model, tokenizer
+    return model, tokenizer, load_template(folder)
 
 
 def _index(caller: Caller, index: str | None, index_dir: str | None, no_rag: bool) -> Path | None:

@@ -29,7 +29,7 @@ _HAPPENED = {
     "job.failed": "❌ {subject} failed: {reason}", "job.quarantined": "❌ {subject} did not pass the gate: {reason}",
     "job.parked": "⚠️ {subject} is parked: {reason}", "job.held": "⚠️ {subject} is held: {reason}",
 }  # fmt: skip
-TOKENIZATIONS = ("gpt2", "char")
+TOKENIZATIONS = ("gpt2", "char", "hf")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,7 +42,9 @@ def init(
     context: typer.Context,
     directory: Annotated[str | None, typer.Argument(metavar="DIR", help="Where; this folder otherwise.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="The model to begin with: a recipe for a base.")] = "pretrain/small",
-    tokenization: Annotated[str, typer.Option("--tokenization", metavar="gpt2|char", help="Its tokens, for ever.")] = "gpt2",
+    tokenization: Annotated[str, typer.Option("--tokenization", metavar="gpt2|char|hf", help="Its tokens, for ever.")] = "gpt2",
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="A Hugging Face tokenizer, for hf.")] = None,
+    template: Annotated[str | None, typer.Option("--template", metavar="T", help="mypt, harmony, ...; what the tokenizer suggests otherwise.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The recipe's own otherwise.")] = None,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -56,7 +58,8 @@ def init(
     given = directory or caller.home_given or "."
     target = (caller.folder / Path(given).expanduser()).absolute()
     found = init_home(target, recipe=recipe, tokenization=tokenization, seed=seed, progress=caller.console.progress,
-                      dry_run=dry_run)  # fmt: skip
+                      dry_run=dry_run, tokenizer=caller.folder / Path(tokenizer).expanduser() if tokenizer else None,
+                      template=template)  # fmt: skip
     caller.console.emit({"home": str(target), **found, **({"dry_run": True} if dry_run else {})})
     if dry_run:
         caller.console.say(*init_plan_lines(found))

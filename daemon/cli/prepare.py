@@ -41,25 +41,27 @@ def prepare() -> None:
 
 _Input = Annotated[list[str], typer.Option("--input", metavar="FILE...", help="Files to prepare, one or several.")]
 _Output = Annotated[str, typer.Option("--output-dir", help="A new or empty folder for the dataset.")]
-_Tokens = Annotated[str, typer.Option("--tokenization", metavar="gpt2|char", help="Must be the model's own.")]
+_Tokens = Annotated[str, typer.Option("--tokenization", metavar="gpt2|char|hf", help="Must be the model's own.")]
+_Folder = Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="For hf: a tokenizer's folder, or a version's.")]
+_Template = Annotated[str | None, typer.Option("--template", metavar="T", help="mypt, harmony_simple, harmony or chat_template.")]
 _Split = Annotated[float, typer.Option("--val-split", min=0.0, max=1.0, help="Share held out for judging.")]
 _Shard = Annotated[int, typer.Option("--shard-size", min=1, help="Most tokens in one shard.")]
 
 
 def prepare_text(
     context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
-    val_split: _Split = 0.1, shard_size: _Shard = 10_000_000,
+    val_split: _Split = 0.1, shard_size: _Shard = 10_000_000, tokenizer: _Folder = None, template: _Template = None,
 ) -> None:  # fmt: skip
     """Plain text, Markdown, or JSONL rows with `text`."""
-    _prepare(context.obj, "text", input, output_dir, tokenization, val_split, shard_size)
+    _prepare(context.obj, "text", input, output_dir, tokenization, val_split, shard_size, tokenizer, template)
 
 
 def prepare_chat(
     context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
-    val_split: _Split = 0.1, shard_size: _Shard = 10_000_000,
+    val_split: _Split = 0.1, shard_size: _Shard = 10_000_000, tokenizer: _Folder = None, template: _Template = None,
 ) -> None:  # fmt: skip
     """Conversations: JSONL rows with `messages`, optional `system` and `context`; only answers are trained."""
-    _prepare(context.obj, "chat", input, output_dir, tokenization, val_split, shard_size)
+    _prepare(context.obj, "chat", input, output_dir, tokenization, val_split, shard_size, tokenizer, template)
 
 
 def _prepare(
@@ -70,12 +72,15 @@ def _prepare(
     tokenization: str,
     val_split: float,
     shard_size: int,
+    tokenizer: str | None,
+    template: str | None,
 ) -> None:
     from trainer.prepare_folder import prepare_folder
 
     paths = [caller.folder / Path(name).expanduser() for name in inputs]
     target = caller.folder / Path(output_dir).expanduser()
-    found = prepare_folder(kind, paths, target, tokenization, val_split, shard_size)
+    found = prepare_folder(kind, paths, target, tokenization, val_split, shard_size, template=template,
+                           tokenizer_folder=caller.folder / Path(tokenizer).expanduser() if tokenizer else None)  # fmt: skip
     caller.console.emit(found)
     caller.console.note(*dataset_lines(found))
 

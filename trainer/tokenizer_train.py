@@ -1,0 +1,160 @@
+"""`heirloom tokenizer train`: a byte-level BPE of one's own data, in the files of every other Hugging Face tokenizer.
+
+Texts are streamed; what grows is the table of different words. The same files in the same order give the same bytes.
+Not here: using it (`trainer/tokenizer_hf.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from guard.checks.kinds import container_of
+from guard.checks.rows import iter_rows, open_regular, text_chunks
+from guard.durable import fsync_tree, make_dir, remove_tree, rename_new
+from guard.errors import DataFault, NotFound, UsageError
+from guard.segment import iter_segments
+from trainer.hf_tokenizer import write_hf_tokenizer
+from trainer.templates.base import Template
+from trainer.templates.find import template_from
+from trainer.tokenizer import RUN_PATTERN, split_runs
+from trainer.tokenizer_folder import TokenizerFolder, added_token
+from trainer.tokenizer_hf import HfTokenizer
+
+__all__ = ["train_tokenizer"]
+
+_END_OF_TEXT = "<|endoftext|>"
+_BYTES = 256
+_NOT_TEXT = frozenset({"id", "role", "type", "name", "tool_call_id", "src"})
+"""Keys of rows that name things; everything else that is text is learnt from."""
+_TOLD_EVERY = 4096
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text of a row, in its order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in _NOT_TEXT:
+                yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """The texts of one file, streamed. Raises DataFault for bytes that are no text."""
+    if container_of(path.name) == "text":
+        with open_regular(path.resolve()) as stream:
+            yield from iter_segments(text_chunks(stream))
+        return
+    for row in iter_rows(path.resolve()):
+        if row.value is not None:
+            yield from _strings(row.value)
+
+
+def _check(inputs: Sequence[Path], vocab_size: int, min_frequency: int, specials: Sequence[str], out_dir: Path) -> None:
+    if not inputs:
+        raise UsageError("no input file", hint="--input FILE, once or more often")
+    for path in inputs:
+        if not path.is_file():
+            raise NotFound(f"no file {path}", subject=str(path), hint="check the path after --input")
+        if container_of(path.name) not in ("text", "jsonl"):
+            raise UsageError(f"{path} is no text to learn words from: expected .txt, .md or .jsonl", subject=str(path),
+                             hint="heirloom prepare convert makes JSONL of other tables")  # fmt: skip
+    least = _BYTES + len(specials)
+    if not least <= vocab_size <= 1 << 20:
+        raise UsageError(f"--vocab-size {vocab_size}: must be {least} (256 bytes and {len(specials)} control tokens) to"
+                         f" {1 << 20:,}", subject="--vocab-size", hint="--vocab-size 16384")  # fmt: skip
+    if min_frequency < 1:
+        raise UsageError(f"--min-frequency {min_frequency}: must be at least 1", hint="--min-frequency 2")
+    if out_dir.exists():
+        raise UsageError(f"{out_dir} exists already", subject=str(out_dir), hint="name a new folder after --out-dir")
+
+
+def train_tokenizer(inputs: Sequence[Path | str], vocab_size: int, out_dir: Path | str, *, min_frequency: int = 2,
+                    specials: Sequence[str] = (), template: str = "mypt",
+                    progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Train a tokenizer of at most `vocab_size` ids, control tokens counted, and write its folder whole or not at all.
+
+    `min_frequency`: how often a pair must occur to be merged; `specials`: control tokens beside those of `template` and
+    <|endoftext|>; `progress` is told (texts, characters) so far. Returns {out_dir, vocab_size, content_hash, texts,
+    characters, special_tokens}. Raises UsageError for wrong words or an existing folder, NotFound for a missing file,
+    DataFault when there is no text.
+    """
+    paths, out_dir = [Path(item) for item in inputs], Path(out_dir).absolute()
+    chosen = template_from({"name": template})
+    names = list(dict.fromkeys([_END_OF_TEXT, *chosen.special_tokens, *specials]))
+    _check(paths, vocab_size, min_frequency, names, out_dir)
+    feed = _Feed(paths, progress)
+    model = _learn(feed, vocab_size - len(names), min_frequency)
+    if not feed.characters:
+        raise DataFault("there is no text in the files", subject=paths[0].name, hint="name other files after --input")
+    tokenizer = _assemble(model, names)
+    _write(tokenizer, chosen, out_dir)
+    return {"out_dir": str(out_dir), "vocab_size": tokenizer.vocab_size, "content_hash": tokenizer.content_hash,
+            "texts": feed.texts, "characters": feed.characters, "special_tokens": tokenizer.special_tokens,
+            "template": chosen.name}  # fmt: skip
+
+
+class _Feed:
+    """The texts of all files, counted on the way; endless runs are cut as they are when text is encoded."""
+
+    def __init__(self, paths: Sequence[Path], progress: Callable[[int, int], None] | None) -> None:
+        self.paths, self.progress = paths, progress
+        self.texts = self.characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.paths:
+            for text in _texts(path):
+                self.texts += 1
+                self.characters += len(text)
+                if self.progress and self.texts % _TOLD_EVERY == 0:
+                    self.progress(self.texts, self.characters)
+                yield from split_runs(text)
+
+
+def _learn(feed: _Feed, vocab_size: int, min_frequency: int) -> dict[str, Any]:
+    """The model part of tokenizer.json: bytes first, then merges in the order they were found."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    how = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False, special_tokens=[],
+                              initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    learner.train_from_iterator(iter(feed), how)
+    found: dict[str, Any] = orjson.loads(learner.to_str())["model"]
+    return found
+
+
+def _assemble(model: dict[str, Any], names: Sequence[str]) -> HfTokenizer:
+    """The learnt model with the control tokens behind it and the cut of endless runs before it."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    runs = {"type": "Split", "pattern": {"Regex": RUN_PATTERN}, "behavior": "Isolated", "invert": False}
+    first = len(model["vocab"])
+    document = {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [added_token(first + number, name) for number, name in enumerate(names)], "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [runs, byte_level]}, "post_processor": None,
+        "decoder": byte_level, "model": model,
+    }  # fmt: skip
+    return HfTokenizer(TokenizerFolder(document, {"eos_token": _END_OF_TEXT, "pad_token": _END_OF_TEXT}), "the new tokenizer")
+
+
+def _write(tokenizer: HfTokenizer, template: Template, out_dir: Path) -> None:
+    tokenizer.check_specials()
+    making = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.making")
+    make_dir(out_dir.parent)
+    try:
+        make_dir(making)
+        write_hf_tokenizer(tokenizer, making, None, template)
+        fsync_tree(making)
+        rename_new(making, out_dir)
+    except BaseException:
+        remove_tree(making)
+        raise
