@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.checks.columns import Reading
-from guard.checks.rows import Fields, iter_rows, open_regular, text_chunks, text_examples, validate
+from guard.checks.rows import Fields, has_rows, iter_rows, open_regular, text_chunks, text_examples, validate
 from guard.durable import sha256_bytes
 from guard.errors import Damage
 from guard.fingerprint import example_fingerprint
@@ -74,8 +74,8 @@ def asks(fields: Mapping[str, Any]) -> Iterator[bytes]:
 
 def _examples(path: Path | str, kind: str, name: str, reading: Reading | None) -> Iterator[tuple[bytes, Fields]]:
     """(fingerprint, fields) of the usable examples in order: as `iter_examples`, for bytes that do not lie under their name."""
-    if name.lower().endswith(".jsonl"):
-        for row in iter_rows(path):
+    if has_rows(name):
+        for row in iter_rows(path, name=name):
             value = reading.apply(row.value) if reading and row.value is not None else row.value
             fields = value is not None and validate(kind, value)
             if isinstance(fields, dict):
@@ -93,8 +93,8 @@ def keys_of_file(path: Path | str, name: str, reading: Reading | None = None) ->
     """
     keys: set[bytes] = set()
     rows = 0
-    if name.lower().endswith(".jsonl"):
-        for row in iter_rows(path):
+    if has_rows(name):
+        for row in iter_rows(path, name=name):
             value = reading.apply(row.value) if reading and row.value is not None else row.value
             found = [validate(kind, value) for kind in _TRAINED_KINDS] if value is not None else []
             valid = [fields for fields in found if isinstance(fields, dict)]

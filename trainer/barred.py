@@ -79,7 +79,7 @@ def _look(originals: Path, dataset: Dataset, keys: KeyList, warnings: list[str],
     count = int(file["examples"])
     try:
         path = _original(originals, str(file["sha256"]))
-        name = "original.jsonl" if file["container"] == "jsonl" else "original.txt"
+        name = f"original.{file['container']}" if file["container"] != "text" else "original.txt"
         touched = touched_in_file(path, "sft", keys, name, Reading(**file.get("reading") or {})) >= 0
         if len(touched) != count:
             raise Damage(f"{path} does not hold the examples that were prepared", subject=str(path))

@@ -62,8 +62,9 @@ class SourceFile:
 
     @property
     def container(self) -> str:
-        """`jsonl`: a row is a document; `text`: the file is one, and its segments are the examples."""
-        return "jsonl" if self.path.name.lower().endswith(".jsonl") else "text"
+        """`jsonl` and `tar` (a packed folder): a row is a document; `text`: the file is one, and its segments are the examples."""
+        suffix = self.path.suffix.lower()
+        return suffix[1:] if suffix in (".jsonl", ".tar") else "text"
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -187,7 +188,7 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
     rows = []
     arrays = tokenizer.encode_batch([example.fields["text"] for example in batch], threads)
     for position, ids in enumerate(arrays):
-        if file.container == "jsonl" or (last and position == len(arrays) - 1):
+        if file.container != "text" or (last and position == len(arrays) - 1):
             ids = np.concatenate([ids, separator])
         rows.append(Encoded(ids, np.ones(len(ids), dtype=np.uint8), 0, 0))
     return rows

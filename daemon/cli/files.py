@@ -154,7 +154,8 @@ def _row_lines(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
     """Rows that were left out, by line; `count` of them were, of which the first are recorded."""
     lines = []
     for row in rows[:_SHOWN_ROWS]:
-        place = f"line {row['line']}" + (f", {visible(row['field'])}" if row["field"] else "")
+        place = f"{visible(row['member'])}:{row['line']}" if row.get("member") else f"line {row['line']}"
+        place += f", {visible(row['field'])}" if row["field"] else ""
         lines.append(f"      {place}: {visible(row['reason'])}")
     return lines + ([f"      and {count - len(lines):,} more"] if count > len(lines) else [])
 

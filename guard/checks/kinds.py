@@ -32,7 +32,7 @@ README_REASON = "the inbox's own README"
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".download", ".tmp", ".temp", ".swp", ".swo", ".swx")
 _SYSTEM_NAMES = {"thumbs.db": "Windows", "desktop.ini": "Windows", "lost+found": "the file system"}
 _RSYNC = re.compile(r"\..+\.[A-Za-z0-9]{6}", re.DOTALL)
-_CONTAINERS = {".jsonl": "jsonl", ".txt": "text", ".md": "text"}
+_CONTAINERS = {".jsonl": "jsonl", ".txt": "text", ".md": "text", ".tar": "tar"}
 _KNOWN_SUFFIXES = frozenset(
     {
         ".json", ".csv", ".parquet", ".npy", ".arrow", ".gz", ".zst", ".pdf", ".docx", ".html", ".htm", ".epub",
@@ -101,7 +101,7 @@ def forced_kind_of(relative: str) -> str | None:
 
 
 def container_of(name: str) -> str:
-    """`jsonl`, `text`, or "" for anything this version cannot read; upper case is the same."""
+    """`jsonl`, `text`, `tar` (a folder that was packed), or "" for anything this version cannot read; upper case is the same."""
     return _CONTAINERS.get(_suffix(name), "")
 
 
@@ -118,7 +118,7 @@ def kind_reason(kind: str, container: str) -> str:
     """Why this version cannot take that kind in that container, or "" when it can."""
     if kind not in (*TRAINABLE_KINDS, "docs"):
         return f"{kind} is not a kind this version can train on yet; supported: {SUPPORTED}"
-    if kind == "docs" and container == "jsonl":
+    if kind == "docs" and container in ("jsonl", "tar"):
         return f"rows are not a document this version can index; supported: {SUPPORTED}"
     if kind == "sft" and container == "text":
         return f"sft needs rows and this is plain text; supported: {SUPPORTED}"

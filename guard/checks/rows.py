@@ -22,7 +22,7 @@ from guard.fingerprint import example_fingerprint
 from guard.segment import iter_segments
 
 __all__ = [
-    "ROLES", "RULES_VERSION", "Example", "Fault", "Fields", "Row", "iter_examples", "iter_rows", "open_regular",
+    "ROLES", "RULES_VERSION", "Example", "Fault", "Fields", "Row", "has_rows", "iter_examples", "iter_rows", "open_regular",
     "text_chunks", "text_examples", "validate", "validate_pretrain", "validate_sft",
 ]  # fmt: skip
 
@@ -171,9 +171,23 @@ def open_regular(path: Path | str) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=_READ_BYTES)
 
 
-def iter_rows(path: Path | str, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
-    """Every line of a JSONL file that is not blank, as a row or a fault. Raises OSError only."""
+def has_rows(name: Path | str) -> bool:
+    """Whether a file of this name holds rows, and not one text."""
+    return os.fsdecode(name).lower().endswith((".jsonl", ".tar"))
+
+
+def iter_rows(path: Path | str, max_line_bytes: int = MAX_LINE_BYTES, name: Path | str = "") -> Iterator[Row]:
+    """Every line of a JSONL file that is not blank, as a row or a fault; of a packed folder those of all its files.
+
+    `name`: what the file is called where that is not the name it lies under. Raises OSError, and DataFault for a packed
+    folder that cannot be read (such a one is never admitted).
+    """
     with open_regular(path) as stream:
+        if os.fsdecode(name or path).lower().endswith(".tar"):
+            from guard.checks.members import folder_rows
+
+            yield from folder_rows(stream, max_line_bytes)
+            return
         yield from read_rows(stream, max_line_bytes)
 
 
@@ -182,12 +196,12 @@ def iter_examples(path: Path | str, kind: str, reading: Reading | None = None) -
 
     `reading` is the one in the file's record: other columns would be other examples.
 
-    JSONL gives its usable rows, plain text its segments, `docs` nothing. Raises DataFault when a plain text
+    JSONL and packed folders give their usable rows, plain text its segments, `docs` nothing. Raises DataFault when a plain text
     is not UTF-8 (such a file is never admitted), OSError as the disk says.
     """
     if kind == "docs":
         return
-    if os.fsdecode(path).lower().endswith(".jsonl"):
+    if has_rows(path):
         ordinal = 0
         for row in iter_rows(path):
             value = row.value if not reading or row.value is None else reading.apply(row.value)

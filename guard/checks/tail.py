@@ -11,21 +11,29 @@ import json
 import os
 from pathlib import Path
 
+from guard.checks.folders import members_of, named_missing
+from guard.folder_tree import list_tree
+
 __all__ = ["TAIL_BYTES", "tail_problem"]
 
 TAIL_BYTES = 1 << 16
+_DESCRIPTION_BYTES = 1 << 22
 
 
 def tail_problem(path: Path | str, name: str) -> str:
     """Why the file seems unfinished: "its last line is cut off", "it ends in zeroes", or "" when it looks whole.
 
-    Raises OSError when it cannot be read.
+    Of a folder: what is not there yet, or the first file in it that seems unfinished. Raises OSError when it cannot be read.
     """
+    if os.path.isdir(path):
+        return _folder_problem(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as handle:
         size = os.fstat(descriptor).st_size
         handle.seek(max(0, size - TAIL_BYTES))
         tail = handle.read(TAIL_BYTES)
+    if name.lower().endswith(".tar"):
+        return ""  # it ends in zeroes when it is whole
     if tail and not tail.strip(b"\0"):
         return "it ends in zeroes"
     if not name.lower().endswith(".jsonl") or tail.endswith(b"\n"):
@@ -38,3 +46,23 @@ def tail_problem(path: Path | str, name: str) -> str:
     except (ValueError, RecursionError):
         return "its last line is cut off"
     return ""
+
+
+def _folder_problem(folder: Path | str) -> str:
+    names = [name for name, _facts in list_tree(folder)]
+    for name in names:
+        inside, _, last = name.rpartition("/")
+        if last in ("state.json", "dataset_dict.json") and (problem := named_missing(inside, _told(folder, name), names)):
+            return problem
+    problems = ((member.name, tail_problem(os.path.join(folder, member.name), member.name)) for member in members_of(names))
+    return next((f"{name} in it: {problem}" for name, problem in problems if problem), "")
+
+
+def _told(folder: Path | str, name: str) -> object:
+    """A description in the folder, parsed; None for what cannot be: the files themselves count then."""
+    descriptor = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as handle:
+        try:
+            return json.loads(handle.read(_DESCRIPTION_BYTES))
+        except (ValueError, RecursionError):
+            return None
