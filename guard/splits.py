@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["kept_back", "recorded_splits", "split_counts", "val_keys"]
+__all__ = ["KeptBack", "recorded_splits", "split_counts", "val_keys"]
 
 
 def split_counts(record: Mapping[str, Any]) -> dict[str, int]:
@@ -53,15 +53,20 @@ def val_keys(record: Mapping[str, Any], fingerprints: bytes | memoryview) -> byt
     return b"".join(bytes(fingerprints[start * size : (start + count) * size]) for start, count in places)
 
 
-def kept_back(keys: bytes, fingerprints: bytes | memoryview) -> NDArray[np.bool_]:
-    """For each of the fingerprints [n]: is it among `keys`? Memory: a few words for each of both."""
-    import numpy as np
+class KeptBack:
+    """The examples that data sets keep for judging, by their fingerprints: sorted once and asked many times."""
 
-    from guard.key_runs import split_keys
-    from guard.key_sets import among, distinct_keys
+    def __init__(self, keys: bytes) -> None:
+        from guard.key_runs import split_keys
+        from guard.key_sets import distinct_keys
 
-    if not keys:
-        return np.zeros(len(fingerprints) // FINGERPRINT_BYTES, dtype=bool)
-    high, low = split_keys(keys)
-    order, _place = distinct_keys(high, low)
-    return among(high[order], low[order], *split_keys(fingerprints))
+        high, low = split_keys(keys)
+        order, _place = distinct_keys(high, low)
+        self._high, self._low = high[order], low[order]
+
+    def mask(self, fingerprints: bytes | memoryview) -> NDArray[np.bool_]:
+        """For each of the fingerprints [n]: is it one of them?"""
+        from guard.key_runs import split_keys
+        from guard.key_sets import among
+
+        return among(self._high, self._low, *split_keys(fingerprints))

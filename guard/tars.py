@@ -97,12 +97,12 @@ def stored_files(stream: BinaryIO) -> list[Stored]:
 def _files(tar: tarfile.TarFile, end: int) -> Iterator[Stored]:
     count = 0
     for member in tar:
-        tar.members = []  # they would all be kept, with their headers
+        tar.members = []  # type: ignore[attr-defined]  # they would all be kept, with their headers
         name = member.name.removeprefix("./")
         if member.isdir():
             continue
         if not member.isreg() or member.issparse():
-            raise DataFault(f"{name[:200]} in the tar is no plain file", hint="pack the files themselves: tar chf NAME.tar FOLDER")
+            raise DataFault(f"{name[:200]} in the tar is no plain file", hint="pack the files: tar chf NAME.tar FOLDER")
         if member.offset_data + member.size > end:
             raise DataFault(f"the tar is cut off in {name[:200]}", hint="copy it again")
         count += 1
@@ -155,7 +155,7 @@ def _write(folder: Path | str, entries: list[Entry], writer: BinaryIO) -> None:
             info.size, info.mode, info.mtime = facts.st_size, 0o644, 0
             with _open(folder, name) as reader:
                 tar.addfile(info, reader)
-            tar.members = []  # they would all be kept
+            tar.members = []  # type: ignore[attr-defined]  # they would all be kept
 
 
 def _open(folder: Path | str, name: str) -> BinaryIO:

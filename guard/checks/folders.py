@@ -8,13 +8,15 @@ drop. Pure: names in, answers with reasons out, the same for a folder and for a 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from guard.checks.kinds import ignored_name
+from guard.checks.kinds import forced_kind_of, ignored_name, kind_reason
 
-__all__ = ["LACKS", "PLAIN_FOLDER", "Member", "dataset_folders", "is_junk", "members_of", "named_missing", "waits_for"]
+__all__ = ["LACKS", "PLAIN_FOLDER", "Member", "dataset_folders", "ignored_folder", "is_junk", "members_of", "named_missing",
+           "waits_for"]  # fmt: skip
 
 LACKS = "it lacks "
 """How the reason begins when pieces are not there yet: such a folder waits for them however long it takes."""
@@ -46,7 +48,7 @@ def is_junk(name: str) -> bool:
     """Whether a name in a data set is what systems and tools leave behind: it is left out when the folder is packed."""
     parts = name.lower().split("/")
     return (any(part in _JUNK or part.startswith(("._", ".nfs")) for part in parts)
-            or (".cache", "huggingface") in zip(parts, parts[1:], strict=False))  # fmt: skip
+            or (".cache", "huggingface") in itertools.pairwise(parts))  # fmt: skip
 
 
 def dataset_folders(names: Iterable[str]) -> dict[str, str]:
@@ -74,6 +76,13 @@ def dataset_folders(names: Iterable[str]) -> dict[str, str]:
         else:
             waiting += [_below(folder, own) for own in folders.get(folder, ())]
     return found
+
+
+def ignored_folder(relative: str) -> str:
+    """Why a data set at this path relative to the inbox is not taken, or "" when it may be."""
+    reason = next(filter(None, map(ignored_name, relative.split("/"))), "")
+    forced = forced_kind_of(relative)
+    return reason or (kind_reason(forced, "tar") if forced else "")
 
 
 def _below(folder: str, name: str) -> str:
@@ -135,8 +144,8 @@ def members_of(names: Iterable[str]) -> list[Member]:
         container = "" if is_junk(name) else _container(last)
         by_folder = next((split for part in reversed(parts) if (split := _split_of(part))), "")
         by_file = _split_of(last)
-        if not container or (container.startswith("json") and not container.startswith("jsonl") and not by_folder and not by_file):
-            continue
+        if not container or (container.partition(".")[0] == "json" and not by_folder and not by_file):
+            continue  # settings beside the data
         found.append(Member(name, by_folder or by_file or "train", container))
     return sorted(found, key=lambda member: (member.split, _natural(member.name)))
 

@@ -95,7 +95,7 @@ def read_member(part: BinaryIO, member: Member, max_line_bytes: int = MAX_LINE_B
     readers = {"jsonl": lambda: read_rows(part, max_line_bytes), "parquet": lambda: _parquet(part),
                "arrow": lambda: _arrow(part), "npy": lambda: _npy(part)}  # fmt: skip
     if member.container not in readers:
-        raise DataFault(f"{member.name}: {member.container} in a folder is not read yet", hint="jsonl, parquet, arrow and npy are")
+        raise DataFault(f"{member.name}: {member.container} in a folder is not read yet", hint="jsonl, parquet, arrow, npy are")
     try:
         yield from readers[member.container]()
     except DataFault:

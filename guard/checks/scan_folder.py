@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from guard.checks.columns import Reading
-from guard.checks.folders import Member
 from guard.checks.jsonl import Fault, Row
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.members import DataSet, read_member
