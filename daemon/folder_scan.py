@@ -13,10 +13,11 @@ from pathlib import Path
 
 from daemon.settle import Settler, Sighting
 from guard.checks.folders import PLAIN_FOLDER, dataset_folders, ignored_folder, is_junk, waits_for
+from guard.errors import UsageError
 from guard.folder_tree import Entry, list_tree, mark_of, regular, tree_bytes
 
 __all__ = ["changing_beside", "folder_now", "folder_problem", "folder_sighting", "grouped", "held_open",
-           "ignored_folder_at", "room_problem"]  # fmt: skip
+           "ignored_folder_at", "require_data_set", "room_problem"]  # fmt: skip
 
 ROOM_FACTOR = 2
 """A folder needs its size once more where it is packed, and once more where it must be copied."""
@@ -95,6 +96,16 @@ def room_problem(size_bytes: int, free_bytes: int, reserve_gb: float) -> str:
         return ""
     return (f"the disk has {free_bytes / 1e9:,.1f} GB free, and to pack it needs {ROOM_FACTOR * size_bytes / 1e9:,.1f} GB beside"
             f" the {reserve_gb:g} GB that stay reserved: make room")  # fmt: skip
+
+
+def require_data_set(path: Path) -> None:
+    """Raises UsageError for a folder that is no data set, or is not whole, with what to do."""
+    entries = list_tree(path)
+    if "" not in dataset_folders(name for name, _facts in entries):
+        raise UsageError(f"{path} is a folder, and no data set by the names in it", subject=str(path),
+                         hint=f"name the files in it: heirloom register {path}/*.jsonl")  # fmt: skip
+    if problem := folder_problem(path, entries):
+        raise UsageError(f"{path} cannot be taken: {problem}", subject=str(path), hint="make it whole, and register it again")
 
 
 def ignored_folder_at(path: Path, relative: str) -> str:
