@@ -21,6 +21,7 @@ from guard.clock import SYSTEM_CLOCK
 from guard.errors import Busy, CheckFailed, DaemonNotRunning, EnvironmentFault, HeirloomError
 from guard.home import Home
 from guard.lock import home_lock
+from guard.splits import split_counts
 from guard.store.keeper import Keeper, default_actor, open_reader, open_writer
 
 __all__ = ["call", "call_drill", "call_register", "drop_result", "local_engine", "run_until_done", "wait_for_drops"]
@@ -111,6 +112,7 @@ def drop_result(name: str, verdict: str, reason: str, sha256: str | None, record
         "unusable_rows": record.get("unusable_rows_count", 0),
         "duplicates": record.get("duplicates", 0) + decision.get("known_examples", 0), "status": status,
         "mended": list(decision.get("mends", ())),
+        "splits": split_counts(record), "left_out": list(record.get("left_out", ())),
         "untouchable": decision.get("untouchable_examples", 0), "evaluation_rows": (record.get("evaluation") or {}).get("rows"),
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ this object can be thrown away at any moment. Environment faults (disk full, too
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,11 +17,13 @@ from typing import Any
 
 import orjson
 
+from daemon.folder_scan import changing_beside, folder_now, held_open, room_problem
 from daemon.readers import SMALL_BYTES, ReaderPool
-from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, signature_of, sweep
+from daemon.scan import Sweep, dropped_as, forced_kind, has_writer, signature_of, sweep, top_folder
 from daemon.settle import Settler, Sighting
 from daemon.sides import Sides
 from daemon.verdicts import TOGETHER, Verdicts
+from guard.checks.folders import LACKS
 from guard.checks.kinds import ignore_reason
 from guard.errors import HeirloomError
 from guard.names import safe_name
@@ -140,17 +143,19 @@ class Intake:
         """How a settled file is to be taken; None when it has to wait, or has gone."""
         try:
             facts = os.lstat(item.path)
-            if signature_of(facts) != item.signature:
+            folder = stat.S_ISDIR(facts.st_mode)
+            if (folder_now(item.path).signature if folder else signature_of(facts)) != item.signature:
                 return None  # it changed since the look; the next one knows
-            if has_writer(item.path):
-                self.settler.postpone(item.path, "somebody still writes to it")
+            busy = self._folder_waits(item, now) if folder else "somebody still writes to it" if has_writer(item.path) else ""
+            if busy:
+                self.settler.postpone(item.path, busy)
                 return None
             if self._needs_peek(item):
                 self._to_peek.append(item)
                 return None
             grace = self.keeper.settings.intake.tail_grace_seconds
             problem = self._peeked.get(item.path, ((), ""))[1]
-            if problem and self.settler.still_for(item.path, now) < grace:
+            if problem and (problem.startswith(LACKS) or self.settler.still_for(item.path, now) < grace):
                 self.settler.postpone(item.path, problem)
                 return None
             side = self.sides.ready(item, self.last.sides.get(item.path, []), now)
@@ -166,6 +171,16 @@ class Intake:
         except (OSError, HeirloomError) as error:
             self._cannot_take(item, error)
         return None
+
+    def _folder_waits(self, item: Sighting, now: float) -> str:
+        """Why a settled folder is not taken now: a writer, its surroundings, the disk; "" when it is. Raises OSError."""
+        home = self.keeper.home
+        moving = changing_beside(item.path, top_folder(home, item.path / "x") or item.path, self.settler, now)
+        if moving:
+            return f"{moving} beside it changed a moment ago"
+        if name := held_open(item.path, has_writer):
+            return f"somebody still writes to {name} in it"
+        return room_problem(item.size, shutil.disk_usage(home.incoming).free, self.keeper.settings.disk.reserve_gb)
 
     def _cannot_take(self, item: Sighting, error: Exception) -> None:
         """Whatever it is, it is about this file: it keeps waiting, and the others go on."""

@@ -9,6 +9,7 @@ Not here: confirming with a person (`daemon/cli/`) and the acts themselves (`gua
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from daemon import queue_acts
 from daemon.costs import estimate
 from daemon.engine import Engine
 from daemon.facts import fact_steps
+from daemon.folder_scan import require_data_set, room_problem
 from daemon.regrow import regrow
 from daemon.sides import only_beside
 from daemon.targets import Target, fork_recipe, recipe_for, resolve_base
 from daemon.training import train
 from guard.checks.preflight import preflight
-from guard.errors import Busy, CheckFailed, Duplicate, NotFound, UsageError
+from guard.errors import Busy, CheckFailed, Duplicate, EnvironmentFault, NotFound, UsageError
+from guard.folder_tree import list_tree, tree_bytes
 from guard.names import safe_name, slugify, split_output
 from guard.steps import Steps, drain
 from guard.store.admission import queue_index
@@ -168,13 +171,24 @@ def _register(engine: Engine, arguments: Arguments) -> dict[str, Any]:
         options |= {"untouchable": True, "queue": False}
     for text in arguments["paths"]:
         path = Path(text)
-        if not path.is_absolute() or not path.is_file() or path.is_symlink():
+        folder = path.is_dir() and not path.is_symlink()
+        if not path.is_absolute() or not (path.is_file() or folder) or path.is_symlink():
             raise NotFound(f"{text} is not a regular file", subject=str(text), hint="heirloom register FILE")
+        if folder:
+            _require_room(engine.keeper, path)
         side = only_beside(path)
         named = {**options, "dropped_as": safe_name(path.name), **({"side": side.as_dict()} if side else {})}
         drops.append(claim(engine.keeper, path, origin="register", move=False, forced_kind=arguments.get("kind"),
                            options=named))  # fmt: skip
     return {"drops": drops}
+
+
+def _require_room(keeper: Keeper, folder: Path) -> None:
+    """Raises UsageError for a folder that is no data set, EnvironmentFault when the disk has no room to copy and pack it."""
+    require_data_set(folder)
+    free = shutil.disk_usage(keeper.home.incoming).free
+    if problem := room_problem(tree_bytes(list_tree(folder)), free, keeper.settings.disk.reserve_gb):
+        raise EnvironmentFault(f"{folder} cannot be taken now: {problem}", subject=str(folder), hint="heirloom status")
 
 
 def _rebuild_index(engine: Engine, arguments: Arguments) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from daemon.reactor import Reactor
 from daemon.readers import ReaderPool, limits_in
 from daemon.sides import only_beside, read_otherwise, wish_problem
 from guard.errors import Damage, EnvironmentFault
+from guard.folder_tree import list_tree, tree_bytes
 from guard.home import Home
 from guard.names import safe_name
 from guard.store.decision import decide
@@ -63,13 +64,14 @@ def _read_all(
         for number, path in enumerate(paths):
             side = only_beside(Path(path))
             body = {"id": number, "task": "identify", "path": path, "name": safe_name(Path(path).name),
-                    "out_folder": str(folders[number]), "limits": limits, "side": str(side.path) if side else None,
+                    "out_folder": str(folders[number]), "packed": str(folders[number].with_suffix(".tar")), "limits": limits, "side": str(side.path) if side else None,
                     **more[number]}  # fmt: skip
             if untouchable:
                 body["keys_out"] = str(folders[number].with_suffix(".keys"))
             with contextlib.suppress(Damage):
                 body["protected"] = protected_for(keeper, folders[number].with_suffix(".protected"))
-            pool.submit(body, Path(path).stat().st_size, partial(answers.__setitem__, number))
+            size = tree_bytes(list_tree(path)) if Path(path).is_dir() else Path(path).stat().st_size
+            pool.submit(body, size, partial(answers.__setitem__, number))
         while len(answers) < len(paths):
             pool.tick(time.monotonic())
             reactor.poll(0.05)

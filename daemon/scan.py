@@ -6,6 +6,7 @@ Symbolic links, pipes, sockets and devices are never opened, followed or moved. 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,13 +15,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from daemon.folder_scan import folder_sighting, grouped, ignored_folder_at
 from daemon.settle import Sighting
+from guard.checks.folders import ignored_folder
 from guard.checks.kinds import README_REASON, SIDE_REASON, SIDE_SUFFIXES, ignore_reason
 from guard.durable import sha256_bytes
 from guard.home import Home
 
 __all__ = ["KIND_FOLDERS", "SHIPPED_READMES", "Sweep", "dropped_as", "forced_kind", "has_writer", "ignored_because",
-           "is_shipped_readme", "signature_of", "sweep"]  # fmt: skip
+           "is_shipped_readme", "signature_of", "sweep", "top_folder"]  # fmt: skip
 
 SHIPPED_READMES = frozenset({
     "50b998f98aeae4c5214899f82ab4c4dd2ac4fc6818ae6bf055e1196318648123",
@@ -45,7 +48,7 @@ def sweep(home: Home, ignore_reason: Callable[[str], str] = ignore_reason) -> Sw
     """Walk the inbox. Raises FileNotFoundError when the inbox itself is missing (law 9: that is not "empty")."""
     found = Sweep()
     start = len(os.fspath(home.inbox)) + 1
-    for path, facts in _walk(home.inbox, top=home.inbox, found=found):
+    for path, facts in _loose(home, found):
         relative = os.fspath(path)[start:]
         reason = ignore_reason(relative)
         if reason == README_REASON and not is_shipped_readme(path):
@@ -62,7 +65,12 @@ def sweep(home: Home, ignore_reason: Callable[[str], str] = ignore_reason) -> Sw
 
 
 def ignored_because(home: Home, path: Path) -> str:
-    """Why a path in the inbox is not taken, by its name; "" when it may be data. A README of the user's own may be."""
+    """Why a path in the inbox is not taken, by its name; "" when it may be data. A README of the user's own may be.
+
+    Of a folder: "" when it is a data set, and so one drop.
+    """
+    if path.is_dir() and not path.is_symlink():
+        return ignored_folder_at(path, os.path.relpath(path, home.inbox))
     reason = ignore_reason(os.path.relpath(path, home.inbox))
     return "" if reason == README_REASON and not is_shipped_readme(path) else reason
 
@@ -85,6 +93,43 @@ def _add_side(found: Sweep, path: Path, facts: os.stat_result) -> None:
         return
     found.ignored[path] = f"{SIDE_REASON}, and not a regular file"
     found.sides.setdefault(data, []).append(Sighting(path, (0, 0, 0, 0, 0), 0, "it is not a regular file"))
+
+
+def _loose(home: Home, found: Sweep) -> Iterator[tuple[Path, os.stat_result]]:
+    """Every file that is no part of a data set; the data sets are added to what was found, each as one."""
+    inside: dict[Path, list[tuple[Path, os.stat_result]]] = {}
+    for path, facts in _walk(home.inbox, top=home.inbox, found=found):
+        top = top_folder(home, path)
+        if top is None:
+            yield path, facts
+        else:
+            inside.setdefault(top, []).append((path, facts))
+    for top, items in inside.items():
+        cut = len(os.fspath(top)) + 1
+        units, rest = grouped(top, [(os.fspath(path)[cut:], facts) for path, facts in items])
+        for unit, entries in units.items():
+            _add_folder(home, found, unit, entries)
+        yield from ((top / name, facts) for name, facts in rest)
+
+
+def top_folder(home: Home, path: Path) -> Path | None:
+    """The folder that was put into the inbox, or into `inbox/<kind>/`, and holds this path; None where it lies there itself.
+
+    Documents are files: no folder in `inbox/docs/` is one drop.
+    """
+    parts = Path(os.path.relpath(path, home.inbox)).parts
+    depth = 2 if parts[0] in KIND_FOLDERS else 1
+    return home.inbox.joinpath(*parts[:depth]) if len(parts) > depth and parts[0] != "docs" else None
+
+
+def _add_folder(home: Home, found: Sweep, unit: Path, entries: list[tuple[str, os.stat_result]]) -> None:
+    reason = ignored_folder(os.path.relpath(unit, home.inbox))
+    if reason:
+        found.ignored[unit] = reason
+        return
+    closed = next((path.name for path in found.ignored if path.is_relative_to(unit)), "")
+    with contextlib.suppress(FileNotFoundError):  # it went between the listing and the look: the next sweep knows
+        found.files.append(folder_sighting(unit, entries, f"{closed} in it cannot be read" if closed else ""))
 
 
 def _walk(folder: Path, *, top: Path, found: Sweep) -> Iterator[tuple[Path, os.stat_result]]:

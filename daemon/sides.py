@@ -126,7 +126,7 @@ class Sides:
         kind = str(settings.get("kind") or "")
         if folder and kind and folder != kind:
             return f"it says {kind} and the folder says {folder}: take one of the two away"
-        return wish_problem(self.keeper, settings, folder or kind, container_of(data.name))
+        return wish_problem(self.keeper, settings, folder or kind, "tar" if data.is_dir() else container_of(data.name))
 
 
 def beside(data: Path, known: list[Path]) -> list[Path]:

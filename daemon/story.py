@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from daemon.scan import ignored_because
+from daemon.scan import KIND_FOLDERS, ignored_because
 from daemon.story_parts import parts_of
 from daemon.story_side import came_back, data_name, in_the_inbox, side_reason, taken_with
 from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS
@@ -95,6 +95,10 @@ def _is_regular(path: Path) -> bool:
         return False
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _rows_in(keeper: Keeper, sql: str, values: Iterable[str]) -> list[sqlite3.Row]:
     wanted = sorted(values)
     return keeper.ledger.rows(sql.format(", ".join("?" * len(wanted))), wanted) if wanted else []
@@ -147,9 +151,11 @@ def _waits(keeper: Keeper, name: str) -> list[dict[str, str]]:
     """What of that name, or for it, lies in the inbox now."""
     wanted = {name, *(name + suffix for suffix in SIDE_SUFFIXES)}
     home = keeper.home
+    kinds = {home.inbox / kind for kind in (*KIND_FOLDERS, home.rejected.name, home.duplicates.name)}
     return [{"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "reason": _waiting_reason(keeper, path),
              "remedy": _remedy(keeper, path)}
-            for place, _names, files in os.walk(home.inbox) for path in (Path(place) / item for item in files if item in wanted)
+            for place, names, files in os.walk(home.inbox)
+            for path in (Path(place) / item for item in (*files, *names) if item in wanted and Path(place, item) not in kinds)
             if not came_back(home, path)]  # fmt: skip
 
 
@@ -161,6 +167,7 @@ def _file(row: sqlite3.Row) -> dict[str, Any]:
         "first_seen": row["first_seen"], "bad_rows": record.get("bad_rows") or [],
         "bad_rows_count": record.get("bad_rows_count") or len(record.get("bad_rows") or []),
         "reading": record.get("reading") or {}, "settings": record.get("settings") or {},
+        "splits": record.get("splits") or [], "left_out": record.get("left_out") or [],
         "unusable_rows": record.get("unusable_rows") or [], "unusable_rows_count": record.get("unusable_rows_count") or 0,
     }  # fmt: skip
 
@@ -268,7 +275,7 @@ def _remedy(keeper: Keeper, path: Path) -> str:
     """What to do with a file that is ignored; "" for one that waits, whose reason says it."""
     if data_name(path.name):
         return ""
-    irregular = not _is_regular(path)
+    irregular = not _is_regular(path) and not _is_folder(path)
     reason = ignored_because(keeper.home, path) or ("not a regular file" if irregular else "")
     return ignored_remedy(reason) if reason else ""
 
@@ -278,7 +285,7 @@ def _waiting_reason(keeper: Keeper, path: Path) -> str:
     if data_name(path.name):
         return side_reason(keeper, path, lambda data: _waiting_reason(keeper, data))
     home = keeper.home
-    ignored = ignored_because(home, path) or ("" if _is_regular(path) else "not a regular file")
+    ignored = ignored_because(home, path) or ("" if _is_regular(path) or _is_folder(path) else "not a regular file")
     if ignored:
         return ignored
     try:

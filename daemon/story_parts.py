@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from guard.checks.kinds import TRAINABLE_KINDS
 from guard.errors import HeirloomError
 from guard.heldout import held_out_mask
+from guard.splits import KeptBack, val_keys
 from guard.steps import drain
 from guard.store.evaluation import touched_rows
 from guard.store.files import StoredFile
@@ -53,6 +54,7 @@ def parts_of(keeper: Keeper, file: StoredFile) -> dict[str, dict[str, Any]] | No
         fingerprints = sidecar_bytes(keeper.home.files / file.sha256)
         fraction = float(keeper.ledger.meta("validation_fraction") or keeper.settings.validation.fraction)
         held = held_out_mask(fingerprints, keeper.salt, fraction)
+        held |= KeptBack(val_keys(file.record, fingerprints)).mask(fingerprints)
         barred = touched_rows(keeper, file, fingerprints)
         return {line: _parts(keeper, file, fingerprints, held, barred, tip.id) for line, tip in tips(keeper.ledger).items()}
     except (HeirloomError, OSError):

@@ -26,8 +26,8 @@ def data_name(name: str) -> str:
 
 
 def in_the_inbox(home: Home, name: str) -> Path | None:
-    """Where a file of that name lies in the inbox: where it waits, else among what came back."""
-    found = [Path(place) / name for place, _names, files in os.walk(home.inbox) if name in files]
+    """Where a file or folder of that name lies in the inbox: where it waits, else among what came back."""
+    found = [Path(place) / name for place, names, files in os.walk(home.inbox) if name in files or name in names]
     return min(found, key=lambda path: (came_back(home, path), str(path)), default=None)
 
 

@@ -21,13 +21,16 @@ import orjson
 from daemon.examining import Examining
 from daemon.readers import SMALL_BYTES, limits_in
 from daemon.sides import Submit, read_otherwise, settled_options
+from guard.checks.scan import LISTED_FAULTS
 from guard.checks.why import DUPLICATE_ADVICE, printable, returned_text
 from guard.errors import Damage, HeirloomError, is_environment
+from guard.folder_tree import list_tree, mark_of, tree_bytes
 from guard.store.admission import Admission, finish_admission, finish_admissions
 from guard.store.decision import Decision, decide
 from guard.store.estimate import stored_estimate
 from guard.store.evaluation import protected_now
 from guard.store.files import OPEN_DROPS, open_drops
+from guard.store.folder_drops import PACKED
 from guard.store.intake import claimed_content, drop_folder, resume_claim, set_drop
 from guard.store.keeper import Keeper
 from guard.store.placing import REREAD, is_itself, not_synced, take_back
@@ -135,14 +138,15 @@ class Verdicts:
             "out_folder": str(out), "home": str(self.keeper.home.root),
             "line": options.get("line"),  # a flag's; the side file is read there
             "limits": limits_in(intake),
-            "side": str(side) if side.exists() else None, "sync": True, **otherwise,
+            "side": str(side) if side.exists() else None, "sync": True,
+            "packed": str(drop_folder(self.keeper, drop) / PACKED), **otherwise,
         }  # fmt: skip
         if options.get("untouchable") or (options.get("side") or {}).get("settings", {}).get("untouchable"):
             body["keys_out"] = str(drop_folder(self.keeper, drop) / "untouchable.keys")
         with contextlib.suppress(Damage):  # the verdict is an estimate; a job on such a home is refused, with the reason
             body["protected"] = protected_now(self.keeper)
         self.in_flight.add(drop)
-        size = content.stat().st_size
+        size = tree_bytes(list_tree(content)) if content.is_dir() else content.stat().st_size
         if size > SMALL_BYTES:
             self._large.add(drop)
         self._submit(body, size, lambda answer: self._identified(drop, answer))
@@ -194,6 +198,12 @@ class Verdicts:
         if self.examining.begin(drop, answer):
             self.in_flight.add(drop)  # until its stored copy was read
             return
+        packed = answer.pop("folder", None)
+        if packed is not None and mark_of(list_tree(claimed_content(self.keeper, drop))) != packed["mark"]:
+            self.identify(drop)  # somebody still had a file of it open: it is packed again
+            return
+        if packed is not None and packed["left_out"]:
+            answer["left_out"] = packed["left_out"][:LISTED_FAULTS]
         synced = answer.pop("synced", None)
         if synced is False:
             not_synced(self.keeper, drop)

@@ -17,10 +17,10 @@ __all__ = ["POINTS", "Crash", "arm", "arm_from_environment", "disarm", "hits", "
 
 POINTS = (
     "claim.intended", "claim.foldered", "claim.sided", "claim.renamed", "claim.recorded",
-    "copy.intended", "copy.copied", "copy.unlinked",
+    "copy.intended", "copy.copied", "copy.unlinked", "pack.written", "pack.compared",
     "verdict.intended", "verdict.returned", "verdict.sided", "verdict.moved", "verdict.recorded", "verdict.cleared",
     "admit.intended", "admit.aside", "admit.stored", "admit.sidecars", "admit.renamed", "admit.recorded",
-    "admit.cleared", "admit.viewed",
+    "admit.spared", "admit.cleared", "admit.viewed",
     "known.written", "known.published", "known.cleared",
     "near.written", "near.published", "near.recorded",
     "dataset.copied", "dataset.aside", "dataset.renamed", "dataset.recorded",

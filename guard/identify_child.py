@@ -6,6 +6,8 @@ else the one its side file asks for, else the usual one; with
 "task": "tails" only the ends of "files" (path and name of each) are looked at, before they are taken, and the answer is
 {"id", "tails": for each its problem or ""}.
 With "task": "meta" a side file is read before it is taken with its drop; the answer is {"id", "settings", "problem"}.
+Where "path" is a folder it is packed into the file "packed" first (`guard/tars.py`), which is what is read; the answer says
+as "folder" how many "files" went in, what was "left_out", and the "mark" of what was packed.
 With "sync" the bytes of a sound drop and what was found are sealed and made durable; the answer says as "synced" whether
 they are.
 "side" and "reading" may go with an identification: the side file that was taken too, and a recorded way to read rows.
@@ -23,6 +25,7 @@ import ctypes
 import json
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,11 +62,16 @@ def answer(line: bytes) -> dict[str, Any]:
         if request.get("task") == "meta":
             return {"id": request_id, **_side(request["path"])}
         limits = Limits.from_dict(request.get("limits") or {})
-        identity = identify(request["path"], request["name"], request.get("forced_kind"), limits,
+        shown, packed = request["name"], dict[str, Any]()
+        if stat.S_ISDIR(os.lstat(request["path"]).st_mode):
+            request, packed = _packed(request)
+            if "verdict" in packed:
+                return {"id": request_id, **packed}
+        identity = identify(request["path"], shown, request.get("forced_kind"), limits,
                             out_folder=request.get("out_folder"), side=request.get("side"),
-                            reading=request.get("reading"))  # fmt: skip
+                            reading=request.get("reading"), container="tar" if packed else "")  # fmt: skip
         held = _untouchable(request, identity) if identity.verdict == "ok" else {}
-        found = {"id": request_id, **identity.as_record(), **held, "why": "" if identity.verdict == "ok" else why_text(identity)}
+        found = {"id": request_id, **identity.as_record(), **held, **packed, "why": "" if identity.verdict == "ok" else why_text(identity)}
         if identity.verdict == "ok" and request.get("home") and identity.kind in TRAINABLE_KINDS:
             # Heavy, and needed only beside a ledger: most tests and `prepare validate` never load it.
             from guard.store.estimate import estimate
@@ -76,6 +84,19 @@ def answer(line: bytes) -> dict[str, Any]:
         return found
     except Exception as error:  # noqa: BLE001  (reported in the answer: the child must live for the next file)
         return {"id": request_id, **_fault(error)}
+
+
+def _packed(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pack the folder that was claimed; (the request for the tar, what to tell of the packing: or a refusal's identity)."""
+    from guard.tars import pack_folder
+
+    target, name = str(request["packed"]), str(request["name"])
+    try:
+        folder = pack_folder(request["path"], target)
+    except DataFault as fault:
+        refused = Identity(name=name, verdict="reject", container="tar", reason=fault.message, hint=fault.hint)
+        return request, {**refused.as_record(), "why": why_text(refused)}
+    return {**request, "path": target, "name": f"{name}.tar"}, {"folder": folder}
 
 
 def _tail(path: str, name: str) -> str:

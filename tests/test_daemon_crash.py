@@ -19,7 +19,7 @@ from guard.store.verify import verify
 
 # Points that a journey through the inbox visits; the others are stopped in test_daemon_points.py.
 RARE = ("admit.aside", "prepare.cleared", "start.intended", "birth.aside", "backup.aside", "ledger_backup.pruned",
-        "ledger_backup.aside", "documents.unlinked")  # fmt: skip
+        "ledger_backup.aside", "documents.unlinked", "admit.spared")  # fmt: skip
 JOURNEY = [
     name for name in POINTS
     if name.split(".")[0] in ("claim", "verdict", "admit", "prepare", "start", "birth", "index", "backup",

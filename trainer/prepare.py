@@ -24,6 +24,7 @@ from guard.durable import fsync_dir, make_dir, open_new, sha256_file, write_json
 from guard.errors import Damage, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
+from guard.splits import KeptBack, recorded_splits, val_keys
 from trainer.dataset import (
     COLUMNS,
     FORMAT_VERSION,
@@ -151,6 +152,15 @@ class _Sidecar:
         path = file.sidecar / "examples.fp" if file.sidecar else None
         self.stream: BinaryIO | None = stack.enter_context(path.open("rb")) if path and path.is_file() else None
 
+    def val_keys(self) -> bytes:
+        """The fingerprints of what the file keeps for judging: read from the sidecar, before its rows are."""
+        record = recorded_splits(self.file.sidecar)
+        if self.stream is None or not record.get("splits"):
+            return b""
+        keys = val_keys(record, self.stream.read())
+        self.stream.seek(0)
+        return keys
+
     def compare(self, fingerprints: bytes) -> None:
         if self.stream and self.stream.read(len(fingerprints)) != fingerprints:
             self._differs()
@@ -254,13 +264,15 @@ class _FileRun:
         count = 0
         with contextlib.ExitStack() as stack:
             sidecar = _Sidecar(self.file, stack)
+            apart = KeptBack(sidecar.val_keys())
             for batch, last in _batches(self.file, self.stage):
                 if self.stop():
                     raise StopRequested(f"stopped while preparing {self.file.name}")
                 fingerprints = b"".join(example.fingerprint for example in batch)
                 assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
                 sidecar.compare(fingerprints)
-                held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction).tolist()
+                held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction)
+                held_out = (held_out | apart.mask(fingerprints)).tolist()
                 encoded = self._encode(batch, last, tokenizer)
                 for example, is_held_out, row in zip(batch, held_out, encoded, strict=True):
                     if row is not None:

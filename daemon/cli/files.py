@@ -36,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
 
 def register(
     context: typer.Context,
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files to make known; they stay where they are.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, or folders that are one data set; they stay where they are.")],
     description: Annotated[str, typer.Option("--description", help="What this data is, for later readers.")] = "",
     kind: Annotated[str | None, typer.Option("--kind", help="pretrain, sft or docs, instead of detecting it.")] = None,
     queue: Annotated[bool, typer.Option("--queue", help="Queue it for training too.")] = False,
@@ -47,7 +47,7 @@ def register(
     """Fingerprint files and make them known, without training them."""
     caller: Caller = context.obj
     home = caller.home()
-    paths = [_regular_file(caller.folder / Path(name).expanduser()) for name in files]
+    paths = [_file_or_data_set(caller.folder / Path(name).expanduser()) for name in files]
     if untouchable and queue:
         raise UsageError("an untouchable set is never trained", hint="leave --queue or --untouchable away")
     if dry_run:
@@ -68,10 +68,14 @@ def register(
         raise typer.Exit(code)
 
 
-def _regular_file(path: Path) -> str:
+def _file_or_data_set(path: Path) -> str:
     if not path.exists():
         raise NotFound(f"there is no file {visible(path)}", subject=str(path), hint="check the name")
-    if not path.is_file():
+    if path.is_dir():
+        from daemon.folder_scan import require_data_set
+
+        require_data_set(path)
+    elif not path.is_file():
         raise UsageError(f"{visible(path)} is not a regular file", subject=str(path),
                          hint="name the files in it: heirloom register DIR/*.jsonl")  # fmt: skip
     # A link is meant as what it points to; what is taken into the house is never a link.
@@ -128,6 +132,10 @@ def _notes(result: Mapping[str, Any], name: str, *, dry_run: bool) -> list[str]:
     if result.get("mended"):
         return [visible(result.get("reason"))]  # what is left to say of it was said when it first came
     notes = [plural(result["duplicates"], "repeated example")] if result.get("duplicates") else []
+    if (result.get("splits") or {}).get("val"):
+        notes.insert(0, f"{result['splits']['val']:,} of them kept for judging (its own split)")
+    if result.get("left_out"):
+        notes.append(f"left out: {visible(', '.join(result['left_out'][:3]))}{' ...' * (len(result['left_out']) > 3)}")
     more = "" if dry_run else f" (heirloom why {name})"
     if result.get("bad_rows"):
         notes.append(f"{plural(result['bad_rows'], 'row')} skipped{more}")
@@ -154,7 +162,8 @@ def _row_lines(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
     """Rows that were left out, by line; `count` of them were, of which the first are recorded."""
     lines = []
     for row in rows[:_SHOWN_ROWS]:
-        place = f"line {row['line']}" + (f", {visible(row['field'])}" if row["field"] else "")
+        place = f"{visible(row['member'])}:{row['line']}" if row.get("member") else f"line {row['line']}"
+        place += f", {visible(row['field'])}" if row["field"] else ""
         lines.append(f"      {place}: {visible(row['reason'])}")
     return lines + ([f"      and {count - len(lines):,} more"] if count > len(lines) else [])
 
@@ -190,6 +199,12 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
                   f"{human_count(file['examples'])} examples ({human_tokens(file['tokens'])} tokens)"]  # fmt: skip
         if file["description"]:
             lines.append(f"    {visible(file['description'])}")
+        if file.get("splits"):
+            told = ", ".join(f"{item['member']} ({item['split']}, {item['count']:,})" for item in file["splits"][:_SHOWN_ROWS])
+            more = f" and {len(file['splits']) - _SHOWN_ROWS:,} more" if len(file["splits"]) > _SHOWN_ROWS else ""
+            lines.append(f"    a folder of {visible(told)}{more}")
+        if file.get("left_out"):
+            lines.append(f"    left out when it was packed: {visible(', '.join(file['left_out']))}")
         if file.get("damage"):
             lines.append(f"    damaged: {visible(file['damage'])}")
         for rows, what in (("bad_rows", "skipped"), ("unusable_rows", "that cannot be trained on")):

@@ -106,13 +106,18 @@ class Identity:
     """How its rows are read under other names (`columns.py`); {} as they are."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the side file said."""
+    splits: tuple[dict[str, Any], ...] = ()
+    """Of a packed folder: `split` (train or val), `member`, `start` and `count` in ordinals, for each of its files of rows."""
+    card: str = ""
+    """Of a packed folder: the first words of its card."""
 
     def as_record(self) -> dict[str, Any]:
         """The identity as plain values: `record.json`, and the child's reply."""
         record = dataclasses.asdict(self)
         for name in ("bad_rows", "unusable_rows"):
-            record[name] = [fault._asdict() for fault in getattr(self, name)]
-        return record
+            record[name] = [fault.as_dict() for fault in getattr(self, name)]
+        record["splits"] = list(self.splits)
+        return {key: value for key, value in record.items() if value or key not in ("splits", "card")}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Identity:
@@ -120,7 +125,7 @@ class Identity:
         known = {key: record[key] for key in (field.name for field in dataclasses.fields(cls)) if key in record}
         for name in ("bad_rows", "unusable_rows"):
             known[name] = tuple(RowFault(**fault) for fault in known.get(name, ()))
-        return cls(**known)
+        return cls(**{**known, "splits": tuple(known.get("splits", ()))})
 
 
 class _Verdict(Exception):
@@ -132,14 +137,16 @@ class _Verdict(Exception):
 
 def identify(path: Path | str, name: str, forced_kind: str | None = None, limits: Limits | None = None, *,
              out_folder: Path | str | None = None, side: Path | str | None = None,
-             reading: Mapping[str, Any] | None = None) -> Identity:  # fmt: skip
+             reading: Mapping[str, Any] | None = None, container: str = "") -> Identity:  # fmt: skip
     """Identify the file at `path`, which was dropped under `name`; `side` is its side file, `reading` a recorded one.
+
+    `container`: what it is, where the name cannot say so: a folder that was packed.
 
     Reads it twice (hash, then content) through one descriptor that follows no symbolic link. Raises OSError for
     what the machine refuses, apart from permission (`wait`, unreadable); nothing in the content makes it raise.
     """
     limits = limits or Limits()
-    base = Identity(name=name, verdict="ok", container=kinds.container_of(name))
+    base = Identity(name=name, verdict="ok", container=container or kinds.container_of(name))
     try:
         base, forced_kind = _with_side(base, forced_kind, side, Reading(**(reading or {})))
     except DataFault as fault:
@@ -188,7 +195,7 @@ def _identify_open(stream: BinaryIO, base: Identity, forced_kind: str | None, li
     if zeros == "tail" and base.container not in _ENDS_IN_TEXT:
         zeros = ""  # numbers may be zero, and a packed file may end in them; whoever reads it knows where it ends
     base = dataclasses.replace(base, sha256=sha256, size_bytes=before.st_size)
-    if zeros:
+    if zeros and base.container != "tar":  # a tar ends in zeroes, and says by itself where
         raise _Verdict(_changed_or(stream, before, base, _zero_filled(base, zeros, limits)))
     if out_folder is None:
         return _changed_or(stream, before, base, _content(stream, base, forced_kind, limits, lambda _: None))
@@ -249,6 +256,8 @@ def _content(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: 
     """Kind and examples, then the verdict on what was counted."""
     try:
         with unpacked(stream, base.container, limits.max_unpacked_bytes) as (plain, inner):
+            if inner == "tar":
+                return _folder(plain, base, forced_kind, limits, write)
             if kinds.holds_rows(inner):
                 return _rows(plain, inner, base, forced_kind, limits, write)
             kind = forced_kind or "docs"
@@ -294,6 +303,25 @@ def _rows(stream: BinaryIO, container: str, base: Identity, forced_kind: str | N
     return _judge(_counted(base, tally), tally, columns, limits)
 
 
+def _folder(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
+    """A packed data set. Raises DataFault for what is none."""
+    from guard.checks.members import card_text, data_set_in
+    from guard.checks.scan_folder import detect_folder_kind, scan_folder
+
+    reading = Reading(**base.reading) if base.reading else None
+    found = data_set_in(stream)
+    detected, columns = detect_folder_kind(stream, found, limits.max_line_bytes, reading)
+    kind = forced_kind or (detected.kind if detected else "")
+    base = dataclasses.replace(base, kind=kind, card=card_text(stream, found.files))
+    if detected and not detected.trainable and kind == detected.kind:
+        return _ignore(base, kinds.form_reason(detected))
+    if kinds.kind_reason(kind, base.container) and kind:
+        return _ignore(base, kinds.kind_reason(kind, base.container))
+    hopeless = _hopeless(base.size_bytes, limits)
+    tally = scan_folder(stream, found, kind or None, limits.max_line_bytes, write, reading, hopeless)
+    return _judge(dataclasses.replace(_counted(base, tally), splits=tuple(tally.splits)), tally, columns, limits)
+
+
 def _hopeless(size_bytes: int, limits: Limits) -> int:
     """So many bad rows are too many however many good ones follow: a row takes two bytes at least, with its line end."""
     return max(_COUNTED_BAD_ROWS, int(limits.max_bad_rows * size_bytes / 2) + 1)
@@ -311,7 +339,7 @@ def _counted(base: Identity, tally: Tally) -> Identity:
 def _judge(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> Identity:
     """The verdict on a file of rows; the first reason that holds is the one told."""
     if tally.truncated_line:
-        reason = f"truncated at line {tally.truncated_line}"
+        reason = f"truncated at {tally.truncated_in + ':' if tally.truncated_in else 'line '}{tally.truncated_line}"
         hint = "the last row stops in the middle; copy the file again, or remove that line"
         if limits.final:
             return dataclasses.replace(base, verdict="reject", reason=reason, hint=hint)

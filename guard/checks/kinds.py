@@ -34,12 +34,13 @@ _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".download", ".t
 _SYSTEM_NAMES = {"thumbs.db": "Windows", "desktop.ini": "Windows", "lost+found": "the file system"}
 _RSYNC = re.compile(r"\..+\.[A-Za-z0-9]{6}", re.DOTALL)
 _CONTAINERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text", ".json": "json", ".csv": "csv",
-               ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".npy": "npy"}  # fmt: skip
+               ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".npy": "npy",
+               ".tar": "tar"}  # fmt: skip
 _PACKINGS = {".gz": "gz", ".zst": "zst"}
 _BINARY = ("parquet", "arrow", "npy")
 _KNOWN_SUFFIXES = frozenset(
     {
-        ".gz", ".zst", ".npz", ".zip", ".tar", ".xz", ".bz2", ".pdf", ".docx", ".html", ".htm", ".epub",
+        ".gz", ".zst", ".npz", ".zip", ".xz", ".bz2", ".pdf", ".docx", ".html", ".htm", ".epub",
         ".py", ".rs", ".c", ".h", ".cc", ".cpp", ".hpp", ".go", ".java", ".js", ".ts", ".sh", ".rb", ".toml",
         ".yaml", ".yml", ".ipynb",
     }

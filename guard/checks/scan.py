@@ -31,12 +31,22 @@ _REMEMBERED = 4_000_000  # fingerprints kept to count repeats: at most 64 MB, an
 
 
 class RowFault(NamedTuple):
-    """A fault and the line it stands in."""
+    """A fault and the line it stands in; `member`: the file of a packed folder that this line is in, else ""."""
 
     line: int
     field: str
     reason: str
     expected: str
+    member: str = ""
+
+    @property
+    def place(self) -> str:
+        """`line 17`, or `data/train-00000.jsonl:17` in a packed folder."""
+        return f"{self.member}:{self.line}" if self.member else f"line {self.line}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fault as plain values; a file that is no folder has no `member`."""
+        return {key: value for key, value in self._asdict().items() if key != "member" or value}
 
 
 @dataclass
@@ -53,6 +63,7 @@ class Tally:
     unusable_rows: list[RowFault] = field(default_factory=list)
     first_raw: bytes = b""  # the start of the first row, for a hint
     truncated_line: int = 0
+    truncated_in: str = ""  # the file of a packed folder that this line is in
     _seen: list[bytes] = field(default_factory=list)
 
     @property
@@ -76,6 +87,20 @@ class Tally:
             self._seen.append(joined[: (_REMEMBERED - self.examples) * FINGERPRINT_BYTES])
         self.examples += len(prints)
         return joined
+
+    def join(self, part: Tally, member: str) -> None:
+        """Count what was seen of one file of a packed folder, with its name in every fault."""
+        for kept in part._seen:
+            self._seen.append(kept[: max(0, _REMEMBERED - self.examples) * FINGERPRINT_BYTES])
+            self.examples += len(kept) // FINGERPRINT_BYTES
+        self.examples += part.examples - sum(map(len, part._seen)) // FINGERPRINT_BYTES
+        self.rows, self.bytes_trained = self.rows + part.rows, self.bytes_trained + part.bytes_trained
+        self.bad, self.unusable = self.bad + part.bad, self.unusable + part.unusable
+        self.first_raw = self.first_raw or part.first_raw
+        if part.truncated_line and not self.truncated_line:
+            self.truncated_line, self.truncated_in = part.truncated_line, member
+        for mine, new in ((self.bad_rows, part.bad_rows), (self.unusable_rows, part.unusable_rows)):
+            mine += [fault._replace(member=member) for fault in new[: LISTED_FAULTS - len(mine)]]
 
     def refuse_bad(self, row: Row, fault: Fault) -> None:
         """Count a row that holds no JSON object."""

@@ -33,6 +33,7 @@ _REMEDIES = (
     ("in duplicates/", "nothing: what it holds is stored already; delete it if you like"),
     ("not a regular file", "copy the file itself into the inbox (cp -L LINK inbox/): links, pipes and devices are never opened"),
     ("this folder cannot be read", "let the owner of the home read it: chmod u+rx FOLDER, or chown it"),
+    ("a plain folder", "heirloom why names each file in it; one data set has state.json, train-00000-of-00001..., or train/ and val/"),
     ("the name has no extension", "rename it with its extension, such as .jsonl, .csv, .parquet, .txt or .md"),
     ("rows are not a document", "move it out of inbox/docs/: rows are learnt"),
     ("sft needs rows", "move it to inbox/pretrain/ (it is learnt) or inbox/docs/ (it is searched)"),
@@ -83,7 +84,7 @@ def _fault_lines(what: str, count: int, faults: tuple[RowFault, ...], word: str)
     shown = f" (the first {len(faults)})" if count > len(faults) else ""
     lines = ["", f"{count} row{'s' if count > 1 else ''} that {what}{shown}:"]
     for fault in faults:
-        where = f"{word} {fault.line}" + (f", {printable(fault.field)}" if fault.field else "")
+        where = printable(fault.place if fault.member else f"{word} {fault.line}") + (f", {printable(fault.field)}" if fault.field else "")
         expected = f" (expected: {fault.expected})" if fault.expected else ""
         lines.append(f"  {where}: {printable(fault.reason)}{expected}")
     return lines

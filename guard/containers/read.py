@@ -47,5 +47,9 @@ def read_container(stream: BinaryIO, container: str, *, max_line_bytes: int = MA
             from guard.containers.columnar import read_arrow
 
             yield from read_arrow(plain, max_line_bytes, most_bytes)
+        elif inner == "tar":
+            from guard.checks.members import folder_rows
+
+            yield from folder_rows(plain, max_line_bytes, most_bytes)
         else:
             raise ValueError(f"{container} holds no rows")

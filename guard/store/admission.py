@@ -17,7 +17,6 @@ from guard.durable import sha256_bytes
 from guard.errors import Damage, HeirloomError, is_environment
 from guard.failpoints import point
 from guard.folders import Folders, together
-from guard.names import safe_name
 from guard.store.decision import Decision
 from guard.store.evaluation import record_set
 from guard.store.files import get_file, with_sidecars
@@ -25,7 +24,7 @@ from guard.store.indexes import link_documents
 from guard.store.intake import discard, drop_folder, set_drop
 from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
-from guard.store.placing import intend_admission, make_durable, put_in_place
+from guard.store.placing import intend_admission, make_durable, put_in_place, stored_name
 from guard.store.standing import settle_damage
 
 __all__ = ["Admission", "finish_admission", "finish_admissions", "queue_index"]
@@ -44,7 +43,7 @@ class Admission:
     @property
     def stored(self) -> dict[str, Any]:
         """The record as it is kept: with the name the bytes are stored under and the decision."""
-        return {**self.record, "stored_as": safe_name(str(self.record["name"])), "decision": asdict(self.decision)}
+        return {**self.record, "stored_as": stored_name(self.record), "decision": asdict(self.decision)}
 
 
 def finish_admission(keeper: Keeper, drop: sqlite3.Row, record: Mapping[str, Any], decision: Decision) -> int | None:
@@ -119,6 +118,7 @@ def _clear_away(keeper: Keeper, admitted: Sequence[Admission], later: Folders) -
 def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision: Decision) -> int | None:
     ledger = keeper.ledger
     options = orjson.loads(drop["options"])
+    description = str(options.get("description") or record.get("card") or "")
     keys = _evaluation_keys(keeper, drop["id"], record) if options.get("untouchable") else b""
     with ledger.transaction():
         if get_file(ledger, record["sha256"]) is None:
@@ -126,12 +126,12 @@ def _record(keeper: Keeper, drop: sqlite3.Row, record: dict[str, Any], decision:
                 "INSERT INTO files (sha256, name, kind, size_bytes, examples, tokens_approx, description, first_seen, record) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (record["sha256"], record["name"], record["kind"], record["size_bytes"], record["examples"],
-                 record["tokens_approx"], str(options.get("description") or ""), ledger.clock.utc(),
+                 record["tokens_approx"], description, ledger.clock.utc(),
                  orjson.dumps(record).decode()))  # fmt: skip
             # What record.json beside the bytes does not say.
             ledger.event("file.admitted", str(record["name"]), sha256=record["sha256"], kind=record["kind"],
                          stored_as=record["stored_as"], dropped_as=record.get("dropped_as"), sidecars=record["sidecars"],
-                         description=str(options.get("description") or ""))  # fmt: skip
+                         description=description)  # fmt: skip
         else:
             _note_mended(keeper, record, decision)
             if record["kind"] != "docs":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.names import slugify
+from guard.splits import val_keys
 from guard.store.estimate import tip_of, touchable
 from guard.store.files import StoredFile, get_file, trained_in
 from guard.store.indexes import active_index
@@ -86,10 +87,12 @@ def _decide_examples(
         more = f": heirloom queue retry {job.id} goes on with it" if job.state == "parked" and mends else ""
         return Decision("duplicate", "none", f"the same bytes are already in job {job.id} ({job.state}){more}", **common)
     if novelty is None:
-        fingerprints = touchable(sidecar_bytes(sidecar), (record.get("untouchable") or {}).get("rows", ""))
+        keys = sidecar_bytes(sidecar)
+        fingerprints = touchable(keys, (record.get("untouchable") or {}).get("rows", ""))
         # What is about to be mended is not asked what it holds.
-        instead = {record["sha256"]: sidecar_bytes(sidecar)} if "examples.fp" in mends else {}
-        novelty = judge_novelty(keeper, fingerprints, tip_of(keeper, line), OBJECTIVES[record["kind"]], instead)
+        instead = {record["sha256"]: keys} if "examples.fp" in mends else {}
+        novelty = judge_novelty(keeper, fingerprints, tip_of(keeper, line), OBJECTIVES[record["kind"]], instead,
+                                val_keys(record, keys))  # fmt: skip
     return _decide_training(keeper, record, options, novelty, common)
 
 

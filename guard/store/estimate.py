@@ -18,6 +18,7 @@ import numpy as np
 from guard.bitmap import bitmap_flags
 from guard.errors import HeirloomError
 from guard.home import Home
+from guard.splits import recorded_splits, val_keys
 from guard.steps import drain
 from guard.store.keeper import Keeper, open_reader
 from guard.store.known import sidecar_bytes
@@ -56,7 +57,9 @@ def estimate(root: str, line: str, objective: str, sidecar: Path, untouchable: s
     try:
         keeper = _reader(root)
         tip = tip_of(keeper, line)
-        novelty = drain(novelty_steps(keeper, touchable(sidecar_bytes(sidecar), untouchable), tip, objective))
+        keys = sidecar_bytes(sidecar)
+        apart = val_keys(recorded_splits(sidecar), keys)
+        novelty = drain(novelty_steps(keeper, touchable(keys, untouchable), tip, objective, apart=apart))
         if lost_now(keeper):
             return None  # this very file may mend what is lost: the daemon knows
     except (HeirloomError, OSError, sqlite3.Error):

@@ -5,7 +5,8 @@ repeated, which is all that recovery needs to know. User bytes are never deleted
 Not here: whether a file is settled (`daemon/settle.py`), what it is (`guard/checks/identify.py`), how its bytes are
 stored for ever (`placing.py`) or given back (`returning.py`).
 
-A claimed drop lies in `data/.incoming/drop-00000012/`: `content` (the bytes), `identity/` (what the child found).
+A claimed drop lies in `data/.incoming/drop-00000012/`: `content` (the bytes, or a folder), `packed.tar` (that folder as one
+file), `identity/` (what the child found).
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from guard.errors import HeirloomError, is_environment
 from guard.failpoints import point
 from guard.folders import Folders, sync_parents
 from guard.names import safe_name
+from guard.store.folder_drops import bytes_of, finish_folder_copy, spare_histories, take_folder
 from guard.store.keeper import Keeper
 from guard.store.side_files import put_back, side_source, take_side
 
-__all__ = ["Wish", "claim", "claim_many", "claimed_content", "discard", "drop_folder", "resume_claim", "set_drop"]
+__all__ = ["Wish", "claim", "claim_many", "claimed_bytes", "claimed_content", "discard", "drop_folder", "resume_claim",
+           "set_drop"]  # fmt: skip
 
 
 def drop_folder(keeper: Keeper, drop: int) -> Path:
@@ -39,8 +42,13 @@ def drop_folder(keeper: Keeper, drop: int) -> Path:
 
 
 def claimed_content(keeper: Keeper, drop: int) -> Path:
-    """The claimed bytes of a drop."""
+    """What was claimed of a drop: a file, or a folder."""
     return drop_folder(keeper, drop) / "content"
+
+
+def claimed_bytes(keeper: Keeper, drop: int) -> Path:
+    """The claimed bytes of a drop as the one file that will be stored; of a folder, what it was packed into."""
+    return bytes_of(drop_folder(keeper, drop))
 
 
 def set_drop(keeper: Keeper, drop: int, state: str, reason: str = "", *, name: str = "", **columns: object) -> None:
@@ -138,7 +146,7 @@ def _bring_in(keeper: Keeper, drop: int, source: Path, *, move: bool, later: Fol
     # A side file is moved durably at once: the folder it goes into has to be there for good before.
     make_dir(content.parent, None if side else later)
     point("claim.foldered")
-    if side is not None and not content.exists() and not take_side(side, content.parent, _take, move=move):
+    if side is not None and not content.exists() and not take_side(side, content.parent, _take_file, move=move):
         return _let_go(keeper, drop, "its side file went before it could be taken; it is looked at again")
     if content.exists() and move and os.path.lexists(source):
         mode = _finish_copy(source, content)
@@ -167,7 +175,14 @@ def _let_go(keeper: Keeper, drop: int, reason: str) -> str:
 
 
 def _take(source: Path, content: Path, move: bool, later: Folders | None = None) -> str:
-    """Bring the bytes under our roof; returns how: "move", or "copy" when the source had to stay where it is.
+    """Bring a file or a folder under our roof; returns how: "move", or "copy" when the source had to stay where it is."""
+    if stat.S_ISDIR(os.lstat(source).st_mode):
+        return take_folder(source, content, move, later)
+    return _take_file(source, content, move, later)
+
+
+def _take_file(source: Path, content: Path, move: bool, later: Folders | None = None) -> str:
+    """`_take` for a file; whatever else lies there is not taken.
 
     A move may be made durable `later`; a copy is durable, with the folder it lies in, before its source goes.
     """
@@ -190,6 +205,8 @@ def _take(source: Path, content: Path, move: bool, later: Folders | None = None)
 
 def _finish_copy(source: Path, content: Path) -> str:
     """A death between copying and taking the source name away: the very same bytes are not taken twice."""
+    if content.is_dir():
+        return finish_folder_copy(source, content)
     facts = os.lstat(source)
     same = stat.S_ISREG(facts.st_mode) and facts.st_size == content.stat().st_size
     if same and sha256_file(source) == sha256_file(content):
@@ -227,6 +244,8 @@ def _unlinked(source: Path, facts: os.stat_result) -> bool:
 def discard(keeper: Keeper, drop: int, later: Folders | None = None) -> None:
     """Remove what is left of a drop's folder once its bytes are stored or returned."""
     folder = drop_folder(keeper, drop)
+    if (folder / "content").is_dir():
+        spare_histories(folder, str(keeper.ledger.value("SELECT name FROM drops WHERE id = ?", (drop,))), keeper.home.rejected)
     with contextlib.suppress(OSError):  # the usual case, and a tenth of the work: nothing is left in it
         os.rmdir(folder)
         if later is not None:

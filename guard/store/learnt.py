@@ -23,6 +23,7 @@ from guard.durable import open_new, sync_so_far
 from guard.heldout import held_out_mask
 from guard.key_runs import RUN_ROWS, Runs, merged, split_keys
 from guard.key_sets import among, different, distinct_keys
+from guard.splits import KeptBack
 from guard.steps import Steps, drain
 from guard.store.keeper import Keeper
 from guard.store.known import FileHits, KnownIndex, open_index, sidecar_path, sidecar_problem_steps
@@ -232,16 +233,16 @@ def write_known(keeper: Keeper, sidecars: Sequence[Path], version_id: int, objec
 
 
 def novelty_steps(keeper: Keeper, fingerprints: bytes, version_id: int | None, objective: str,
-                  instead: Mapping[str, bytes] | None = None) -> Steps[Novelty]:  # fmt: skip
+                  instead: Mapping[str, bytes] | None = None, apart: bytes = b"") -> Steps[Novelty]:  # fmt: skip
     """`judge_novelty` in slices. Memory: about three times the fingerprints."""
     fraction = float(keeper.ledger.meta("validation_fraction") or keeper.settings.validation.fraction)
     examples = len(fingerprints) // FINGERPRINT_BYTES
-    trainable, held_out, distinct = list[bytes](), 0, 0
+    trainable, held_out, distinct, kept = list[bytes](), 0, 0, KeptBack(apart)
     for keys in _distinct_portions(fingerprints):
         yield
         for start in range(0, len(keys), _AT_ONCE):
             part = keys[start : start + _AT_ONCE]
-            held = held_out_mask(part.tobytes(), keeper.salt, fraction)
+            held = held_out_mask(part.tobytes(), keeper.salt, fraction) | kept.mask(part.tobytes())
             trainable.append(part[~held].tobytes())
             held_out, distinct = held_out + int(held.sum()), distinct + len(part)
             yield
@@ -273,7 +274,10 @@ def _distinct_portions(fingerprints: bytes) -> Iterator[NDArray[np.uint64]]:
 
 
 def judge_novelty(keeper: Keeper, fingerprints: Sequence[bytes] | bytes, version_id: int | None, objective: str,
-                  instead: Mapping[str, bytes] | None = None) -> Novelty:  # fmt: skip
-    """Count what of a file is new to a version (None: to a model that has learnt nothing); `instead` as above."""
+                  instead: Mapping[str, bytes] | None = None, apart: bytes = b"") -> Novelty:  # fmt: skip
+    """Count what of a file is new to a version (None: to a model that has learnt nothing); `instead` as above.
+
+    `apart`: fingerprints that the file keeps for judging (`guard/splits.py`), held out like those the home holds out.
+    """
     joined = fingerprints if isinstance(fingerprints, bytes) else b"".join(fingerprints)
-    return drain(novelty_steps(keeper, joined, version_id, objective, instead))
+    return drain(novelty_steps(keeper, joined, version_id, objective, instead, apart))

@@ -28,12 +28,14 @@ from guard.failpoints import point
 from guard.folders import Folders, sync_parents
 from guard.names import first_free, safe_name
 from guard.store.files import SIDECARS, StoredFile, get_file
-from guard.store.intake import claimed_content, drop_folder, set_drop
+from guard.store.folder_drops import PACKED
+from guard.store.intake import claimed_bytes, claimed_content, drop_folder, set_drop
 from guard.store.keeper import Keeper
 from guard.store.originals import damaged_parts, mendable_parts, stray_is_sound
 from guard.store.side_files import SIDE, store_beside
 
-__all__ = ["REREAD", "intend_admission", "is_itself", "make_durable", "not_synced", "put_in_place", "set_aside", "take_back"]
+__all__ = ["REREAD", "intend_admission", "is_itself", "make_durable", "not_synced", "put_in_place", "set_aside", "stored_name",
+           "take_back"]  # fmt: skip
 
 _FOUND = ("examples.fp", "record.json")
 REREAD = "its bytes are not what was read before: it is read again"
@@ -42,6 +44,13 @@ REREAD = "its bytes are not what was read before: it is read again"
 def intend_admission(keeper: Keeper, drop: int, record: Mapping[str, Any]) -> None:
     """Write down that a drop is about to be stored; inside a transaction."""
     set_drop(keeper, drop, "admitting", name=str(record["name"]), sha256=record["sha256"], verdict=dict(record))
+
+
+def stored_name(record: Mapping[str, Any]) -> str:
+    """The name under which a drop's bytes are stored: its own, or that of the tar a folder became."""
+    name = str(record["name"])
+    is_folder = record.get("container") == "tar" and not name.lower().endswith(".tar")
+    return safe_name(f"{name}.tar" if is_folder else name)
 
 
 def not_synced(keeper: Keeper, drop: int) -> None:
@@ -57,7 +66,7 @@ def make_durable(keeper: Keeper, drop: int, synced: bool | None = None) -> None:
     second time.
     """
     folder = drop_folder(keeper, drop)
-    found, content = folder / "identity", claimed_content(keeper, drop)
+    found, content = folder / "identity", claimed_bytes(keeper, drop)
     again = keeper.memory.pop(("not synced", drop), False) or synced is False
     items = [folder / SIDE, *([content, *(found.iterdir() if found.is_dir() else ())] if again or not synced else ())]
     try:
@@ -81,7 +90,9 @@ def is_itself(keeper: Keeper, drop: int, sha256: str) -> bool:
     """
     ready = drop_folder(keeper, drop) / "store"
     parts = [path for path in ready.iterdir() if path.name not in SIDECARS] if ready.is_dir() else []
-    found = [path for path in (claimed_content(keeper, drop), *parts) if path.is_file()]
+    found = [path for path in (claimed_bytes(keeper, drop), *parts) if path.is_file()]
+    if not found and claimed_content(keeper, drop).is_dir() and not (keeper.home.files / sha256).exists():
+        return False  # the folder is there and what it was packed into is not
     return all(sha256_file(path) == sha256 for path in found if not path.name.endswith(".tmp"))
 
 
@@ -89,6 +100,9 @@ def take_back(keeper: Keeper, drop: int, reason: str) -> None:
     """Give up an admission that was intended: the drop is claimed and unread again. Nothing of it was stored."""
     folder = drop_folder(keeper, drop)
     parts = [path for path in (folder / "store").iterdir() if path.name not in SIDECARS] if (folder / "store").is_dir() else []
+    if claimed_content(keeper, drop).is_dir():
+        parts = []  # it is packed again
+        remove_tree(folder / PACKED)
     for path in parts:
         if not claimed_content(keeper, drop).exists():
             rename_new(path, claimed_content(keeper, drop))
@@ -103,7 +117,7 @@ def put_in_place(keeper: Keeper, drop: int, record: Mapping[str, Any], later: Fo
     final = keeper.home.files / str(record["sha256"])
     known = get_file(keeper.ledger, str(record["sha256"]))
     if not final.exists() or not _is_whole(keeper, drop, final, known, record):
-        name = str(known.record["stored_as"]) if known else safe_name(str(record["name"]))
+        name = str(known.record["stored_as"]) if known else stored_name(record)
         _store(keeper, drop, final, name, _kept_sidecars(keeper, drop, known, record), later)
     elif known is not None and known.kind == "docs" != record["kind"]:
         _replace_sidecars(drop_folder(keeper, drop) / "identity", final)
@@ -171,7 +185,7 @@ def _store(keeper: Keeper, drop: int, final: Path, name: str, kept: Sequence[str
         rename_new(found, ready, unsynced)
     make_dir(ready, unsynced)
     clear_temporaries(ready)
-    content = claimed_content(keeper, drop)
+    content = claimed_bytes(keeper, drop)
     if content.exists():
         rename_new(content, ready / name, unsynced)
     point("admit.stored")

@@ -13,7 +13,7 @@ import orjson
 
 from guard.bitmap import pack_bitmap
 from guard.clock import utc_text
-from guard.durable import rename_new
+from guard.durable import remove_tree, rename_new
 from guard.home import Home
 from guard.names import index_name, parse_version_number
 from guard.store.files import SIDECARS
@@ -205,7 +205,9 @@ def _drop_state(ledger: Ledger, home: Home, number: int, drop: Mapping[str, Any]
     content = folder / "content"
     ready = [path for path in (folder / "store").iterdir() if path.name not in SIDECARS] \
         if (folder / "store").is_dir() else []  # fmt: skip
-    if not content.exists() and len(ready) == 1:
+    if content.is_dir():
+        remove_tree(folder / "store")  # what a folder was packed into; it is packed again
+    elif not content.exists() and len(ready) == 1:
         rename_new(ready[0], content)
     if content.exists():
         return "claimed", reason

@@ -26,6 +26,7 @@ from guard.store.archive import finish_archives
 from guard.store.birth import finish_birth, set_birth_aside
 from guard.store.decision import Decision
 from guard.store.files import open_drops
+from guard.store.folder_drops import spare_histories
 from guard.store.indexes import active_index, finish_index, index_high_water, link_documents
 from guard.store.intake import resume_claim
 from guard.store.intents import open_intents
@@ -213,10 +214,22 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
             done.append(f"cleared {path.name}")
     open_folders = {f"drop-{row['id']:08d}" for row in open_drops(keeper.ledger)}
     for path in sorted(keeper.home.incoming.iterdir()):
-        if path.name not in open_folders and not (path / "content").exists():
+        if path.name not in open_folders and (not (path / "content").exists() or _is_let_go(keeper, path)):
             remove_tree(path)
             done.append(f"cleared {path.name}")
     return done
+
+
+def _is_let_go(keeper: Keeper, folder: Path) -> bool:
+    """Whether a claimed folder is stored as an original, so that what is left of the drop may go; its histories went before."""
+    number = folder.name.removeprefix("drop-")
+    row = keeper.ledger.row("SELECT name, state, sha256 FROM drops WHERE id = ?", (int(number),)) if number.isdecimal() else None
+    if row is None or row["state"] not in ("admitted", "registered") or not (folder / "content").is_dir():
+        return False
+    if not (keeper.home.files / str(row["sha256"])).is_dir():
+        return False
+    spare_histories(folder, row["name"], keeper.home.rejected)
+    return True
 
 
 def _restore_is_over(keeper: Keeper, folder: str) -> bool:

@@ -19,6 +19,7 @@ from guard.errors import EnvironmentFault
 from guard.failpoints import point
 from guard.folders import sync_parents
 from guard.names import first_free, safe_name
+from guard.store.folder_drops import move_folder
 from guard.store.intake import claimed_content, drop_folder, set_drop
 from guard.store.keeper import Keeper
 from guard.store.side_files import put_back, return_beside, side_source
@@ -95,6 +96,9 @@ def _free_name(folder: Path, name: str) -> Path:
 
 
 def _move_out(content: Path, target: Path) -> None:
+    if content.is_dir():
+        move_folder(content, target)
+        return
     try:
         rename_new(content, target)
     except OSError as error:

@@ -28,7 +28,7 @@ __all__ = ["check_datasets", "check_evaluation", "check_indexes", "check_origina
 _SIDECARS = frozenset(SIDECARS)
 _FINGERPRINT_BYTES = 16
 # What identifies a stored original; the ledger's record holds more, such as the decision taken on it.
-_IDENTITY = ("sha256", "kind", "size_bytes", "examples", "reading")
+_IDENTITY = ("sha256", "kind", "size_bytes", "examples", "reading", "splits")
 
 
 def check_originals(keeper: Keeper, findings: Findings) -> None:
