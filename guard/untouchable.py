@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.checks.columns import Reading
-from guard.checks.rows import Fields, iter_rows, open_regular, text_chunks, text_examples, validate
+from guard.checks.kinds import ROW_KINDS
+from guard.checks.rows import Fields, iter_rows, open_regular, read_fields, text_chunks, text_examples
 from guard.durable import sha256_bytes
 from guard.errors import Damage
 from guard.fingerprint import example_fingerprint
@@ -35,7 +36,6 @@ __all__ = ["RECORD", "KeyList", "asks", "evaluation_keys", "joined_list", "keys_
 SHORTEST = 32
 RECORD = np.dtype([("key", "V16"), ("set", "<u4")])
 _BATCH = 4096
-_TRAINED_KINDS = ("pretrain", "sft")
 
 
 def _long(text: str) -> bool:
@@ -76,8 +76,7 @@ def _examples(path: Path | str, kind: str, name: str, reading: Reading | None) -
     """(fingerprint, fields) of the usable examples in order: as `iter_examples`, for bytes that do not lie under their name."""
     if name.lower().endswith(".jsonl"):
         for row in iter_rows(path):
-            value = reading.apply(row.value) if reading and row.value is not None else row.value
-            fields = value is not None and validate(kind, value)
+            fields = row.value is not None and read_fields(kind, row.value, reading)
             if isinstance(fields, dict):
                 yield example_fingerprint(fields), fields
         return
@@ -95,8 +94,7 @@ def keys_of_file(path: Path | str, name: str, reading: Reading | None = None) ->
     rows = 0
     if name.lower().endswith(".jsonl"):
         for row in iter_rows(path):
-            value = reading.apply(row.value) if reading and row.value is not None else row.value
-            found = [validate(kind, value) for kind in _TRAINED_KINDS] if value is not None else []
+            found = [read_fields(kind, row.value, reading) for kind in ROW_KINDS] if row.value is not None else []
             valid = [fields for fields in found if isinstance(fields, dict)]
             rows += bool(valid)
             keys |= {key for fields in valid for key in evaluation_keys(fields)}

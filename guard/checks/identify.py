@@ -257,8 +257,6 @@ def _jsonl(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Li
     stream.seek(0)
     kind = forced_kind or (detected.kind if detected else "")
     base = dataclasses.replace(base, kind=kind)
-    if detected and not detected.trainable and kind == detected.kind:
-        return _ignore(base, kinds.form_reason(detected))
     if detected and not forced_kind and kinds.kind_reason(kind, base.container):
         return _ignore(base, kinds.kind_reason(kind, base.container))
     tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write, reading, _hopeless(base.size_bytes, limits))

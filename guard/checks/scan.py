@@ -15,7 +15,7 @@ from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.quick_rows import QuickRows
 from guard.checks.row_plans import form_bytes
-from guard.checks.rows import text_chunks, text_examples, validate
+from guard.checks.rows import read_fields, text_chunks, text_examples
 from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, fingerprints_of
 
 __all__ = [
@@ -156,8 +156,7 @@ class _CarefulRows:
         if row.value is None:
             tally.refuse_bad(row, row.fault or Fault("", "not valid JSON"))
             return None
-        value = self.reading.apply(row.value) if self.reading else row.value
-        fields = validate(self.kind, value) if self.kind else [Fault("", "the columns say no known kind")]
+        fields = read_fields(self.kind, row.value, self.reading) if self.kind else [Fault("", "the columns say no known kind")]
         if isinstance(fields, list):
             tally.refuse_unusable(row, self.reading.told(fields) if self.reading else fields)
             return None
