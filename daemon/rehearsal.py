@@ -18,6 +18,7 @@ from typing import Any
 
 from daemon.client import drop_result
 from daemon.reactor import Reactor
+from daemon.read_limits import read_limits
 from daemon.readers import ReaderPool
 from daemon.sides import only_beside, read_otherwise, wish_problem
 from guard.errors import Damage, EnvironmentFault
@@ -55,9 +56,9 @@ def _read_all(
     untouchable: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every file's identity, by limited readers; `more` goes into each request."""
-    reactor, intake = Reactor(), keeper.settings.intake
-    pool = ReaderPool(reactor, intake.memory_mb)
-    limits = {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True}
+    reactor = Reactor()
+    pool = ReaderPool(reactor, keeper.settings.intake.memory_mb)
+    limits = read_limits(keeper)
     answers: dict[int, dict[str, Any]] = {}
     try:
         for number, path in enumerate(paths):

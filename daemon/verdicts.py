@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from daemon.examining import Examining
+from daemon.read_limits import read_limits
 from daemon.readers import SMALL_BYTES
 from daemon.sides import Submit, read_otherwise, settled_options
 from guard.checks.why import DUPLICATE_ADVICE, printable, returned_text
@@ -129,12 +130,12 @@ class Verdicts:
             return
         out = drop_folder(self.keeper, drop) / "identity"
         options = orjson.loads(row["options"])
-        intake, side = self.keeper.settings.intake, drop_folder(self.keeper, drop) / SIDE
+        side = drop_folder(self.keeper, drop) / SIDE
         body = {
             "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
             "out_folder": str(out), "home": str(self.keeper.home.root),
             "line": options.get("line"),  # a flag's; the side file is read there
-            "limits": {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True},
+            "limits": read_limits(self.keeper, str(options.get("line") or "")),
             "side": str(side) if side.exists() else None, "sync": True, **otherwise,
         }  # fmt: skip
         if options.get("untouchable") or (options.get("side") or {}).get("settings", {}).get("untouchable"):

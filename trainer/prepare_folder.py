@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guard.checks.rows import iter_rows, validate
+from guard.checks.rows import iter_rows, read_fields
 from guard.durable import make_dir, remove_tree, rename_new, sha256_file
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from trainer.prepare import DEFAULT_SHARD_TOKENS, Progress, SourceFile, prepare_dataset
@@ -44,7 +44,7 @@ def _skipped_rows(file: SourceFile, stage: str) -> _Skipped:
     count = 0
     listed: list[dict[str, Any]] = []
     for row in iter_rows(file.path) if file.container == "jsonl" else ():
-        found = [row.fault] if row.fault else validate(stage, row.value or {})
+        found = [row.fault] if row.fault else read_fields(stage, row.value or {})
         if isinstance(found, dict):
             continue
         count += 1

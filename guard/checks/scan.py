@@ -15,7 +15,8 @@ from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.quick_rows import QuickRows
 from guard.checks.row_plans import form_bytes
-from guard.checks.rows import read_fields, text_chunks, text_examples
+from guard.checks.rows import Fields, read_fields, text_chunks, text_examples
+from guard.checks.task_rows import is_evaluation_task
 from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, fingerprints_of
 
 __all__ = [
@@ -50,6 +51,9 @@ class Tally:
     unusable_rows: list[RowFault] = field(default_factory=list)
     first_raw: bytes = b""  # the start of the first row, for a hint
     truncated_line: int = 0
+    max_token_id: int = -1
+    max_token_line: int = 0
+    evaluation_only: int = 0
     _seen: list[bytes] = field(default_factory=list)
 
     @property
@@ -73,6 +77,14 @@ class Tally:
             self._seen.append(joined[: (_REMEMBERED - self.examples) * FINGERPRINT_BYTES])
         self.examples += len(prints)
         return joined
+
+    def note(self, row: Row, fields: Fields) -> None:
+        """Remember what else is worth knowing of a usable row: its highest token id, and whether it only judges models."""
+        if "input_ids" in fields:
+            highest = max(map(int, fields["input_ids"].split(" ")))
+            if highest > self.max_token_id:
+                self.max_token_id, self.max_token_line = highest, row.line_number
+        self.evaluation_only += is_evaluation_task(fields)
 
     def refuse_bad(self, row: Row, fault: Fault) -> None:
         """Count a row that holds no JSON object."""
@@ -160,6 +172,7 @@ class _CarefulRows:
         if isinstance(fields, list):
             tally.refuse_unusable(row, self.reading.told(fields) if self.reading else fields)
             return None
+        tally.note(row, fields)
         form = canonical_bytes(fields)
         tally.bytes_trained += len(form) - form_bytes(fields)
         return fingerprints_of([form])[0]
