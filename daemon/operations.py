@@ -23,6 +23,7 @@ from daemon.regrow import regrow
 from daemon.sides import only_beside
 from daemon.targets import Target, fork_recipe, recipe_for, resolve_base
 from daemon.training import train
+from guard.checks.kinds import registered_reason, stage_of
 from guard.checks.preflight import preflight
 from guard.errors import Busy, CheckFailed, Duplicate, EnvironmentFault, NotFound, UsageError
 from guard.folder_tree import list_tree, tree_bytes
@@ -232,11 +233,12 @@ def _line_of_plan(keeper: Keeper, base: Version, asked: str | None, slug: str) -
 
 
 def _one_stage(files: list[StoredFile]) -> str:
-    stages = {file.kind for file in files}
-    if not files or len(stages) > 1 or not stages <= {"pretrain", "sft"}:
+    stages = {stage_of(file.kind) for file in files}
+    if not files or len(stages) > 1 or not all(stages):
         shown = ", ".join(f"{file.name} ({file.kind})" for file in files) or "nothing"
-        raise UsageError(f"one plan trains files of one kind, pretrain or sft; given: {shown}",
-                         hint="plan each kind by itself")  # fmt: skip
+        kept = next((reason for file in files if (reason := registered_reason(file.kind))), "")
+        raise UsageError(f"one plan trains files of one stage, pretrain or sft; given: {shown}",
+                         hint=kept or "plan each kind by itself")  # fmt: skip
     return stages.pop()
 
 

@@ -22,9 +22,8 @@ from daemon.children import child_environment
 from daemon.reactor import Reactor
 from daemon.vigil import own_mb
 from guard.checks.kinds import container_of, packing_of
-from guard.settings import IntakeSettings
 
-__all__ = ["ReaderPool", "limits_in", "one_reader"]
+__all__ = ["ReaderPool", "one_reader"]
 
 # A second reader takes only files up to this size, so that one giant never starves the small ones.
 SMALL_BYTES = 32 << 20
@@ -35,12 +34,6 @@ BASE_SECONDS = 60.0
 BYTES_PER_SECOND = 5e5
 # What is packed, or stored in columns, is read as if it were so many times larger: text packs to a third or an eighth.
 PACKED_TIMES = 8
-
-
-def limits_in(intake: IntakeSettings) -> dict[str, Any]:
-    """What a request for identification says of a home's limits; a file that was claimed waits no longer."""
-    return {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True,
-            "max_unpacked_bytes": int(intake.max_unpacked_gb * 1e9)}  # fmt: skip
 
 
 @dataclass

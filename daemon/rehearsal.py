@@ -18,7 +18,8 @@ from typing import Any
 
 from daemon.client import drop_result
 from daemon.reactor import Reactor
-from daemon.readers import ReaderPool, limits_in
+from daemon.read_limits import read_limits
+from daemon.readers import ReaderPool
 from daemon.sides import only_beside, read_otherwise, wish_problem
 from guard.errors import Damage, EnvironmentFault
 from guard.folder_tree import list_tree, tree_bytes
@@ -56,9 +57,9 @@ def _read_all(
     untouchable: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every file's identity, by limited readers; `more` goes into each request."""
-    reactor, intake = Reactor(), keeper.settings.intake
-    pool = ReaderPool(reactor, intake.memory_mb)
-    limits = limits_in(intake)
+    reactor = Reactor()
+    pool = ReaderPool(reactor, keeper.settings.intake.memory_mb)
+    limits = read_limits(keeper)
     answers: dict[int, dict[str, Any]] = {}
     try:
         for number, path in enumerate(paths):

@@ -20,7 +20,7 @@ import orjson
 
 from daemon.scan import Sweep, forced_kind, has_writer
 from daemon.settle import Settler, Sighting
-from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS, container_of, holds_rows, kind_reason
+from guard.checks.kinds import ROW_KINDS, SIDE_SUFFIXES, TRAINABLE_KINDS, container_of, holds_rows, kind_reason, stage_of
 from guard.errors import HeirloomError, UsageError
 from guard.names import safe_name
 from guard.store.files import get_file
@@ -167,7 +167,9 @@ def _recipe_problem(keeper: Keeper, settings: Mapping[str, Any], kind: str) -> s
     if not named and not training:
         return ""
     problems = []
-    for stage in [kind] if kind else TRAINABLE_KINDS:
+    if kind and not stage_of(kind):
+        return f"{'recipe' if named else 'training'} is for training and {kind} is not trained here: take it out"
+    for stage in [stage_of(kind)] if kind else dict.fromkeys(map(stage_of, TRAINABLE_KINDS)):
         try:
             recipe = load_recipe(find_recipe(str(named or "small"), [keeper.home.configs], stage))
             if named and recipe.stage != stage:
@@ -188,19 +190,26 @@ def read_otherwise(keeper: Keeper, row: sqlite3.Row | Mapping[str, Any], answer:
     "" when all is as it was.
     """
     known = get_file(keeper.ledger, str(answer.get("sha256") or ""))
-    if known is None or known.kind not in TRAINABLE_KINDS or answer.get("kind") == "docs":
+    if known is None or known.kind not in ROW_KINDS or answer.get("kind") == "docs":
         return ""
     stored, reading = known.record.get("reading") or {}, answer.get("reading") or {}
     if (answer.get("kind"), reading) == (known.kind, stored):
         return ""
     settings = answer.get("settings") or {}
-    if not row["forced_kind"] and not ({"kind", "columns", "roles"} & settings.keys()):
+    asked = bool(row["forced_kind"] or {"kind", "columns", "roles"} & settings.keys())
+    same = answer.get("kind") == known.kind and _names(reading) == _names(stored)
+    if same or not asked:  # what differs is nobody's wish: the rules were others when they were admitted
         return {"reading": stored, "forced_kind": known.kind}
     if answer.get("verdict") != "ok":
         return ""
     how = ", ".join(f"{key} as {name}" for key, name in (stored.get("columns") or {}).items())
     return (f"the same bytes are stored as {known.kind}{f' with {how}' if how else ''}, and read in another way they would be "
             f"other examples; add an empty line at its end (echo >> FILE), which makes it another file")  # fmt: skip
+
+
+def _names(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """A reading without the version of its rules, which nobody asks for."""
+    return {key: value for key, value in reading.items() if key != "rules"}
 
 
 def settled_options(keeper: Keeper, row: sqlite3.Row, answer: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

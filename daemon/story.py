@@ -18,7 +18,7 @@ import orjson
 from daemon.scan import KIND_FOLDERS, ignored_because
 from daemon.story_parts import parts_of
 from daemon.story_side import came_back, data_name, in_the_inbox, side_reason, taken_with
-from guard.checks.kinds import SIDE_SUFFIXES, TRAINABLE_KINDS
+from guard.checks.kinds import ROW_KINDS, SIDE_SUFFIXES
 from guard.checks.why import ignored_remedy
 from guard.durable import sha256_file
 from guard.errors import HeirloomError, NotFound
@@ -140,7 +140,7 @@ def _damage(keeper: Keeper, row: sqlite3.Row) -> str:
     """What is known to be wrong with a stored file and what to type, "" when nothing is."""
     told = standing_damage(keeper).get(f"original {row['sha256']}", "")
     try:
-        if row["kind"] in TRAINABLE_KINDS:
+        if row["kind"] in ROW_KINDS:
             sidecar_path(keeper.home.files / row["sha256"])
     except HeirloomError as error:
         return told or f"{error.message}: {error.hint.partition('; then')[0]}"

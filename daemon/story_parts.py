@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from guard.checks.kinds import TRAINABLE_KINDS
+from guard.checks.kinds import TRAINABLE_KINDS, stage_of
 from guard.errors import HeirloomError
 from guard.heldout import held_out_mask
 from guard.splits import KeptBack, val_keys
@@ -46,7 +46,7 @@ class _TooLong:
 def parts_of(keeper: Keeper, file: StoredFile) -> dict[str, dict[str, Any]] | None:
     """By line: the count of each of PARTS, their sum `rows`, `window` (tokens, where rows were too long, else null).
 
-    None for documents, and where the file's sidecar cannot be read (`heirloom verify` tells of that).
+    None for what is not trained (documents, pairs, tasks), and where the file's sidecar cannot be read (`heirloom verify` tells of that).
     """
     if file.kind not in TRAINABLE_KINDS:
         return None
@@ -62,7 +62,7 @@ def parts_of(keeper: Keeper, file: StoredFile) -> dict[str, dict[str, Any]] | No
 
 
 def _parts(keeper: Keeper, file: StoredFile, fingerprints: bytes, held: Flags, barred: Flags, tip: int) -> dict[str, Any]:
-    known = drain(known_mask_steps(keeper, fingerprints, tip, file.kind))
+    known = drain(known_mask_steps(keeper, fingerprints, tip, stage_of(file.kind)))
     left = np.ones(len(held), dtype=bool)
     counts = {}
     for name, flags in (("held_out", held), ("untouchable", barred), ("learnt", known), ("repeated", _repeated(fingerprints))):

@@ -19,7 +19,8 @@ from typing import Any
 import orjson
 
 from daemon.examining import Examining
-from daemon.readers import SMALL_BYTES, limits_in
+from daemon.read_limits import read_limits
+from daemon.readers import SMALL_BYTES
 from daemon.sides import Submit, read_otherwise, settled_options
 from guard.checks.scan import LISTED_FAULTS
 from guard.checks.why import DUPLICATE_ADVICE, printable, returned_text
@@ -132,12 +133,12 @@ class Verdicts:
             return
         out = drop_folder(self.keeper, drop) / "identity"
         options = orjson.loads(row["options"])
-        intake, side = self.keeper.settings.intake, drop_folder(self.keeper, drop) / SIDE
+        side = drop_folder(self.keeper, drop) / SIDE
         body = {
             "id": drop, "task": "identify", "path": str(content), "name": row["name"], "forced_kind": row["forced_kind"],
             "out_folder": str(out), "home": str(self.keeper.home.root),
             "line": options.get("line"),  # a flag's; the side file is read there
-            "limits": limits_in(intake),
+            "limits": read_limits(self.keeper, str(options.get("line") or "")),
             "side": str(side) if side.exists() else None, "sync": True,
             "packed": str(drop_folder(self.keeper, drop) / PACKED), **otherwise,
         }  # fmt: skip

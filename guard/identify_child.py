@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 
 from guard.checks.columns import Reading
 from guard.checks.identify import Identity, Limits, identify
-from guard.checks.kinds import TRAINABLE_KINDS
+from guard.checks.kinds import TRAINABLE_KINDS, stage_of
 from guard.checks.tail import tail_problem
 from guard.checks.why import why_text
 from guard.durable import fsync_dir, seal_file
@@ -78,7 +78,7 @@ def answer(line: bytes) -> dict[str, Any]:
 
             without = (held.get("untouchable") or {}).get("rows", "")
             meant = str(request.get("line") or identity.settings.get("line") or "")
-            found["novelty"] = estimate(request["home"], meant, identity.kind, Path(request["out_folder"]), without)
+            found["novelty"] = estimate(request["home"], meant, stage_of(identity.kind), Path(request["out_folder"]), without)
         if identity.verdict == "ok" and request.get("sync"):
             found["synced"] = _synced(Path(request["path"]), Path(request["out_folder"]))
         return found

@@ -2,8 +2,8 @@
 
 Signatures are kept beside stored files, so this definition never changes; a better one gets another VERSION.
 
-    text     the trained texts in their order (system, context, turns; or text), joined by line feeds, in Unicode NFC, as
-             UTF-8; A-Z as a-z; every run of the bytes 9-13 and 32 as one space, none outside
+    text     the trained texts in their order (`guard/trained.py`: system, context, turns; or text), joined by line
+             feeds, in Unicode NFC, as UTF-8; A-Z as a-z; every run of the bytes 9-13 and 32 as one space, none outside
     shingle  every 8 bytes in a row, little-endian, as a number x
     hash     x + 0x9E3779B97F4A7C15, then z ^= z >> 30, z *= 0xBF58476D1CE4E5B9, z ^= z >> 27, z *= 0x94D049BB133111EB,
              z ^= z >> 31, all modulo 2^64: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)
@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from guard.trained import texts_of
 
 __all__ = ["BINS", "SHORTEST", "VERSION", "normal_bytes", "signatures", "similarity", "trained_text"]
 
@@ -64,11 +66,7 @@ _ORDERS = _orders()
 
 def trained_text(fields: Mapping[str, Any]) -> str:
     """The texts of an example's trained fields, joined by line feeds, in NFC (which never changes for a text)."""
-    if "text" in fields:
-        text: str = fields["text"]
-    else:
-        parts = [fields[name] for name in ("system", "context") if fields.get(name)]
-        text = "\n".join([*parts, *(turn["content"] for turn in fields["messages"])])
+    text = "\n".join(texts_of(fields))
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 

@@ -3,10 +3,11 @@
 A row of an evaluation set is known by several keys, so that another spelling of the same question is kept out too:
 
     as it is        the fingerprint of its trained fields, of every kind it is valid for
-    without frame   a conversation without system and context, and each of its beginnings that ends with an answer
+    without frame   a conversation without system, context and tools, and each of its beginnings that ends with an answer
     as text         of a single question and answer: the question, the answer, and both with one or two line feeds
                     between, as rows of pretraining text
-    the question    of a single question and answer: its user turn alone, whoever asks it in whatever conversation
+    the question    of a single question and answer: its user turn alone, whoever asks it in whatever conversation;
+                    of a preference pair what its prefix asks, of a task its description, of a mutation what it becomes
 
 Parts shorter than SHORTEST bytes are left out of the last two: "Hi" and "42" are nobody's. An example is kept out when it
 is such a row, is one without its frame, or asks such a question. Not here: where sets are kept
@@ -25,18 +26,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.checks.columns import Reading
-from guard.checks.kinds import container_of, holds_rows
-from guard.checks.rows import Fields, iter_examples, iter_rows, validate
+from guard.checks.kinds import ROW_KINDS, container_of, holds_rows
+from guard.checks.rows import Fields, iter_examples, iter_rows, read_fields
 from guard.durable import sha256_bytes
 from guard.errors import Damage
 from guard.fingerprint import example_fingerprint
+from guard.trained import questions_of, trained_fields
 
 __all__ = ["RECORD", "KeyList", "asks", "evaluation_keys", "joined_list", "keys_of_file", "touched_in_file"]
 
 SHORTEST = 32
 RECORD = np.dtype([("key", "V16"), ("set", "<u4")])
 _BATCH = 4096
-_TRAINED_KINDS = ("pretrain", "sft")
 
 
 def _long(text: str) -> bool:
@@ -50,27 +51,27 @@ def _asked(question: str) -> bytes:
 def evaluation_keys(fields: Mapping[str, Any]) -> Iterator[bytes]:
     """Every key of a row of an evaluation set; one may come twice."""
     yield example_fingerprint(dict(fields))
-    turns = fields.get("messages")
-    if turns is None:
-        return
-    for end in range(2, len(turns) + 1, 2):
+    turns = trained_fields(fields).get("messages", ())
+    for end in (end for end, turn in enumerate(turns, 1) if turn["role"] == "assistant" and
+                (end == len(turns) or turns[end]["role"] == "user")):  # fmt: skip
         yield example_fingerprint({"messages": turns[:end]})
-    if len(turns) == 2:
-        question, answer = turns[0]["content"], turns[1]["content"]
-        yield from (example_fingerprint({"text": text}) for text in (question, answer, f"{question}\n{answer}",
-                                                                     f"{question}\n\n{answer}") if _long(text))  # fmt: skip
-        if _long(question):
-            yield _asked(question)
+    questions = questions_of(fields)
+    if len(questions) != 1 or len(turns) > 2 or len((fields.get("prefix") or {}).get("messages", ())) > 1:
+        return
+    question = questions[0]
+    answers = [turns[1]["content"]] if turns else [fields[side] for side in ("chosen", "rejected") if side in fields]
+    texts = [question, *answers, *(f"{question}{gap}{answer}" for answer in answers for gap in ("\n", "\n\n"))]
+    yield from (example_fingerprint({"text": text}) for text in texts if _long(text))
+    if _long(question):
+        yield _asked(question)
 
 
 def asks(fields: Mapping[str, Any]) -> Iterator[bytes]:
     """The keys by which an example is held against a list, beside its own fingerprint."""
-    turns = fields.get("messages")
-    if turns is None:
-        return
-    if "system" in fields or "context" in fields:
+    turns = trained_fields(fields).get("messages")
+    if turns is not None and fields.keys() != {"messages"}:
         yield example_fingerprint({"messages": turns})
-    yield from (_asked(turn["content"]) for turn in turns if turn["role"] == "user" and _long(turn["content"]))
+    yield from (_asked(question) for question in questions_of(fields) if _long(question))
 
 
 def _examples(path: Path | str, kind: str, name: str, reading: Reading | None) -> Iterator[tuple[bytes, Fields]]:
@@ -88,8 +89,7 @@ def keys_of_file(path: Path | str, name: str, reading: Reading | None = None) ->
     rows = 0
     if holds_rows(container_of(name)):
         for row in iter_rows(path, name=name):
-            value = reading.apply(row.value) if reading and row.value is not None else row.value
-            found = [validate(kind, value) for kind in _TRAINED_KINDS] if value is not None else []
+            found = [read_fields(kind, row.value, reading) for kind in ROW_KINDS] if row.value is not None else []
             valid = [fields for fields in found if isinstance(fields, dict)]
             rows += bool(valid)
             keys |= {key for fields in valid for key in evaluation_keys(fields)}

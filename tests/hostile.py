@@ -177,9 +177,9 @@ _JSON = [
     (b"empty_answer", _chat(assistant=""), "rejected", "empty after stripping"),
     (b"user_last", _row(messages=[{"role": "user", "content": "x"}]), "rejected", "cannot be trained on"),
     (b"tool_calls", _row(messages=[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": [1]}]),
-     "rejected", "cannot be trained on yet"),
+     "rejected", "a tool call must be an object"),
     (b"no_text", b'{"label": 1}\n', "rejected", "no kind of data"),
-    (b"preference", b'{"prompt": "x", "chosen": "y", "rejected": "y"}\n', "rejected", "not a kind"),
+    (b"preference", b'{"prompt": "x", "chosen": "y", "rejected": "y"}\n', "rejected", "Responses are identical"),
     (b"terminal", b'{"\\u001b[2Jtext": "x"}\n', "rejected", "no kind of data"),
     (b"one_bad_in_ten", _text("ten") * 9 + b"oops\n", "rejected", "line 10"),
 ]  # fmt: skip

@@ -125,8 +125,8 @@ def test_a_rejected_file_that_was_fixed_is_admitted_and_its_rejection_remembered
 
 
 def test_a_type_nobody_can_read_stays_where_it_is_and_says_why(toy: Toy) -> None:
-    paths = [toy.drop(name, "x") for name in ("photo.png", "noextension", "preference/p.jsonl", "sft/plain.txt")]
-    content = toy.drop("pairs.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    paths = [toy.drop(name, "x") for name in ("photo.png", "noextension", "preference/p.txt", "sft/plain.txt")]
+    content = toy.drop("pairs.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     toy.settle()
     assert all(path.exists() for path in paths) and set(paths) <= set(toy.engine.intake.last.ignored)
     assert not content.exists() and toy.drops()[0][:2] == ("pairs.jsonl", "rejected")

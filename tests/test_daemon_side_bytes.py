@@ -14,7 +14,7 @@ from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fi
 from daemon.mending import rebuild_home
 from daemon.remake import _prepare_request
 from guard import durable
-from guard.checks.columns import Reading
+from guard.checks.columns import PLAIN, Reading
 from guard.durable import sha256_file
 from guard.home import Home
 from guard.store.files import find_file
@@ -59,7 +59,7 @@ def test_columns_are_part_of_what_a_dataset_is(toy: Toy, tmp_path: Path) -> None
     path.write_text(QA)
     how = {"stage": "sft", "shard_size_tokens": 1000, "salt": "x", "validation_fraction": 0.0}
     sources = [SourceFile(sha256_file(path), "a.jsonl", path, None, reading) for reading in (
-        Reading(), Reading({"q": "user", "a": "assistant"}), Reading({"a": "user", "q": "assistant"}))]  # fmt: skip
+        PLAIN, Reading({"q": "user", "a": "assistant"}), Reading({"a": "user", "q": "assistant"}))]  # fmt: skip
     tokenizer = load_tokenizer("char")
     assert len({planned_id([source], tokenizer, **how) for source in sources}) == 3  # type: ignore[arg-type]
     plain = planned_id([SourceFile(sources[0].sha256, "a.jsonl", path)], tokenizer, **how)  # type: ignore[arg-type]

@@ -231,28 +231,17 @@ def test_a_name_cannot_write_to_the_terminal(drop: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "name", "kind", "words"),
     [
-        (
-            b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n',
-            "rows.jsonl",
-            None,
-            "preference rows with chosen and rejected",
-        ),
-        (b'{"tests": "t"}\n', "rows.jsonl", None, "task rows"),
-        (b'{"conversations": []}\n', "rows.jsonl", None, "sft rows with conversations"),
-        (b'{"conversations": []}\n', "rows.jsonl", "sft", "sft rows with conversations"),
-        (b'{"input_ids": [1, 2]}\n', "rows.jsonl", None, "input_ids"),
-        (b'{"text": "<|user|>Hi<|assistant|>Ho"}\n', "rows.jsonl", None, "chat tag"),
         (b"{}", "rows.ipynb", None, ".ipynb files"),
         (b"%PDF-1.7", "a.pdf", None, ".pdf files"),
         (b"x", "noextension", None, "no extension"),
         (b"x", "rows.jsonl.part", None, "unfinished"),
         (chat_file(1), "rows.jsonl", "docs", "not a document"),
         (b"plain", "a.txt", "sft", "plain text"),
-        (chat_file(1), "rows.jsonl", "preference", "preference is not a kind"),
+        (b"plain", "a.txt", "preference", "needs rows"),
         (chat_file(1), "rows.jsonl", "nonsense", "nonsense is not a kind"),
     ],
 )
-def test_what_cannot_be_trained_on_yet_is_ignored_with_an_honest_reason(
+def test_what_cannot_be_read_is_ignored_with_an_honest_reason(
     drop: Any, data: bytes, name: str, kind: str | None, words: str
 ) -> None:
     identity = drop(data, name, kind)

@@ -6,16 +6,19 @@ import pytest
 
 from guard.checks.kinds import (
     KINDS,
+    ROW_KINDS,
     container_of,
     container_reason,
     detect_columns,
     forced_kind_of,
-    form_reason,
     holds_rows,
     ignore_reason,
     ignored_name,
     kind_reason,
+    kinds_of,
     name_for,
+    registered_reason,
+    stage_of,
     unpacked_container,
 )
 
@@ -105,27 +108,32 @@ def test_what_cannot_be_read_says_so_and_says_what_can(name: str, words: str) ->
 
 
 @pytest.mark.parametrize(
-    ("row", "kind", "trainable"),
+    ("row", "kind", "form"),
     [
-        ({"chosen": "a", "rejected": "b", "messages": []}, "preference", False),
-        ({"tests": "t", "description": "d"}, "task", False),
-        ({"buggy_code": "a", "fixed_code": "b", "text": "c"}, "mutation", False),
-        ({"messages": [], "text": "x"}, "sft", True),
-        ({"conversations": []}, "sft", False),
-        ({"instruction": "a", "output": "b"}, "sft", False),
-        ({"text": "plain"}, "pretrain", True),
-        ({"text": " <|system|>You are helpful."}, "sft", False),
-        ({"text": "<myPT_user>x</myPT_user>"}, "sft", False),
-        ({"text": "about <myPT_user>"}, "pretrain", True),
-        ({"text": 5}, "pretrain", True),
-        ({"input_ids": [1]}, "pretrain", False),
+        ({"chosen": "a", "rejected": "b", "messages": []}, "preference", "chosen and rejected"),
+        ({"chosen": "a", "rejected": None, "messages": []}, "sft", "messages"),
+        ({"tests": "t", "description": "d"}, "task", "tests"),
+        ({"buggy_code": "a", "fixed_code": "b", "text": "c"}, "mutation", "buggy_code and fixed_code"),
+        ({"messages": [], "text": "x"}, "sft", "messages"),
+        ({"conversations": []}, "sft", "conversations"),
+        ({"instruction": "a", "output": "b"}, "sft", "instruction and output"),
+        ({"prompt": [], "completion": []}, "sft", "prompt and completion"),
+        ({"text": "plain"}, "pretrain", "text"),
+        ({"text": " <|system|>You are helpful."}, "sft", "text that opens with a chat tag"),
+        ({"text": "<myPT_user>x</myPT_user>"}, "sft", "text that opens with a chat tag"),
+        ({"text": "about <myPT_user>"}, "pretrain", "text"),
+        ({"text": 5}, "pretrain", "text"),
+        ({"input_ids": [1]}, "pretrain", "input_ids"),
     ],
 )
-def test_the_columns_say_the_kind(row: dict[str, object], kind: str, trainable: bool) -> None:
-    detected = detect_columns(row)
-    assert detected is not None
-    assert (detected.kind, detected.trainable) == (kind, trainable)
-    assert trainable or "not a kind this version can train on" in form_reason(detected)
+def test_the_columns_say_the_kind(row: dict[str, object], kind: str, form: str) -> None:
+    assert detect_columns(row) == (kind, form)
+
+
+def test_every_kind_has_a_stage_or_says_what_it_is_kept_for() -> None:
+    assert [stage_of(kind) for kind in KINDS] == ["pretrain", "sft", "", "", "sft", ""]
+    assert [kind for kind in ROW_KINDS if not stage_of(kind) and not registered_reason(kind)] == []
+    assert kinds_of({"text": "<|user|>a", "messages": []}) == ["sft", "pretrain"]
 
 
 def test_columns_nobody_knows_say_nothing() -> None:
@@ -139,4 +147,5 @@ def test_a_kind_in_the_wrong_container_is_told() -> None:
     assert kind_reason("docs", "text.gz") == kind_reason("pretrain", "npy") == kind_reason("sft", "parquet.zst") == ""
     assert "plain text" in kind_reason("sft", "text.zst") and "token ids" in kind_reason("sft", "npy.gz")
     assert "document" in kind_reason("docs", "jsonl") and "document" in kind_reason("docs", "csv.gz")
-    assert "preference" in kind_reason("preference", "jsonl")
+    assert kind_reason("preference", "jsonl") == kind_reason("pretrain", "text.gz") == ""
+    assert "needs rows" in kind_reason("preference", "text") and "document" in kind_reason("docs", "csv")

@@ -38,13 +38,13 @@ def faults_of(value: dict[str, Any]) -> list[Fault]:
         ({"messages": ["hello"]}, "messages[0]", "a turn must be an object"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "Missing required field 'role'"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role", "Field 'role' must be a string"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unknown role 'tool'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "a tool turn and no call before it"),
         ({"messages": [{"role": "User", "content": "x"}]}, "messages[0].role", "unknown role 'User'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "Missing required field 'content'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
-            "messages[0].content",
-            "Field 'content' must be a string",
+            "messages[0].content[0].text",
+            "Missing required field 'text'",
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": " \n"}]},
@@ -58,8 +58,8 @@ def faults_of(value: dict[str, Any]) -> list[Fault]:
         ),
         (
             {"messages": [USER, {**ASSISTANT, "tool_calls": [1]}]},
-            "messages[1].tool_calls",
-            "Field 'tool_calls' cannot be trained on yet",
+            "messages[1].tool_calls[0]",
+            "a tool call must be an object",
         ),
         ({"messages": [ASSISTANT]}, "messages[0].role", "the first turn is from the assistant"),
         ({"messages": [SYSTEM, ASSISTANT]}, "messages[1].role", "the first turn is from the assistant"),

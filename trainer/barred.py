@@ -57,7 +57,7 @@ def untouchable_rows(job: Mapping[str, Any], dataset: Dataset, keys: KeyList | N
     for index, file in enumerate(dataset.files):
         item = files[str(file["sha256"])]
         path = str(item["path"])
-        touched = touched_in_file(path, "sft", keys, path, Reading(**item.get("reading") or {})) >= 0
+        touched = touched_in_file(path, str(file.get("kind") or "sft"), keys, path, Reading(**item.get("reading") or {})) >= 0
         mine = np.flatnonzero(table[:, FILE] == index)
         barred[mine] |= touched[table[mine, ORDINAL]]
     return barred
@@ -81,7 +81,8 @@ def _look(originals: Path, dataset: Dataset, keys: KeyList, warnings: list[str],
     try:
         path = _original(originals, str(file["sha256"]))
         name = name_for(str(file["container"]))
-        touched = touched_in_file(path, "sft", keys, name, Reading(**file.get("reading") or {})) >= 0
+        kind = str(file.get("kind") or "sft")
+        touched = touched_in_file(path, kind, keys, name, Reading(**file.get("reading") or {})) >= 0
         if len(touched) != count:
             raise Damage(f"{path} does not hold the examples that were prepared", subject=str(path))
     except (HeirloomError, OSError) as error:

@@ -43,9 +43,9 @@ FILE, ORDINAL, START, LENGTH, LOSS_TOKENS, CUT_START, CUT_LENGTH = range(len(COL
 KEY_DTYPE = np.dtype(f"S{FINGERPRINT_BYTES}")
 
 
-def maker_versions(template: Template = MYPT) -> dict[str, int]:
-    """The versions of the rules that turn bytes into examples and examples into tokens."""
-    return {"template": template.version, "segmenter": SEGMENTER_VERSION, "rules": RULES_VERSION,
+def maker_versions(template: Template = MYPT, rules: int = RULES_VERSION) -> dict[str, int]:
+    """The versions of what turns bytes into examples and examples into tokens; `rules`: the newest rules of its files."""
+    return {"template": template.version, "segmenter": SEGMENTER_VERSION, "rules": rules,
             "canonical": CANONICAL_VERSION, "format": FORMAT_VERSION}  # fmt: skip
 
 
@@ -53,14 +53,15 @@ def dataset_id(files: Iterable[tuple[str, str]], tokenizer: Tokenizer, stage: st
                template: Template = MYPT) -> str:  # fmt: skip
     """32 hex digits over everything the tokens depend on; the order of the files does not matter.
 
-    `files`: (SHA-256 in hex, container) pairs, the container being `jsonl` or `text`; rows that are read under other
-    names have the digest of that reading behind it (`jsonl:5b2c...`). Plain text passes through no template: its id has mypt's.
+    `files`: (SHA-256 in hex, container) pairs; behind the container stands what else decides about a file's examples: the
+    digest of other names (`jsonl:5b2c...`), newer rules than the first (`jsonl:rules2`), a kind that is not called like the
+    stage (`jsonl:mutation`). So datasets of files of old keep their ids. Plain text passes through no template: its id has mypt's.
     """
     identity = {
         "files": sorted(set(files)),
         "tokenizer": tokenizer.content_hash,
         "template": template.hash,
-        "versions": maker_versions(template),
+        "versions": maker_versions(template, rules=1),
         "stage": stage,
         "options": dict(options),
     }

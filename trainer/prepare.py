@@ -11,20 +11,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from guard.checks.columns import Reading
+from guard.checks.columns import PLAIN, RULES_VERSION, Reading
 from guard.checks.kinds import container_of, holds_rows
 from guard.checks.rows import Example, iter_examples
 from guard.durable import fsync_dir, make_dir, open_new, sha256_file, write_json
-from guard.errors import Damage, UsageError
+from guard.errors import Damage, DataFault, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
 from guard.splits import KeptBack, recorded_splits, val_keys
+from guard.trained import texts_of, trained_fields
 from trainer.dataset import (
     COLUMNS,
     FORMAT_VERSION,
@@ -63,7 +65,9 @@ class SourceFile:
     name: str
     path: Path
     sidecar: Path | None = None
-    reading: Reading = field(default_factory=Reading)
+    reading: Reading = PLAIN
+    kind: str = ""
+    """Its kind, where that is not called like the stage it is trained in."""
 
     @property
     def container(self) -> str:
@@ -73,7 +77,9 @@ class SourceFile:
     @property
     def identity(self) -> tuple[str, str]:
         """What its tokens depend on: the bytes, and how they are read."""
-        return self.sha256, f"{self.container}:{self.reading.digest}" if self.reading else self.container
+        rows = self.container != "text"
+        rules = f"rules{self.reading.rules}" if rows and self.reading.rules > 1 else ""
+        return self.sha256, ":".join(filter(None, (self.container, self.reading.digest, rules, self.kind)))
 
 
 def _options(shard_size_tokens: int, salt: str, validation_fraction: float) -> dict[str, Any]:
@@ -180,15 +186,13 @@ def _batches(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bool
     batch: list[Example] = []
     characters = 0
     try:
-        for example in iter_examples(file.path, stage, file.reading):
+        for example in iter_examples(file.path, file.kind or stage, file.reading):
             # One example is always held back, so that the last batch is known to be the last.
             if len(batch) >= _BATCH_EXAMPLES or characters >= _BATCH_CHARACTERS:
                 yield batch, False
                 batch, characters = [], 0
             batch.append(example)
-            characters += len(example.fields.get("text", "")) or sum(
-                len(turn["content"]) for turn in example.fields["messages"]
-            )
+            characters += sum(map(len, texts_of(example.fields)))
     except FileNotFoundError as error:
         raise Damage(f"{file.path} is gone", subject=file.sha256, hint="heirloom verify --all") from error
     if batch:
@@ -200,12 +204,27 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
     """Ids of pretraining text; a separator ends every document: a row, or a plain text's last segment."""
     separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)
     rows = []
-    arrays = tokenizer.encode_batch([example.fields["text"] for example in batch], threads)
-    for position, ids in enumerate(arrays):
-        if holds_rows(file.container) or (last and position == len(arrays) - 1):
-            ids = np.concatenate([ids, separator])
+    texts = iter(tokenizer.encode_batch([example.fields["text"] for example in batch if "text" in example.fields], threads))
+    for position, example in enumerate(batch):
+        if "input_ids" in example.fields:
+            ids = _given_ids(example, file, tokenizer)
+        else:
+            ids = next(texts)
+            if holds_rows(file.container) or (last and position == len(batch) - 1):
+                ids = np.concatenate([ids, separator])
         rows.append(Encoded(ids, np.ones(len(ids), dtype=np.uint8), 0, 0))
     return rows
+
+
+def _given_ids(example: Example, file: SourceFile, tokenizer: Tokenizer) -> NDArray[Any]:
+    """The ids of a row that was packed elsewhere, as they are: its separators are in it. Raises DataFault."""
+    ids = np.array(example.fields["input_ids"].split(" "), dtype=np.float64)  # an id may be of any length
+    highest = float(ids.max())
+    if highest >= tokenizer.vocab_size:
+        raise DataFault(f"{file.name}, line {example.line_number}: Token ID {highest:.0f} out of vocabulary range",
+                        subject=file.name, hint=f"it was made with another tokenizer; the ids of {tokenizer.tokenization} go "
+                        f"from 0 to {tokenizer.vocab_size - 1}")  # fmt: skip
+    return ids.astype(tokenizer.dtype)
 
 
 def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folder: Path | str, *, stage: str,
@@ -287,8 +306,8 @@ class _FileRun:
     def _encode(self, batch: Sequence[Example], last: bool, tokenizer: Tokenizer) -> Sequence[Encoded | None]:
         if self.stage == "pretrain":
             return _encode_text(batch, last, self.file, tokenizer, self.threads)
-        return self.unsaid.take(self.file.name, batch, encode_each([example.fields for example in batch], tokenizer,
-                                                                   self.threads, self.template))  # fmt: skip
+        return self.unsaid.take(self.file.name, batch, encode_each([trained_fields(example.fields) for example in batch],
+                                                                   tokenizer, self.threads, self.template))  # fmt: skip
 
 
 def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Template, options: dict[str, Any],
@@ -310,10 +329,11 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Templat
         "vocab_size": tokenizer.vocab_size,
         "template": template.name,
         "template_hash": template.hash,
-        "versions": maker_versions(template),
+        "versions": maker_versions(template, max(file.reading.rules for file in files) if files else RULES_VERSION),
         "options": options,
         "files": [{"sha256": file.sha256, "name": file.name, "container": file.container, "examples": count,
-                   **({"reading": file.reading.as_dict()} if file.reading else {})}
+                   **({"reading": reading} if (reading := file.reading.as_dict()) else {}),
+                   **({"kind": file.kind} if file.kind else {})}
                   for file, count in zip(files, counts, strict=True)],
         "splits": splits,
         "mask_ratio": ratio,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.checks.kinds import container_of, container_reason, holds_rows, kind_reason
-from guard.checks.rows import iter_rows, validate
+from guard.checks.rows import iter_rows, read_fields
 from guard.durable import make_dir, remove_tree, rename_new, sha256_file
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from trainer.hf_tokenizer import open_tokenizer
@@ -49,7 +49,7 @@ def _skipped_rows(file: SourceFile, stage: str) -> _Skipped:
     count = 0
     listed: list[dict[str, Any]] = []
     for row in iter_rows(file.path) if holds_rows(file.container) else ():
-        found = [row.fault] if row.fault else validate(stage, row.value or {})
+        found = [row.fault] if row.fault else read_fields(stage, row.value or {})
         if isinstance(found, dict):
             continue
         count += 1

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from guard.bitmap import pack_bitmap
 from guard.checks.columns import Reading
+from guard.checks.kinds import stage_of
 from guard.durable import json_bytes, make_dir, publish, remove_tree, write_json
 from guard.errors import CheckFailed, HeirloomError, UsageError
 from guard.fingerprint import CANONICAL_VERSION
@@ -55,8 +56,14 @@ class _Ready:
 
 def _sources(files: Sequence[Mapping[str, Any]]) -> list[SourceFile]:
     return [SourceFile(str(item["sha256"]), str(item["name"]), Path(item["path"]),
-                       Path(item["sidecar"]) if item.get("sidecar") else None, Reading(**item.get("reading") or {}))
+                       Path(item["sidecar"]) if item.get("sidecar") else None, Reading(**item.get("reading") or {}),
+                       _kind_apart(str(item.get("kind") or "")))
             for item in files]  # fmt: skip
+
+
+def _kind_apart(kind: str) -> str:
+    """A kind that is not called like its stage; "" for one that is."""
+    return "" if stage_of(kind) == kind else kind
 
 
 def _progress(staging: Path) -> Progress:

@@ -200,19 +200,23 @@ def file_lines(record: Mapping[str, Any]) -> list[str]:
 def _sample(keeper: Any, file: Any) -> list[dict[str, Any]]:
     """The first example of a file as pieces of text, each with whether it is trained."""
     from guard.checks.columns import Reading
+    from guard.checks.kinds import stage_of
     from guard.checks.rows import iter_examples
     from guard.store.files import stored_path
+    from guard.trained import texts_of, trained_fields
 
-    if file.kind not in ("sft", "pretrain"):
-        kind = "a document" if file.kind == "docs" else file.kind
-        raise NotFound(f"{visible(file.name)} is {kind}: nothing of it is trained", subject=file.sha256,
+    if file.kind == "docs":
+        raise NotFound(f"{visible(file.name)} is a document: nothing of it is trained", subject=file.sha256,
                        hint="heirloom search finds what stands in documents")  # fmt: skip
     example = next(iter_examples(stored_path(keeper.home, file), file.kind, Reading(**file.record.get("reading") or {})))
-    if file.kind == "pretrain":
-        return [{"text": example.fields["text"], "trained": True}]
+    fields = trained_fields(example.fields)
+    if stage_of(file.kind) == "pretrain":
+        return [{"text": "\n".join(texts_of(fields)), "trained": True}]
+    if not stage_of(file.kind):
+        return [{"text": text, "trained": False} for text in "\n\n".join(texts_of(fields)).splitlines(keepends=True)]
     from trainer.template import serialise
 
-    return [{"text": part.text, "trained": part.trained} for part in serialise(example.fields)]
+    return [{"text": part.text, "trained": part.trained} for part in serialise(fields)]
 
 
 def _sample_lines(parts: list[dict[str, Any]], style: Any) -> list[str]:

@@ -17,10 +17,27 @@ from typing import Any
 from guard.checks.jsonl import Fault
 from guard.errors import DataFault
 
-__all__ = ["FIELDS", "Reading", "reading_of"]
+__all__ = ["FIELDS", "PLAIN", "RULES_VERSION", "Reading", "reading_of"]
 
-FIELDS = ("text", "messages", "messages.role", "messages.content", "system", "context", "user", "assistant")
-ROLES = ("system", "user", "assistant")
+RULES_VERSION = 2
+"""Of the rules of rows (`rows.py`). 1: files admitted before rows with tool calls, thinking and other forms were examples."""
+_FRAME = ("system", "context", "developer", "tools")
+_TURN_PARTS = ("role", "content", "thinking", "tool_calls", "tool_call_id", "name")
+_TURNS = ("messages", *(f"messages.{part}" for part in _TURN_PARTS))
+# What makes a row together: (kind, the fields that may be named, the ones of which one must be).
+_TOGETHER: tuple[tuple[str, frozenset[str], tuple[str, ...]], ...] = (
+    ("pretrain", frozenset({"text"}), ("text",)),
+    ("pretrain", frozenset({"input_ids"}), ("input_ids",)),
+    ("preference", frozenset({"chosen", "rejected", "prompt", "prefix", *_FRAME}), ("chosen", "rejected")),
+    ("task", frozenset({"description", "tests", "starter_code"}), ("description", "tests", "starter_code")),
+    ("mutation", frozenset({"buggy_code", "error_message", "fixed_code", "repo", "file"}),
+     ("buggy_code", "error_message", "fixed_code")),
+    ("sft", frozenset({"user", "assistant", *_FRAME}), ("user", "assistant")),
+    ("sft", frozenset({*_TURNS, *_FRAME}), ("messages",)),
+)  # fmt: skip
+FIELDS = ("text", "input_ids", *_TURNS, *_FRAME, "user", "assistant", "prompt", "prefix", "chosen", "rejected", "description",
+          "tests", "starter_code", "buggy_code", "error_message", "fixed_code", "repo", "file")  # fmt: skip
+ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_PARTS = 16
 _MISSING: Any = object()
 _EXAMPLE = "columns: {question: user, answer: assistant}"
@@ -28,29 +45,39 @@ _EXAMPLE = "columns: {question: user, answer: assistant}"
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read: `columns` {key or dotted path of a row: field}, `roles` {word in the rows: role}."""
+    """How rows are read: `columns` {key or dotted path of a row: field}, `roles` {word in the rows: role}, and by which
+    version of the rules they are judged. A record that names no version is of a file that was admitted under the first."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
+    rules: int = 1
 
     def __bool__(self) -> bool:
+        """Whether rows are read under other names."""
         return bool(self.columns or self.roles)
 
-    def as_dict(self) -> dict[str, dict[str, str]]:
-        """Plain values for records; {} when rows are read as they are."""
-        return {"columns": dict(self.columns), "roles": dict(self.roles)} if self else {}
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for records, which `Reading(**values)` takes back."""
+        names = {"columns": dict(self.columns), "roles": dict(self.roles)} if self else {}
+        return names if self.rules == 1 else {**names, "rules": self.rules}
 
     @property
     def digest(self) -> str:
-        """Equal digest, equal reading; "" for rows that are read as they are."""
+        """Equal digest, equal names; "" for rows that are read under their own. The rules are not in it."""
         if not self:
             return ""
-        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        names = {"columns": dict(self.columns), "roles": dict(self.roles)}
+        text = json.dumps(names, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def kind(self) -> str:
         """The kind that the fields belong to; "" when only roles are named."""
-        return "" if not self.columns else "pretrain" if "text" in self.columns.values() else "sft"
+        named = set(self.columns.values())
+        return next((kind for kind, _may, needs in _TOGETHER if named & set(needs)), "")
+
+    def fits(self, kind: str) -> bool:
+        """Whether rows of this kind can be read so: text may also be rendered conversations."""
+        return self.kind() in ("", kind) or (kind == "sft" and "text" in self.columns.values())
 
     def apply(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """The row under our own names. What it does not name is left out; what the row lacks stays missing."""
@@ -64,7 +91,8 @@ class Reading:
             turns = [{"role": role, "content": row.pop(role)} for role in ("user", "assistant") if role in row]
             row["messages"] = turns
         elif isinstance(row.get("messages"), list):
-            names = [(part, _below(source, part)) for part in ("role", "content")]
+            names = [(part, _below(source, part)) for part in _TURN_PARTS
+                     if part in ("role", "content") or f"messages.{part}" in source]  # fmt: skip
             row["messages"] = [self._turn(turn, names) for turn in row["messages"]]
         return row
 
@@ -110,7 +138,7 @@ def _look_up(value: Any, key: str) -> Any:
 def reading_of(columns: object, roles: object = None) -> Reading:
     """A reading from plain values (a side file, a record). Raises DataFault naming what is wrong and what to write."""
     if not columns and not roles:
-        return Reading()
+        return PLAIN
     fields = _text_mapping(columns, "columns", _EXAMPLE)
     words = _text_mapping(roles, "roles", "roles: {human: user, gpt: assistant}")
     for key, name in fields.items():
@@ -124,7 +152,11 @@ def reading_of(columns: object, roles: object = None) -> Reading:
             raise DataFault(f"roles: {word!r} is said to be {role!r}, which is no role", hint=f"the roles are {', '.join(ROLES)}")
     if fields:
         _check_together(fields)
-    return Reading(fields, words)
+    return Reading(fields, words, RULES_VERSION)
+
+
+PLAIN = Reading(rules=RULES_VERSION)
+"""Rows of a new file, under their own names."""
 
 
 def _text_mapping(value: object, name: str, example: str) -> dict[str, str]:
@@ -146,18 +178,22 @@ def _check_together(fields: Mapping[str, str]) -> None:
     if twice:
         keys = [key for key, name in fields.items() if name == twice]
         raise DataFault(f"columns: {' and '.join(keys)} are both {twice}", hint="name one key for each field")
-    if "text" in source and len(source) > 1:
-        other = next(name for name in names if name != "text")
-        raise DataFault(f"columns: text and {other} do not go together", hint="text alone, or messages, or user and assistant")
-    if ("user" in source) != ("assistant" in source):
-        raise DataFault("columns: user and assistant go together", hint=f"write {_EXAMPLE}")
     if "user" in source and any(name.startswith("messages") for name in names):
         raise DataFault("columns: messages and user do not go together", hint="name the list, or the two texts")
-    for name in ("messages.role", "messages.content"):
+    for part in _TURN_PARTS:
+        name = f"messages.{part}"
         if name in source and not source[name].startswith(source.get("messages", "\0") + "."):
             raise DataFault(f"columns: {source[name]} is said to be {name} and does not lie below the list that is messages",
                             hint="columns: {conversation: messages, conversation.from: messages.role, "
                             "conversation.value: messages.content}")  # fmt: skip
-    if not {"text", "messages", "user"} & source.keys():
+    may = next((may for _kind, may, needs in _TOGETHER if source.keys() & set(needs)), None)
+    if may is None:
         raise DataFault("columns name nothing that can be trained on: with columns only what they name is read",
                         hint=f"add text, messages, or user and assistant; e.g. {_EXAMPLE}")  # fmt: skip
+    if other := next((name for name in names if name not in may), None):
+        raise DataFault(f"columns: {next(name for name in names if name in may)} and {other} do not go together",
+                        hint="text alone, or messages, or user and assistant, or the fields of one kind (docs/FORMATS.md)")  # fmt: skip
+    for one, two in (("user", "assistant"), ("chosen", "rejected")):
+        if (one in source) != (two in source):
+            raise DataFault(f"columns: {one} and {two} go together",
+                            hint=f"write {_EXAMPLE}" if one == "user" else f"name both; with {one} alone there is no pair")  # fmt: skip

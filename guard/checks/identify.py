@@ -25,7 +25,8 @@ from typing import Any, BinaryIO
 
 from guard import durable
 from guard.checks import kinds
-from guard.checks.columns import Reading
+from guard.checks.columns import PLAIN, Reading
+from guard.checks.forms import columns_hint
 from guard.checks.jsonl import FOREIGN, MAX_LINE_BYTES
 from guard.checks.rows import RULES_VERSION, Row, open_regular
 from guard.checks.scan import RowFault, Tally, detect_kind, scan_document, scan_jsonl, scan_rows, scan_text
@@ -64,6 +65,8 @@ class Limits:
     max_line_bytes: int = MAX_LINE_BYTES
     # What a packed file may unpack to.
     max_unpacked_bytes: int = 100_000_000_000
+    # Ids of tokens lie below it; 0: not known. A row with another makes the whole file one of another tokenizer.
+    vocab_size: int = 0
     # The time to wait is over: what would be `wait` for a truncated or zero-filled file is `reject`.
     final: bool = False
 
@@ -97,13 +100,17 @@ class Identity:
     duplicates: int = 0
     duplicates_exact: bool = True
     truncated_line: int = 0
+    max_token_id: int = -1
+    """The highest token id of its rows of `input_ids`; -1 without such rows."""
+    evaluation_only: int = 0
+    """Tasks without starter code among the examples: they judge models and are never trained."""
     bad_rows: tuple[RowFault, ...] = ()
     unusable_rows: tuple[RowFault, ...] = ()
     canonical_version: int = CANONICAL_VERSION
     segmenter_version: int = SEGMENTER_VERSION
     rules_version: int = RULES_VERSION
     reading: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """How its rows are read under other names (`columns.py`); {} as they are."""
+    """How its rows are read: under other names, by which rules (`columns.py`)."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the side file said."""
     splits: tuple[dict[str, Any], ...] = ()
@@ -148,7 +155,7 @@ def identify(path: Path | str, name: str, forced_kind: str | None = None, limits
     limits = limits or Limits()
     base = Identity(name=name, verdict="ok", container=container or kinds.container_of(name))
     try:
-        base, forced_kind = _with_side(base, forced_kind, side, Reading(**(reading or {})))
+        base, forced_kind = _with_side(base, forced_kind, side, PLAIN if reading is None else Reading(**reading))
     except DataFault as fault:
         return dataclasses.replace(base, verdict="reject", reason=f"its side file: {fault.message}", hint=fault.hint)
     early = _by_name(base, forced_kind) or _by_type(base, path)
@@ -173,11 +180,11 @@ def _with_side(base: Identity, forced_kind: str | None, side: Path | str | None,
         from guard.checks.side import read_side, reading_in  # yaml is for those who bring a side file
 
         settings = read_side(side)
-        reading = reading_in(settings) or reading
+        reading = dataclasses.replace(reading_in(settings) or reading, rules=reading.rules)
     kind = forced_kind or settings.get("kind")
     if reading and base.container and not kinds.holds_rows(base.container):
         raise DataFault("columns and roles are for rows, and this is plain text", hint="take columns and roles out")
-    if reading and kind and reading.kind() not in ("", kind):
+    if reading and kind and not reading.fits(kind):
         raise DataFault(f"its columns are those of {reading.kind()} and it was dropped as {kind}",
                         hint=f"drop it outside inbox/{kind}/, or name the columns of {kind}")  # fmt: skip
     base = dataclasses.replace(base, reading=reading.as_dict(), settings=settings)
@@ -283,7 +290,7 @@ def _cut_short(base: Identity, fault: CutShort, limits: Limits) -> Identity:
 
 def _rows(stream: BinaryIO, container: str, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
     """A file of rows; `stream` and `container` without packing. Raises DataFault when the container is broken."""
-    reading = Reading(**base.reading) if base.reading else None
+    reading = Reading(**base.reading)
 
     def rows() -> Iterator[Row]:
         return read_container(stream, container, max_line_bytes=limits.max_line_bytes, most_bytes=limits.max_unpacked_bytes)
@@ -292,15 +299,13 @@ def _rows(stream: BinaryIO, container: str, base: Identity, forced_kind: str | N
     stream.seek(0)
     kind = forced_kind or (detected.kind if detected else "")
     base = dataclasses.replace(base, kind=kind)
-    if detected and not detected.trainable and kind == detected.kind:
-        return _ignore(base, kinds.form_reason(detected))
     if detected and not forced_kind and kinds.kind_reason(kind, base.container):
         return _ignore(base, kinds.kind_reason(kind, base.container))
     if container == "jsonl":  # packed or not: the quick way is for lines of JSON
         tally = scan_jsonl(stream, kind or None, limits.max_line_bytes, write, reading, _hopeless(base.size_bytes, limits))
     else:
         tally = scan_rows(rows(), kind or None, write, reading)
-    return _judge(_counted(base, tally), tally, columns, limits)
+    return _judged(_counted(base, tally), tally, columns, limits)
 
 
 def _folder(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
@@ -308,18 +313,21 @@ def _folder(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: L
     from guard.checks.members import card_text, data_set_in
     from guard.checks.scan_folder import detect_folder_kind, scan_folder
 
-    reading = Reading(**base.reading) if base.reading else None
+    reading = Reading(**base.reading)
     found = data_set_in(stream)
     detected, columns = detect_folder_kind(stream, found, limits.max_line_bytes, reading)
     kind = forced_kind or (detected.kind if detected else "")
     base = dataclasses.replace(base, kind=kind, card=card_text(stream, found.files))
-    if detected and not detected.trainable and kind == detected.kind:
-        return _ignore(base, kinds.form_reason(detected))
     if kinds.kind_reason(kind, base.container) and kind:
         return _ignore(base, kinds.kind_reason(kind, base.container))
     hopeless = _hopeless(base.size_bytes, limits)
     tally = scan_folder(stream, found, kind or None, limits.max_line_bytes, write, reading, hopeless)
-    return _judge(dataclasses.replace(_counted(base, tally), splits=tuple(tally.splits)), tally, columns, limits)
+    return _judged(dataclasses.replace(_counted(base, tally), splits=tuple(tally.splits)), tally, columns, limits)
+
+
+def _judged(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> Identity:
+    base = _judge(base, tally, columns, limits)
+    return _within(base, tally, limits) if base.verdict == "ok" else base
 
 
 def _hopeless(size_bytes: int, limits: Limits) -> int:
@@ -332,6 +340,7 @@ def _counted(base: Identity, tally: Tally) -> Identity:
         base, rows=tally.rows, examples=tally.examples, tokens_approx=tally.bytes_trained // BYTES_PER_TOKEN,
         bad_rows_count=tally.bad, unusable_rows_count=tally.unusable, duplicates=tally.duplicates,
         duplicates_exact=tally.duplicates_exact, truncated_line=tally.truncated_line,
+        max_token_id=tally.max_token_id, evaluation_only=tally.evaluation_only,
         bad_rows=tuple(tally.bad_rows), unusable_rows=tuple(tally.unusable_rows),
     )  # fmt: skip
 
@@ -360,8 +369,23 @@ def _reject_reason(base: Identity, tally: Tally, columns: list[str], limits: Lim
             return f"{count} of {tally.rows} rows {what}; at most {limit:.2%} may be", _shape_hint(base, tally)
     if not base.kind:
         named = ", ".join(printable(column[:40]) for column in columns[:8]) or "none"
-        return f"no kind of data has these columns: {named}", f"supported: {kinds.SUPPORTED}"
+        return f"no kind of data has these columns: {named}", columns_hint(columns) or f"supported: {kinds.SUPPORTED}"
     return ("no usable example", _shape_hint(base, tally)) if not tally.examples else ("", "")
+
+
+def _within(base: Identity, tally: Tally, limits: Limits) -> Identity:
+    """The identity, unless rows hold ids that the vocabulary has not: then all of its ids mean something else.
+
+    Such rows are not left out as unusable ones are: what is usable would then depend on the model of the day, and ordinals
+    with it.
+    """
+    if not limits.vocab_size or tally.max_token_id < limits.vocab_size:
+        return base
+    fault = RowFault(tally.max_token_line, "input_ids", f"Token ID {tally.max_token_id} out of vocabulary range",
+                     f"ids from 0 to {limits.vocab_size - 1}", tally.max_token_in)  # fmt: skip
+    return dataclasses.replace(
+        base, verdict="reject", reason=f"{fault.place}: {fault.reason}", unusable_rows=(fault,), unusable_rows_count=1,
+        hint=f"it was made with another tokenizer; the model's has the ids 0 to {limits.vocab_size - 1}")  # fmt: skip
 
 
 def _foreign_hint(reason: str) -> str:

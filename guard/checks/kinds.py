@@ -1,29 +1,39 @@
 """What a drop is: which names are never data, which container a suffix means, which kind the columns say.
 
-Pure: names and columns in, answers with reasons out; no file is opened here. What is known but cannot be trained
-on yet is said to be exactly that, and stays where it is: ignored is not rejected.
+Pure: names and columns in, answers with reasons out; no file is opened here. What cannot be read is said to be exactly
+that, and stays where it is: ignored is not rejected. Which stage of training a kind belongs to is said here and nowhere
+else (`stage_of`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from guard.checks.prerendered import TAGS, opens_rendered
+
 __all__ = [
-    "CHAT_TAGS", "KINDS", "README_REASON", "SIDE_REASON", "SIDE_SUFFIXES", "SUPPORTED", "TRAINABLE_KINDS", "Detected",
-    "container_of", "container_reason", "counts_lines", "detect_columns", "forced_kind_of", "form_reason", "holds_rows",
-    "ignore_reason", "ignored_name", "kind_reason", "name_for", "packing_of", "unpacked_container",
+    "CHAT_TAGS", "KINDS", "README_REASON", "ROW_KINDS", "SIDE_REASON", "SIDE_SUFFIXES", "SUPPORTED", "TRAINABLE_KINDS",
+    "Detected", "container_of", "container_reason", "counts_lines", "detect_columns", "forced_kind_of", "holds_rows",
+    "ignore_reason", "ignored_name", "kind_reason", "kinds_of", "name_for", "packing_of", "registered_reason", "stage_of",
+    "unpacked_container",
 ]  # fmt: skip
 
 KINDS = ("pretrain", "sft", "preference", "task", "mutation", "docs")
-TRAINABLE_KINDS = ("pretrain", "sft")
-SUPPORTED = (".jsonl .json .csv .parquet .arrow with 'messages' (sft) or 'text' (pretrain); .npy of token ids (pretrain); "
-             ".txt and .md (docs, or pretrain under pretrain/); each also as .gz or .zst")  # fmt: skip
-CHAT_TAGS = (
-    "<myPT_system>", "<myPT_user_context>", "<myPT_user>", "<|system|>", "<|developer|>", "<|user|>",
-    "<|start|>", "<|im_start|>", "<|begin_of_text|>",
-)  # fmt: skip
+ROW_KINDS = tuple(kind for kind in KINDS if kind != "docs")
+"""Kinds that consist of examples."""
+_STAGES = {"pretrain": "pretrain", "sft": "sft", "mutation": "sft"}
+TRAINABLE_KINDS = tuple(_STAGES)
+_KEPT_FOR = {
+    "preference": "preference pairs are kept for reward, DPO and IPO training, which this version does not have yet",
+    "task": "tasks are kept for GRPO training and for evaluation, which this version does not have yet",
+}
+SUPPORTED = (".jsonl .json .csv .parquet .arrow with 'messages', 'conversations' or 'instruction' and 'output' (sft), 'text' or "
+             "'input_ids' (pretrain), 'chosen' and 'rejected' (preference), 'tests' (task), 'buggy_code' and 'fixed_code' "
+             "(mutation); .npy of token ids (pretrain); .txt and .md (docs, or pretrain under pretrain/); each also as .gz or .zst; "
+             "folders of data sets")  # fmt: skip
+CHAT_TAGS = TAGS
 
 SIDE_SUFFIXES = (".meta.yaml", ".meta.yml")
 SIDE_REASON = "settings for the file beside it"
@@ -49,11 +59,20 @@ _PLACES = frozenset({"rejected", "duplicates"})
 
 
 class Detected(NamedTuple):
-    """The kind a row's columns say, and the form it is written in; `trainable` here and now or not."""
+    """The kind a row's columns say, and the form it is written in."""
 
     kind: str
     form: str
-    trainable: bool
+
+
+def stage_of(kind: str) -> str:
+    """The stage of training, and so the objective, that files of a kind are for; "" for what is not trained."""
+    return _STAGES.get(kind, "")
+
+
+def registered_reason(kind: str) -> str:
+    """Why files of a kind are known and not queued, and what they are kept for; "" for kinds that are."""
+    return _KEPT_FOR.get(kind, "")
 
 
 def ignored_name(name: str) -> str:
@@ -154,46 +173,53 @@ def container_reason(name: str) -> str:
 
 
 def kind_reason(kind: str, container: str) -> str:
-    """Why this version cannot take that kind in that container, or "" when it can."""
-    if kind not in (*TRAINABLE_KINDS, "docs"):
-        return f"{kind} is not a kind this version can train on yet; supported: {SUPPORTED}"
+    """Why a kind cannot come in that container, or "" when it can."""
     if kind == "docs" and holds_rows(container):
         return f"rows are not a document this version can index; supported: {SUPPORTED}"
-    if kind == "sft" and unpacked_container(container) == "npy":
-        return f"sft needs conversations and an .npy holds token ids; supported: {SUPPORTED}"
-    if kind == "sft" and not holds_rows(container):
-        return f"sft needs rows and this is plain text; supported: {SUPPORTED}"
+    if kind != "pretrain" and unpacked_container(container) == "npy":
+        return f"{kind} needs texts and an .npy holds token ids; supported: {SUPPORTED}"
+    if kind not in ("docs", "pretrain") and not holds_rows(container):
+        return f"{kind} needs rows and this is plain text; supported: {SUPPORTED}"
     return ""
 
 
 def detect_columns(value: Mapping[str, Any]) -> Detected | None:
-    """The kind that a row's columns say, by the first rule that holds; None when none does."""
-    if "chosen" in value and "rejected" in value:
-        return Detected("preference", "chosen and rejected", False)
-    if "tests" in value:
-        return Detected("task", "tests", False)
-    if "buggy_code" in value and "fixed_code" in value:
-        return Detected("mutation", "buggy_code and fixed_code", False)
-    if "messages" in value:
-        return Detected("sft", "messages", True)
-    if "conversations" in value:
-        return Detected("sft", "conversations", False)
-    if "instruction" in value and "output" in value:
-        return Detected("sft", "instruction and output", False)
-    if "text" in value:
-        text = value["text"]
-        if isinstance(text, str) and text.lstrip().startswith(CHAT_TAGS):
-            return Detected("sft", "text that opens with a chat tag", False)
-        return Detected("pretrain", "text", True)
-    if "input_ids" in value:
-        return Detected("pretrain", "input_ids", False)
-    return None
+    """The kind that a row's columns say, by the first rule that holds; None when none does. A column of null is none."""
+    return next(_kinds(value), None)
 
 
-def form_reason(detected: Detected) -> str:
-    """Why rows of a form that is known cannot be trained on."""
-    what = f"{detected.kind} rows with {detected.form}"
-    return f"{what} are not a kind this version can train on yet; supported: {SUPPORTED}"
+def kinds_of(value: Mapping[str, Any]) -> list[str]:
+    """Every kind that a row may be meant as by its columns, the likeliest first."""
+    found = [item.kind for item in _kinds(value)]
+    if value.get("text") is not None:
+        found.append("pretrain")
+    return list(dict.fromkeys(found))
+
+
+def _kinds(value: Mapping[str, Any]) -> Iterator[Detected]:
+    given = {key for key in value if value[key] is not None}
+    for kind, columns in _COLUMNS:
+        if given.issuperset(columns):
+            yield Detected(kind, " and ".join(columns))
+    if isinstance(value.get("prompt"), list) and isinstance(value.get("completion"), list):
+        yield Detected("sft", "prompt and completion")
+    text = value.get("text")
+    if isinstance(text, str) and opens_rendered(text):
+        yield Detected("sft", "text that opens with a chat tag")
+    elif text is not None:
+        yield Detected("pretrain", "text")
+    if "input_ids" in given:
+        yield Detected("pretrain", "input_ids")
+
+
+_COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("preference", ("chosen", "rejected")),
+    ("task", ("tests",)),
+    ("mutation", ("buggy_code", "fixed_code")),
+    ("sft", ("messages",)),
+    ("sft", ("conversations",)),
+    ("sft", ("instruction", "output")),
+)
 
 
 def _suffix(name: str) -> str:

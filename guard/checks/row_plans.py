@@ -19,13 +19,15 @@ from typing import Any
 from guard.checks.block_marks import shown
 from guard.checks.columns import Reading
 from guard.checks.jsonl import read_row
-from guard.checks.rows import validate
+from guard.checks.rows import read_fields
 from guard.fingerprint import canonical_bytes
 
 __all__ = ["Plan", "Planner", "form_bytes"]
 
-# Of these kinds the rules ask of a text only that it is not blank: which text it is changes nothing but the text.
+# Rows of these kinds may have a plan: where the rules ask of a text only that it is not blank, which text it is changes
+# nothing but the text. Where they look into it (a call's arguments, rendered text, token ids) there is none: `_is_opaque`.
 KINDS = ("pretrain", "sft")
+_FRAME = frozenset(("messages", "system", "context", "developer"))
 _MOST_LEARNT = 4000  # a file whose rows are all built differently gains nothing from being remembered
 _OUTSIDE_BYTES, _ROLES_BYTES = 8192, 1024
 _NUMBER = re.compile(rb"(?<=[:,\[ ])-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?(?=[,}\] ])")
@@ -34,10 +36,26 @@ _MARK = re.compile(rb"@(\d+)@")
 
 def form_bytes(fields: dict[str, Any]) -> int:
     """How many bytes of an example's canonical form are names and punctuation and not its texts."""
-    if "text" in fields:
+    if fields.keys() == {"text"}:
         return len('{"text":""}')
+    if not _is_opaque(fields):
+        return len(canonical_bytes(_emptied(fields)))
     # A question and its answer: {"content":"","role":"user"},{"content":"","role":"assistant"},
-    return 14 + 63 * (len(fields["messages"]) // 2) + 12 * ("system" in fields) + 13 * ("context" in fields)
+    frame = 12 * ("system" in fields) + 13 * ("context" in fields) + 15 * ("developer" in fields)
+    return 14 + 63 * (len(fields["messages"]) // 2) + frame
+
+
+def _is_opaque(fields: dict[str, Any]) -> bool:
+    """Whether an example holds texts that no rule looked into, and nothing else."""
+    if "messages" not in fields:
+        return fields.keys() == {"text"}
+    return fields.keys() <= _FRAME and all(len(turn) == 2 for turn in fields["messages"])
+
+
+def _emptied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: item if key == "role" else _emptied(item) for key, item in value.items()}
+    return [_emptied(item) for item in value] if isinstance(value, list) else ""
 
 
 @dataclass(frozen=True)
@@ -148,10 +166,12 @@ class Planner:
         row = read_row(2, line, False, len(line), False)
         if row is None or row.value is None:
             return None
-        fields = validate(self._kind, self._reading.apply(row.value) if self._reading else row.value)
-        if not isinstance(fields, dict):
+        fields = read_fields(self._kind, row.value, self._reading)
+        if not isinstance(fields, dict) or not _is_opaque(fields):
             return None
         form = _MARK.split(canonical_bytes(fields))
+        if not (all(piece.endswith(b':"') for piece in form[:-1:2]) and all(piece.startswith(b'"') for piece in form[2::2])):
+            return None  # a trained text that is put together from several
         trained = tuple(int(at) for at in form[1::2])
         bounds = [-1, *texts, len(parts)]
         runs = tuple(b'"'.join(parts[left + 1 : right]) for left, right in pairwise(bounds))

@@ -1,6 +1,7 @@
 """What a row must hold to be trained on, and the usable examples of a stored file in their order for ever.
 
-`validate_*` turn one JSON object into its trained fields, or into faults in the words of the data-format guide.
+`validate` turns one JSON object into its trained fields, or into faults in the words of the data-format guide; each kind
+has a room of its own (`sft_rows.py`, `preference_rows.py`, `task_rows.py`), and so have the rules of old (`first_rules.py`).
 Bad rows (no JSON object there) and unusable rows (an object that cannot be trained on) are told apart by the caller.
 Keys that are not trained on are ignored; keys that would have to be trained on and cannot be are faults, so that
 nothing is dropped silently. The position of an example here is its ORDINAL: what counts as usable may never change
@@ -15,9 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from guard.checks.columns import Reading
+from guard.checks.columns import PLAIN, RULES_VERSION, Reading
+from guard.checks.field_faults import missing, text_fault
+from guard.checks.first_rules import FIRST_RULES
 from guard.checks.jsonl import MAX_LINE_BYTES, Fault, Row, foreign_bytes
 from guard.checks.kinds import container_of, holds_rows
+from guard.checks.preference_rows import validate_preference
+from guard.checks.sft_rows import validate_sft
+from guard.checks.task_rows import validate_mutation, validate_task
 from guard.containers.read import read_container
 from guard.containers.unpack import unpacked
 from guard.errors import DataFault
@@ -25,16 +31,16 @@ from guard.fingerprint import example_fingerprint
 from guard.segment import iter_segments
 
 __all__ = [
-    "ROLES", "RULES_VERSION", "Example", "Fault", "Fields", "Row", "iter_examples", "iter_rows", "open_regular",
+    "RULES_VERSION", "Example", "Fault", "Fields", "Row", "iter_examples", "iter_rows", "open_regular", "read_fields",
     "text_chunks", "text_examples", "validate", "validate_pretrain", "validate_sft",
 ]  # fmt: skip
 
-RULES_VERSION = 1
-ROLES = ("system", "user", "assistant")
-_UNTRAINED_YET = ("tool_calls", "function_call", "thinking", "reasoning_content")
 _READ_BYTES = 1 << 20
 
-Fields = dict[str, Any]  # {"text"} or {"messages": [{"role", "content"}, ...], "system"?, "context"?}
+Fields = dict[str, Any]
+"""Of a kind: {"text"} or {"input_ids": "1 2 3"}; {"messages": [turn, ...], "system"?, "context"?, "developer"?, "tools"?};
+{"prefix", "chosen", "rejected"}; {"description", "tests", "starter_code"?};
+{"buggy_code", "error_message", "fixed_code", "repo"?, "file"?}."""
 
 
 class Example(NamedTuple):
@@ -46,126 +52,51 @@ class Example(NamedTuple):
     line_number: int
 
 
-def validate(kind: str, value: Mapping[str, Any]) -> Fields | list[Fault]:
-    """The trained fields of a row of this kind, or every fault found in it."""
-    return _VALIDATORS[kind](value)
+def validate(kind: str, value: Mapping[str, Any], rules: int = RULES_VERSION) -> Fields | list[Fault]:
+    """The trained fields of a row of this kind under our own names, or every fault found in it.
+
+    `rules`: the version under which its file was admitted.
+    """
+    chosen = FIRST_RULES if rules == 1 and kind in FIRST_RULES else _VALIDATORS
+    return chosen[kind](value)
+
+
+def read_fields(kind: str, row: Mapping[str, Any], reading: Reading | None = None) -> Fields | list[Fault]:
+    """The trained fields of a row as it stands in a file: under its names, by its rules. None: a new file's."""
+    reading = PLAIN if reading is None else reading  # one without names is false, and may hold older rules
+    return validate(kind, reading.apply(row) if reading else row, reading.rules)
 
 
 def validate_pretrain(value: Mapping[str, Any]) -> Fields | list[Fault]:
-    """A row of pretraining text: `text`, not empty."""
-    fault = _text_fault(value, "text", "the text to learn")
+    """A row of pretraining text, or of token ids that were packed elsewhere."""
+    if "text" not in value and "input_ids" in value:
+        return _token_ids(value["input_ids"])
+    fault = text_fault(value, "text", "the text to learn")
     return [fault] if fault else {"text": value["text"]}
 
 
-def validate_sft(value: Mapping[str, Any]) -> Fields | list[Fault]:
-    """A conversation: `messages`, and optionally `system` and `context`.
-
-    A first message of role `system` becomes the field `system`: both spellings are the same example.
-    """
-    faults: list[Fault] = []
-    fields: Fields = {}
-    for name in ("system", "context"):
-        text = value.get(name)
-        if text is None or (isinstance(text, str) and (not text or text.isspace())):
-            continue
-        fault = _text_fault(value, name, "text, or leave it out")
-        if fault:
-            faults.append(fault)
-        else:
-            fields[name] = text
-    messages: list[dict[str, Any]] = value.get("messages", [])
-    turn_faults = _list_faults(value) or _message_faults(messages) or _order_faults(messages)
-    if not turn_faults and messages[0]["role"] == "system":
-        if "system" in fields:
-            turn_faults = [Fault("messages[0].role", "a system turn beside the field 'system'", "one of the two")]
-        fields["system"] = messages[0]["content"]
-        messages = messages[1:]
-    if faults or turn_faults:
-        return faults + turn_faults
-    fields["messages"] = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
-    return fields
+def _token_ids(ids: Any) -> Fields | list[Fault]:
+    """Token ids, as text: the canonical form of an example holds texts only."""
+    expected = "a list of token ids: whole numbers from 0 on"
+    if ids is None:
+        return [missing("input_ids", expected)]
+    if not isinstance(ids, list):
+        return [Fault("input_ids", "Field 'input_ids' must be a list", expected)]
+    if not ids:
+        return [Fault("input_ids", "Field 'input_ids' is empty", expected)]
+    if set(map(type, ids)) != {int}:
+        place = next(place for place, item in enumerate(ids) if type(item) is not int)
+        return [Fault(f"input_ids[{place}]", f"{ids[place]!r:.40} is no token id", expected)]
+    if min(ids) < 0:
+        place = next(place for place, item in enumerate(ids) if item < 0)
+        return [Fault(f"input_ids[{place}]", f"the token id {ids[place]} is negative", expected)]
+    return {"input_ids": " ".join(map(str, ids))}
 
 
 _VALIDATORS: dict[str, Callable[[Mapping[str, Any]], Fields | list[Fault]]] = {
-    "pretrain": validate_pretrain,
-    "sft": validate_sft,
-}
-
-
-def _text_fault(value: Mapping[str, Any], key: str, expected: str) -> Fault | None:
-    if key not in value:
-        return Fault(key, f"Missing required field '{key}'", expected)
-    text = value[key]
-    if not isinstance(text, str):
-        return Fault(key, f"Field '{key}' must be a string", expected)
-    if not text or text.isspace():
-        return Fault(key, f"Field '{key}' is empty after stripping", expected)
-    if "\0" in text:
-        return Fault(key, f"Field '{key}' holds a NUL character", expected)
-    return None
-
-
-def _list_faults(value: Mapping[str, Any]) -> list[Fault]:
-    expected = "a list of user and assistant turns"
-    if "messages" not in value:
-        return [Fault("messages", "Missing required field 'messages'", expected)]
-    if not isinstance(value["messages"], list):
-        return [Fault("messages", "Field 'messages' must be a list", expected)]
-    if not value["messages"]:
-        return [Fault("messages", "Field 'messages' is empty", expected)]
-    return []
-
-
-def _message_faults(messages: list[Any]) -> list[Fault]:
-    """Faults of single turns: their shape, role and content."""
-    faults = []
-    for index, turn in enumerate(messages):
-        fault = _turn_fault(turn)
-        if fault:
-            where = f"messages[{index}].{fault.field}" if fault.field else f"messages[{index}]"
-            faults.append(fault._replace(field=where))
-    return faults
-
-
-def _turn_fault(turn: Any) -> Fault | None:
-    if not isinstance(turn, dict):
-        return Fault("", "a turn must be an object", '{"role": ..., "content": ...}')
-    role = turn.get("role")
-    if role not in ROLES or not isinstance(role, str):
-        return _role_fault(turn)
-    if len(turn) > 2:
-        untrained = next((key for key in _UNTRAINED_YET if turn.get(key)), None)
-        if untrained:
-            return Fault(untrained, f"Field '{untrained}' cannot be trained on yet", "role and content")
-    return _text_fault(turn, "content", "the text of the turn")
-
-
-def _role_fault(turn: Mapping[str, Any]) -> Fault:
-    expected = "system (first only), user or assistant"
-    if "role" not in turn:
-        return Fault("role", "Missing required field 'role'", expected)
-    if not isinstance(turn["role"], str):
-        return Fault("role", "Field 'role' must be a string", expected)
-    return Fault("role", f"unknown role {turn['role'][:40]!r}", expected)
-
-
-def _order_faults(messages: list[dict[str, Any]]) -> list[Fault]:
-    """Faults of the conversation: system first, then user and assistant in turn, the last word the assistant's."""
-    roles = [turn["role"] for turn in messages]
-    start = 1 if roles[0] == "system" else 0
-    if start == len(roles):
-        return [Fault("messages", "there is only a system turn", "a user turn and an assistant turn")]
-    for index in range(start, len(roles)):
-        if roles[index] == "system":
-            return [Fault(f"messages[{index}].role", "a system turn after the first turn", "system first only")]
-        if index > start and roles[index] == roles[index - 1]:
-            reason = f"two turns from the {roles[index]} in a row"
-            return [Fault(f"messages[{index}].role", reason, "user and assistant in turn")]
-    if roles[start] == "assistant":
-        return [Fault(f"messages[{start}].role", "the first turn is from the assistant", "a user turn first")]
-    if roles[-1] == "user":
-        return [Fault(f"messages[{len(roles) - 1}].role", "the last turn is from the user", "an answer at the end")]
-    return []
+    "pretrain": validate_pretrain, "sft": validate_sft, "preference": validate_preference, "task": validate_task,
+    "mutation": validate_mutation,
+}  # fmt: skip
 
 
 def open_regular(path: Path | str) -> BinaryIO:
@@ -201,8 +132,7 @@ def iter_examples(path: Path | str, kind: str, reading: Reading | None = None, *
     if holds_rows(container):
         ordinal = 0
         for row in iter_rows(path, name=name):
-            value = row.value if not reading or row.value is None else reading.apply(row.value)
-            fields = value is not None and validate(kind, value)
+            fields = row.value is not None and read_fields(kind, row.value, reading)
             if isinstance(fields, dict):
                 yield Example(ordinal, example_fingerprint(fields), fields, row.line_number)
                 ordinal += 1

@@ -16,7 +16,8 @@ from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.quick_rows import QuickRows
 from guard.checks.row_plans import form_bytes
-from guard.checks.rows import text_chunks, text_examples, validate
+from guard.checks.rows import Fields, read_fields, text_chunks, text_examples
+from guard.checks.task_rows import is_evaluation_task
 from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, fingerprints_of
 
 __all__ = [
@@ -64,6 +65,10 @@ class Tally:
     first_raw: bytes = b""  # the start of the first row, for a hint
     truncated_line: int = 0
     truncated_in: str = ""  # the file of a packed folder that this line is in
+    max_token_id: int = -1
+    max_token_line: int = 0
+    max_token_in: str = ""
+    evaluation_only: int = 0
     _seen: list[bytes] = field(default_factory=list)
 
     @property
@@ -96,11 +101,22 @@ class Tally:
         self.examples += part.examples - sum(map(len, part._seen)) // FINGERPRINT_BYTES
         self.rows, self.bytes_trained = self.rows + part.rows, self.bytes_trained + part.bytes_trained
         self.bad, self.unusable = self.bad + part.bad, self.unusable + part.unusable
+        self.evaluation_only += part.evaluation_only
         self.first_raw = self.first_raw or part.first_raw
         if part.truncated_line and not self.truncated_line:
             self.truncated_line, self.truncated_in = part.truncated_line, member
+        if part.max_token_id > self.max_token_id:
+            self.max_token_id, self.max_token_line, self.max_token_in = part.max_token_id, part.max_token_line, member
         for mine, new in ((self.bad_rows, part.bad_rows), (self.unusable_rows, part.unusable_rows)):
             mine += [fault._replace(member=member) for fault in new[: LISTED_FAULTS - len(mine)]]
+
+    def note(self, row: Row, fields: Fields) -> None:
+        """Remember what else is worth knowing of a usable row: its highest token id, and whether it only judges models."""
+        if "input_ids" in fields:
+            highest = max(map(int, fields["input_ids"].split(" ")))
+            if highest > self.max_token_id:
+                self.max_token_id, self.max_token_line = highest, row.line_number
+        self.evaluation_only += is_evaluation_task(fields)
 
     def refuse_bad(self, row: Row, fault: Fault) -> None:
         """Count a row that holds no JSON object."""
@@ -198,11 +214,11 @@ class _CarefulRows:
         if row.value is None:
             tally.refuse_bad(row, row.fault or Fault("", "not valid JSON"))
             return None
-        value = self.reading.apply(row.value) if self.reading else row.value
-        fields = validate(self.kind, value) if self.kind else [Fault("", "the columns say no known kind")]
+        fields = read_fields(self.kind, row.value, self.reading) if self.kind else [Fault("", "the columns say no known kind")]
         if isinstance(fields, list):
             tally.refuse_unusable(row, self.reading.told(fields) if self.reading else fields)
             return None
+        tally.note(row, fields)
         form = canonical_bytes(fields)
         tally.bytes_trained += len(form) - form_bytes(fields)
         return fingerprints_of([form])[0]

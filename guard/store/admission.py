@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from guard.checks.kinds import stage_of
 from guard.durable import sha256_bytes
 from guard.errors import Damage, HeirloomError, is_environment
 from guard.failpoints import point
@@ -197,7 +198,7 @@ def _queue(keeper: Keeper, record: Mapping[str, Any], decision: Decision) -> int
     if decision.queue == "train":
         request = {"recipe": decision.recipe, "origin": "drop"}
         request |= {key: value for key in ("overrides", "max_steps") if (value := getattr(decision, key))}
-        return add_job(keeper.ledger, kind="train", stage=record["kind"], line=decision.line, slug=decision.slug,
+        return add_job(keeper.ledger, kind="train", stage=stage_of(str(record["kind"])), line=decision.line, slug=decision.slug,
                        files=[record["sha256"]], request=request, priority=decision.priority)  # fmt: skip
     return None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from guard.checks.kinds import registered_reason, stage_of
 from guard.names import slugify
 from guard.splits import val_keys
 from guard.store.estimate import tip_of, touchable
@@ -25,7 +26,6 @@ from guard.store.versions import DEFAULT_LINE
 
 __all__ = ["Decision", "decide"]
 
-OBJECTIVES = {"pretrain": "pretrain", "sft": "sft"}
 _LEFT = "register it again as the kind it was admitted as, or copy it back from a vault"
 
 
@@ -64,6 +64,8 @@ def decide(keeper: Keeper, record: Mapping[str, Any], options: Mapping[str, Any]
     mends = mendable_parts(damaged, known, record, sidecar) if known and damaged else []
     if record["kind"] == "docs":
         usual = _decide_document(keeper, known, mends)
+    elif not stage_of(str(record["kind"])):
+        usual = _decide_kept(known, record, mends)
     else:
         usual = _decide_examples(keeper, record, options, sidecar, mends, novelty)
     if not damaged:
@@ -91,9 +93,20 @@ def _decide_examples(
         fingerprints = touchable(keys, (record.get("untouchable") or {}).get("rows", ""))
         # What is about to be mended is not asked what it holds.
         instead = {record["sha256"]: keys} if "examples.fp" in mends else {}
-        novelty = judge_novelty(keeper, fingerprints, tip_of(keeper, line), OBJECTIVES[record["kind"]], instead,
+        novelty = judge_novelty(keeper, fingerprints, tip_of(keeper, line), stage_of(str(record["kind"])), instead,
                                 val_keys(record, keys))  # fmt: skip
     return _decide_training(keeper, record, options, novelty, common)
+
+
+def _decide_kept(known: StoredFile | None, record: Mapping[str, Any], mends: Sequence[str]) -> Decision:
+    """Of a kind that nothing here trains: it is stored with its fingerprints, and waits for what will use it."""
+    if known is not None and not mends:
+        return Decision("duplicate", "none", f"the same bytes are registered already, as {known.name}")
+    only = int(record.get("evaluation_only") or 0)
+    count = int(record["examples"])
+    judges = f"{'all' if only == count else f'{only:,}'} without starter_code: evaluation only, never trained" if only else ""
+    return Decision("admit", "none", "; ".join(filter(None, (
+        f"registered with {count:,} examples and not queued: {registered_reason(str(record['kind']))}", judges))))
 
 
 def _decide_evaluation(record: Mapping[str, Any]) -> Decision:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from guard.bitmap import bitmap_bits, bitmap_flags
 from guard.checks.columns import Reading
+from guard.checks.kinds import stage_of
 from guard.checks.rows import iter_examples
 from guard.durable import sha256_bytes, write_bytes
 from guard.errors import Damage
@@ -133,7 +134,7 @@ def touched_rows(keeper: Keeper, file: StoredFile, fingerprints: bytes) -> NDArr
     wanted = {keys[place : place + 16] for _facts, keys in sets for place in range(0, len(keys), 16)}
     flags |= np.fromiter((fingerprints[16 * n : 16 * n + 16] in wanted for n in range(count)), dtype=bool, count=count)
     later = any(str(facts["since"]) >= file.first_seen for facts, _keys in sets)
-    if file.kind == "sft" and later and not file.record.get("prepared") and file.size_bytes <= _READ_AGAIN_BYTES:
+    if stage_of(file.kind) == "sft" and later and not file.record.get("prepared") and file.size_bytes <= _READ_AGAIN_BYTES:
         reading = Reading(**file.record.get("reading") or {})
         for example in iter_examples(stored_path(keeper.home, file), file.kind, reading):
             flags[example.ordinal] |= any(key in wanted for key in asks(example.fields))

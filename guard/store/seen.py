@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from guard.bitmap import bitmap_bits
+from guard.checks.kinds import kinds_of
 from guard.checks.rows import text_examples, validate
 from guard.errors import Damage, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES, example_fingerprint
@@ -25,15 +26,13 @@ from guard.store.versions import ancestors, tips
 
 __all__ = ["broken_row", "examples_meant", "is_row", "name_of", "rows_meant", "seen", "seen_rows", "with_versions"]
 
-KINDS = {"pretrain": "text", "sft": "messages"}
-"""For each kind of training data the column without which a JSON object is no row of it."""
 _MOST = 100
 
 
 def examples_meant(text: str) -> list[dict[str, Any]]:
     """The trained fields that a text may stand for, each once.
 
-    A JSON object with `text` or `messages` is a row, of every kind it is valid for; anything else is a plain text: one
+    A JSON object whose columns say a kind is a row, of every kind it is valid for; anything else is a plain text: one
     row of pretraining data, and the segments it would be cut into as a file. Raises UsageError for a row that no kind
     takes, and for an empty text.
     """
@@ -43,7 +42,7 @@ def examples_meant(text: str) -> list[dict[str, Any]]:
     if row is None:
         found = [{"text": text}, *(example.fields for example in text_examples(iter([text])))]
     else:
-        judged = [validate(kind, row) for kind, column in KINDS.items() if column in row]
+        judged = [validate(kind, row) for kind in kinds_of(row)]
         found = [fields for fields in judged if isinstance(fields, dict)]
         if not found:
             fault = next(fault for faults in judged if isinstance(faults, list) for fault in faults)
@@ -60,7 +59,7 @@ def broken_row(text: str) -> str:
         orjson.loads(text)
     except orjson.JSONDecodeError as error:
         return f"it begins with {{ and is not JSON ({error.msg} at line {error.lineno}, column {error.colno})"
-    return f"it is a JSON object without {' or '.join(KINDS.values())}"
+    return "it is a JSON object without text, messages or the columns of another kind"
 
 
 def rows_meant(text: str) -> list[tuple[int, list[dict[str, Any]], str]] | None:
@@ -96,7 +95,7 @@ def _row(text: str) -> dict[str, Any] | None:
         value = orjson.loads(text.removeprefix("\ufeff"))
     except orjson.JSONDecodeError:
         return None
-    return value if isinstance(value, dict) and set(KINDS.values()) & value.keys() else None
+    return value if isinstance(value, dict) and kinds_of(value) else None
 
 
 def seen(keeper: Keeper, examples: Sequence[Mapping[str, Any]], *, least: float | None = None) -> dict[str, Any]:
