@@ -33,7 +33,7 @@ _REMEDIES = (
     ("in duplicates/", "nothing: what it holds is stored already; delete it if you like"),
     ("not a regular file", "copy the file itself into the inbox (cp -L LINK inbox/): links, pipes and devices are never opened"),
     ("this folder cannot be read", "let the owner of the home read it: chmod u+rx FOLDER, or chown it"),
-    ("a plain folder", "heirloom why names each file in it; one data set has state.json, train-00000-of-00001..., or train/ and val/"),
+    ("a plain folder", "nothing, or name its sub-folders train/ and val/ if it is one data set"),
     ("the name has no extension", "rename it with its extension: .jsonl, .txt or .md"),
     ("rows are not a document", "move it out of inbox/docs/: rows are learnt"),
     ("sft needs rows", "move it to inbox/pretrain/ (it is learnt) or inbox/docs/ (it is searched)"),
