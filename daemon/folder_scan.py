@@ -89,21 +89,25 @@ def changing_beside(path: Path, top: Path, settler: Settler, now: float) -> str:
     return ""
 
 
-def room_problem(size_bytes: int, free_bytes: int, reserve_gb: float) -> str:
-    """Why the disk has no room to pack a folder of so many bytes; "" when it has."""
-    wanted = ROOM_FACTOR * size_bytes + int(reserve_gb * 1e9)
+def room_problem(size_bytes: int, free_bytes: int) -> str:
+    """Why the disk has no room to take and pack a folder of so many bytes; "" when it has.
+
+    The reserve of the settings is for what is trained: like a file, a folder only takes the room it needs to come in.
+    """
+    wanted = ROOM_FACTOR * size_bytes
     if free_bytes >= wanted:
         return ""
-    return (f"the disk has {free_bytes / 1e9:,.1f} GB free, and to pack it needs {ROOM_FACTOR * size_bytes / 1e9:,.1f} GB beside"
-            f" the {reserve_gb:g} GB that stay reserved: make room")  # fmt: skip
+    return f"the disk has {free_bytes / 1e9:,.2f} GB free, and to take and pack it {wanted / 1e9:,.2f} GB are needed: make room"
 
 
 def require_data_set(path: Path) -> None:
     """Raises UsageError for a folder that is no data set, or is not whole, with what to do."""
     entries = list_tree(path)
-    if "" not in dataset_folders(name for name, _facts in entries):
+    found = sorted(dataset_folders(name for name, _facts in entries))
+    if "" not in found:
+        inside = " ".join(str(path / name) for name in found[:3]) or f"{path}/*.jsonl"
         raise UsageError(f"{path} is a folder, and no data set by the names in it", subject=str(path),
-                         hint=f"name the files in it: heirloom register {path}/*.jsonl")  # fmt: skip
+                         hint=f"name what is in it: heirloom register {inside}")  # fmt: skip
     if problem := folder_problem(path, entries):
         raise UsageError(f"{path} cannot be taken: {problem}", subject=str(path), hint="make it whole, and register it again")
 

@@ -180,7 +180,7 @@ class Intake:
             return f"{moving} beside it changed a moment ago"
         if name := held_open(item.path, has_writer):
             return f"somebody still writes to {name} in it"
-        return room_problem(item.size, shutil.disk_usage(home.incoming).free, self.keeper.settings.disk.reserve_gb)
+        return room_problem(item.size, shutil.disk_usage(home.incoming).free)
 
     def _cannot_take(self, item: Sighting, error: Exception) -> None:
         """Whatever it is, it is about this file: it keeps waiting, and the others go on."""

@@ -188,7 +188,7 @@ def _require_room(keeper: Keeper, folder: Path) -> None:
     """Raises UsageError for a folder that is no data set, EnvironmentFault when the disk has no room to copy and pack it."""
     require_data_set(folder)
     free = shutil.disk_usage(keeper.home.incoming).free
-    if problem := room_problem(tree_bytes(list_tree(folder)), free, keeper.settings.disk.reserve_gb):
+    if problem := room_problem(tree_bytes(list_tree(folder)), free):
         raise EnvironmentFault(f"{folder} cannot be taken now: {problem}", subject=str(folder), hint="heirloom status")
 
 

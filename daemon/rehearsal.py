@@ -65,7 +65,8 @@ def _read_all(
         for number, path in enumerate(paths):
             side = only_beside(Path(path))
             body = {"id": number, "task": "identify", "path": path, "name": safe_name(Path(path).name),
-                    "out_folder": str(folders[number]), "packed": str(folders[number].with_suffix(".tar")), "limits": limits, "side": str(side.path) if side else None,
+                    "out_folder": str(folders[number]), "packed": str(folders[number].with_suffix(".tar")), "limits": limits,
+                    "side": str(side.path) if side else None,
                     **more[number]}  # fmt: skip
             if untouchable:
                 body["keys_out"] = str(folders[number].with_suffix(".keys"))

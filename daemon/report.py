@@ -182,15 +182,13 @@ def _came_back(keeper: Keeper, folder: Path, state: str) -> int:
 
 
 def _count_inbox(home: Home) -> int:
-    """Files lying in the inbox while no daemon looks: names that nothing ignores."""
-    from daemon.scan import ignored_because
+    """Files and data sets lying in the inbox while no daemon looks: what nothing ignores."""
+    from daemon.scan import sweep
 
-    total = 0
-    for folder, names, files in os.walk(home.inbox):
-        if folder == str(home.inbox):
-            names[:] = [name for name in names if name not in ("rejected", "duplicates")]
-        total += sum(not ignored_because(home, Path(folder) / name) for name in files)
-    return total
+    try:
+        return len(sweep(home).files)
+    except OSError:
+        return 0  # the inbox is missing or closed: `doctor` tells of that
 
 
 def _disk(keeper: Keeper, tip: Any) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def answer(line: bytes) -> dict[str, Any]:
                             out_folder=request.get("out_folder"), side=request.get("side"),
                             reading=request.get("reading"), container="tar" if packed else "")  # fmt: skip
         held = _untouchable(request, identity) if identity.verdict == "ok" else {}
-        found = {"id": request_id, **identity.as_record(), **held, **packed, "why": "" if identity.verdict == "ok" else why_text(identity)}
+        why = "" if identity.verdict == "ok" else why_text(identity)
+        found = {"id": request_id, **identity.as_record(), **held, **packed, "why": why}
         if identity.verdict == "ok" and request.get("home") and identity.kind in TRAINABLE_KINDS:
             # Heavy, and needed only beside a ledger: most tests and `prepare validate` never load it.
             from guard.store.estimate import estimate

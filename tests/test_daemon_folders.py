@@ -185,10 +185,10 @@ def test_domain_folders_are_a_drop_each_and_other_folders_stay_heaps_of_files(to
     write_files(toy.home.inbox, {
         "domain/coding/train/a.jsonl": texts("code", 20), "domain/coding/val/a.jsonl": texts("code val", 4),
         "domain/legal/train/a.jsonl": texts("law", 20), "domain/legal/val/a.jsonl": texts("law val", 4),
-        "notes/a.jsonl": texts("note", 20), "notes/train/notes.md": "# no data\n", "notes/val/x.jsonl": texts("x", 20)})  # fmt: skip
+        "notes/a.jsonl": texts("note", 9), "notes/train/n.md": "# no data\n", "notes/val/x.jsonl": texts("x", 9)})  # fmt: skip
     settle(toy)
     names = {name: state for name, state, _reason in toy.drops()}
-    assert names == dict.fromkeys(("coding", "legal", "a.jsonl", "x.jsonl", "notes.md"), "admitted")
+    assert names == dict.fromkeys(("coding", "legal", "a.jsonl", "x.jsonl", "n.md"), "admitted")
 
 
 def test_a_side_file_beside_a_folder_is_taken_with_it(toy: Toy) -> None:

@@ -206,7 +206,9 @@ def test_a_folder_that_changes_after_it_was_packed_is_packed_again(
     assert written and find_file(toy.keeper.ledger, "sums").record["card"] == "Other words"
 
 
-def test_a_folder_that_cannot_be_moved_is_copied_once_and_stays(template: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_moved_is_copied_once_and_stays(
+    template: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy = begin(template, scratch / "home")
     from_another_device(monkeypatch, toy.home.inbox)
     monkeypatch.setattr(folder_drops, "_removed", lambda source, entries: False)

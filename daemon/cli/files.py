@@ -36,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
 
 def register(
     context: typer.Context,
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, or folders that are one data set; they stay where they are.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, or data sets' folders; they stay where they are.")],
     description: Annotated[str, typer.Option("--description", help="What this data is, for later readers.")] = "",
     kind: Annotated[str | None, typer.Option("--kind", help="pretrain, sft or docs, instead of detecting it.")] = None,
     queue: Annotated[bool, typer.Option("--queue", help="Queue it for training too.")] = False,
