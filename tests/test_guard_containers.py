@@ -239,7 +239,7 @@ def zst(data: bytes, **options: Any) -> bytes:
 
 PACKED = {
     "jsonl.gz": [gzip.compress(LINES), gzip.compress(LINES[:99]) + gzip.compress(LINES[99:]),
-                 gzip.compress(LINES) + b"\0" * 5000],  # fmt: skip
+                 gzip.compress(LINES) + b"\0" * 5000],
     "jsonl.zst": [zst(LINES), zst(LINES[:99]) + zst(LINES[99:]), b"\x50\x2a\x4d\x18\x03\0\0\0abc" + zst(LINES, level=19)],
 }
 
