@@ -69,11 +69,11 @@ def test_a_single_object_is_a_row_when_it_says_what_it_is() -> None:
 
 
 def test_rows_of_an_array_are_as_strictly_read_as_lines_and_told_by_the_line_they_begin_at() -> None:
-    bad = ['{"text": "x",\n "text": "y"}', '{"text": NaN}', '{"a": ' + "[" * 101 + "]" * 101 + "}", '{"text": "\\ud800"}', "5", '"x"',
-           '{"text": "\\x"}']  # fmt: skip
+    bad = ['{"text": "x",\n "text": "y"}', '{"text": NaN}', '{"a": ' + "[" * 101 + "]" * 101 + "}", '{"text": "\\ud800"}', "5",
+           '"x"', '{"text": "\\x"}']  # fmt: skip
     rows = read(("[\n" + ",\n".join(['{"text": "fine"}', *bad, '{"text": "last"}']) + "\n]").encode(), "json")
     assert [row.value and row.value["text"] for row in rows] == ["fine", *[None] * len(bad), "last"]
-    words = ["duplicate key", "NaN", "nested too deeply", "surrogate", "a number, not an object", "the row is text", "not valid JSON"]
+    words = ["duplicate key", "NaN", "nested too deeply", "surrogate", "a number, not an object", "the row is text", "not valid"]
     for row, word in zip(rows[1:-1], words, strict=True):
         assert row.fault and word in row.fault.reason
     assert [row.line_number for row in rows] == [2, 3, 5, 6, 7, 8, 9, 10, 11]
@@ -132,7 +132,8 @@ def test_an_object_longer_than_any_row_is_read_for_the_one_list_in_it() -> None:
     rows = [{"text": "x" * 50, "n": n} for n in range(100)]
     text = json.dumps({"about": "y" * 3000, "anything": rows, "numbers": [1, 2]}).encode()
     assert [row.value for row in read(text, "json", max_line_bytes=2000)] == rows
-    for wrong, words in (({"a": rows, "b": rows}, "two lists of objects, 'a' and 'b'"), ({"a": "x" * 5000}, "no list of objects")):
+    wrongs = (({"a": rows, "b": rows}, "two lists of objects, 'a' and 'b'"), ({"a": "x" * 5000}, "no list of objects"))
+    for wrong, words in wrongs:
         with pytest.raises(DataFault, match=words):
             read(json.dumps(wrong).encode(), "json", max_line_bytes=2000)
 
@@ -156,7 +157,8 @@ def test_bad_records_of_csv_are_told_by_their_line() -> None:
     assert [row.line_number for row in rows] == [2, 3, 4, 5, 7, 8]
     assert [bool(row.value) for row in rows] == [True, False, False, False, False, True]
     reasons = [row.fault.reason for row in rows if row.fault]
-    for reason, words in zip(reasons, ["3 cells and 2", "1 cells and 2", "not valid CSV", "byte 0xe9) at line 7, column 5"], strict=True):
+    told = ["3 cells and 2", "1 cells and 2", "not valid CSV", "byte 0xe9) at line 7, column 5"]
+    for reason, words in zip(reasons, told, strict=True):
         assert words in reason
     assert not any(row.truncated for row in rows)
     assert read(b"a,b\n1", "csv")[0].truncated
@@ -222,7 +224,7 @@ def test_an_array_with_too_few_or_too_many_bytes_is_told() -> None:
             read(data[:cut], "npy")
     with pytest.raises(DataFault, match="1 bytes follow"):
         read(data + b"x", "npy")
-    with pytest.raises(DataFault, match="no .npy array"):
+    with pytest.raises(DataFault, match=r"no \.npy array"):
         read(b"input_ids\n1 2 3\n", "npy")
 
 
@@ -236,7 +238,8 @@ def zst(data: bytes, **options: Any) -> bytes:
 
 
 PACKED = {
-    "jsonl.gz": [gzip.compress(LINES), gzip.compress(LINES[:99]) + gzip.compress(LINES[99:]), gzip.compress(LINES) + b"\0" * 5000],
+    "jsonl.gz": [gzip.compress(LINES), gzip.compress(LINES[:99]) + gzip.compress(LINES[99:]),
+                 gzip.compress(LINES) + b"\0" * 5000],
     "jsonl.zst": [zst(LINES), zst(LINES[:99]) + zst(LINES[99:]), b"\x50\x2a\x4d\x18\x03\0\0\0abc" + zst(LINES, level=19)],
 }
 
@@ -256,7 +259,7 @@ def test_packed_data_that_stops_is_damaged_or_goes_on_is_told(container: str) ->
             read(data[:cut], container)
     with pytest.raises(DataFault, match="follows after byte"):
         read(data + b"garbage", container)
-    with pytest.raises(DataFault, match="no (gzip|zstandard) file"):
+    with pytest.raises(DataFault, match=r"no (gzip|zstandard) file"):
         read(LINES, container)
     damaged = bytearray(data)
     damaged[len(data) // 2] ^= 0xFF
@@ -285,7 +288,7 @@ def test_a_bomb_is_refused_by_that_name_before_it_unfolds(container: str) -> Non
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 80 << 20
-    with pytest.raises(DataFault, match="more than 0.001 GB"):
+    with pytest.raises(DataFault, match=r"more than 0\.001 GB"):
         read(gzip.compress(json.dumps({"text": "0" * (1 << 21)}).encode()), "jsonl.gz", most_bytes=1_000_000)
 
 

@@ -41,7 +41,7 @@ def read_parquet(stream: BinaryIO, max_row_bytes: int, most_bytes: int | None = 
 
     Memory: a page of each column, and 64 rows. `most_bytes`: more than so much unpacked is refused.
     """
-    yield from _rows(parquet_batches(stream, most_bytes), max_row_bytes)
+    yield from _rows(parquet_batches(stream), max_row_bytes, _meter_of(stream, most_bytes))
 
 
 def read_arrow(stream: BinaryIO, max_row_bytes: int, most_bytes: int | None = None) -> Iterator[Row]:
@@ -49,13 +49,15 @@ def read_arrow(stream: BinaryIO, max_row_bytes: int, most_bytes: int | None = No
 
     Memory: 64 rows where the file is mapped and not packed inside, else one of its batches.
     """
-    yield from _rows(arrow_batches(stream, most_bytes), max_row_bytes)
+    yield from _rows(arrow_batches(stream), max_row_bytes, _meter_of(stream, most_bytes))
 
 
-def _rows(batches: Batches, max_row_bytes: int) -> Iterator[Row]:
+def _rows(batches: Batches, max_row_bytes: int, meter: Meter) -> Iterator[Row]:
     number = 1
-    for batch in batches:
+    for packed in batches:
         with _told("columnar"):
+            batch = _spelt_out(packed)
+            meter.add(0, batch.nbytes)
             rows = rows_of(batch)
         faults = _too_long(batch, rows, max_row_bytes)
         for place, value in enumerate(rows):
@@ -70,6 +72,14 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         what = unreadable(column.type)
         columns.append((name, [Foreign(what)] * len(column) if what else plain_column(column)))
     return [{name: values[place] for name, values in columns if values[place] is not None} for place in range(batch.num_rows)]
+
+
+def _spelt_out(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch without dictionaries: a text that many rows share counts for each."""
+    if not any(pa.types.is_dictionary(kind) for kind in batch.schema.types):
+        return batch
+    columns = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _too_long(batch: pa.RecordBatch, rows: list[dict[str, Any]], most: int) -> dict[int, Fault]:
@@ -98,10 +108,9 @@ def _told(what: str) -> Iterator[None]:
         raise DataFault(f"the {what} file is damaged: {words[0][:200]}", hint=_AGAIN) from error
 
 
-def parquet_batches(stream: BinaryIO, most_bytes: int | None = None, *, everything: bool = False) -> Batches:
+def parquet_batches(stream: BinaryIO, *, everything: bool = False) -> Batches:
     """A Parquet file in batches of 64 rows; columns that JSON has no word for are not read and NULL, but for `everything`."""
     _begins_and_ends(stream, _PARQUET, "Parquet")
-    meter = _meter_of(stream, most_bytes)
     with _told("Parquet"):
         file = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False, thrift_string_size_limit=_METADATA_BYTES,
                               thrift_container_size_limit=_METADATA_BYTES // 64)  # fmt: skip
@@ -117,7 +126,6 @@ def parquet_batches(stream: BinaryIO, most_bytes: int | None = None, *, everythi
             batch = next(batches, None)
         if batch is None:
             return
-        meter.add(0, batch.nbytes)
         yield _with_the_others(batch, schema)
 
 
@@ -156,9 +164,8 @@ def _begins_and_ends(stream: BinaryIO, mark: bytes, name: str) -> None:
     stream.seek(0)
 
 
-def arrow_batches(stream: BinaryIO, most_bytes: int | None = None) -> Batches:
+def arrow_batches(stream: BinaryIO) -> Batches:
     """An Arrow file or stream in checked batches of at most 64 rows."""
-    meter = _meter_of(stream, most_bytes)
     head = stream.read(len(_ARROW))
     stream.seek(0)
     is_file = head == _ARROW
@@ -174,7 +181,6 @@ def arrow_batches(stream: BinaryIO, most_bytes: int | None = None) -> Batches:
         for batch in _file_batches(source) if is_file else _stream_batches(source):
             with _told("Arrow"):  # before anything in it is touched
                 batch.validate(full=True)
-            meter.add(0, batch.nbytes)
             for first in range(0, batch.num_rows, _ROWS_TOGETHER):
                 yield batch.slice(first, _ROWS_TOGETHER)
 
