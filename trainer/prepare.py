@@ -59,6 +59,8 @@ class SourceFile:
     path: Path
     sidecar: Path | None = None
     reading: Reading = field(default_factory=Reading)
+    split: str = ""
+    """`train` or `val`: all its examples belong there, as whoever gave it says; "": drawn by fingerprint."""
 
     @property
     def container(self) -> str:
@@ -68,7 +70,8 @@ class SourceFile:
     @property
     def identity(self) -> tuple[str, str]:
         """What its tokens depend on: the bytes, and how they are read."""
-        return self.sha256, f"{self.container}:{self.reading.digest}" if self.reading else self.container
+        container = f"{self.container}:{self.reading.digest}" if self.reading else self.container
+        return self.sha256, f"{container}@{self.split}" if self.split else container
 
 
 def _options(shard_size_tokens: int, salt: str, validation_fraction: float) -> dict[str, Any]:
@@ -251,7 +254,8 @@ class _FileRun:
                 fingerprints = b"".join(example.fingerprint for example in batch)
                 assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
                 sidecar.compare(fingerprints)
-                held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction).tolist()
+                held_out = ([self.file.split == "val"] * len(batch) if self.file.split else
+                            held_out_mask(fingerprints, self.salt, self.validation_fraction).tolist())  # fmt: skip
                 encoded = self._encode(batch, last, tokenizer)
                 for example, is_held_out, row in zip(batch, held_out, encoded, strict=True):
                     writers[is_held_out].add(self.index, example, row)
@@ -288,7 +292,8 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, options: dict[str
         "versions": maker_versions(),
         "options": options,
         "files": [{"sha256": file.sha256, "name": file.name, "container": file.container, "examples": count,
-                   **({"reading": file.reading.as_dict()} if file.reading else {})}
+                   **({"reading": file.reading.as_dict()} if file.reading else {}),
+                   **({"split": file.split} if file.split else {})}
                   for file, count in zip(files, counts, strict=True)],
         "splits": splits,
         "mask_ratio": ratio,
