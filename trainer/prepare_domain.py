@@ -36,8 +36,8 @@ def prepare_domain(domain: str, data_dir: Path, output_dir: Path, tokenization: 
         raise UsageError(f"{domain!r} is no name of a domain", hint="--domain coding --data-dir data/domain")
     if not folder.is_dir():
         there = sorted(path.name for path in data_dir.iterdir() if path.is_dir()) if data_dir.is_dir() else []
-        raise NotFound(f"there is no domain {domain} in {data_dir}", subject=str(folder),
-                       hint=f"there is {', '.join(there)}" if there else "--data-dir DIR names the folder of the domains")  # fmt: skip
+        hint = f"there is {', '.join(there)}" if there else "--data-dir DIR names the folder of the domains"
+        raise NotFound(f"there is no domain {domain} in {data_dir}", subject=str(folder), hint=hint)
     files = data_files(folder)
     train = [item for item in files if item.split == "train"]
     held_out = [item.path for item in files if item.split == "val"]
