@@ -99,7 +99,7 @@ def test_help_shows_what_there_is_and_no_more(run: Run) -> None:
     assert code == 0 and commands == {
         "init", "run", "status", "register", "plan", "queue", "why", "seen", "log", "lineage", "show", "rollback", "delete",
         "restore", "purge", "retention", "regrow", "verify", "backup", "doctor", "prepare", "index", "search", "chat", "train",
-        "config",
+        "config", "prefs",
     }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_the_program_tells_its_version(run: Run, monkeypatch: pytest.MonkeyPatch
     assert _object(run("--json --version")[1])["version"] == out.split()[1]
 
 
-@pytest.mark.parametrize("group", ["index", "config", "prepare", "retention"])
+@pytest.mark.parametrize("group", ["index", "config", "prepare", "prefs", "retention"])
 def test_a_group_without_a_command_names_its_commands(run: Run, group: str) -> None:
     code, _out, err = run(group)
     assert code == 2 and err.startswith(f"error: heirloom {group} needs a command: ") and "Usage" not in err

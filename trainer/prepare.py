@@ -68,6 +68,8 @@ class SourceFile:
     reading: Reading = PLAIN
     kind: str = ""
     """Its kind, where that is not called like the stage it is trained in."""
+    split: str = ""
+    """`train` or `val`: all its examples belong there, as whoever gave it says; "": drawn by fingerprint."""
 
     @property
     def container(self) -> str:
@@ -79,7 +81,8 @@ class SourceFile:
         """What its tokens depend on: the bytes, and how they are read."""
         rows = self.container != "text"
         rules = f"rules{self.reading.rules}" if rows and self.reading.rules > 1 else ""
-        return self.sha256, ":".join(filter(None, (self.container, self.reading.digest, rules, self.kind)))
+        read = ":".join(filter(None, (self.container, self.reading.digest, rules, self.kind)))
+        return self.sha256, f"{read}@{self.split}" if self.split else read
 
 
 def _options(shard_size_tokens: int, salt: str, validation_fraction: float) -> dict[str, Any]:
@@ -290,8 +293,11 @@ class _FileRun:
                 fingerprints = b"".join(example.fingerprint for example in batch)
                 assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
                 sidecar.compare(fingerprints)
-                held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction)
-                held_out = (held_out | apart.mask(fingerprints)).tolist()
+                if self.file.split:
+                    held_out = [self.file.split == "val"] * len(batch)
+                else:
+                    drawn = held_out_mask(fingerprints, self.salt, self.validation_fraction)
+                    held_out = (drawn | apart.mask(fingerprints)).tolist()
                 encoded = self._encode(batch, last, tokenizer)
                 for example, is_held_out, row in zip(batch, held_out, encoded, strict=True):
                     if row is not None:
@@ -333,7 +339,7 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Templat
         "options": options,
         "files": [{"sha256": file.sha256, "name": file.name, "container": file.container, "examples": count,
                    **({"reading": reading} if (reading := file.reading.as_dict()) else {}),
-                   **({"kind": file.kind} if file.kind else {})}
+                   **({"kind": file.kind} if file.kind else {}), **({"split": file.split} if file.split else {})}
                   for file, count in zip(files, counts, strict=True)],
         "splits": splits,
         "mask_ratio": ratio,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,13 @@ def _check_output(folder: Path) -> None:
 
 def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | str, tokenization: str = "gpt2",
                    val_split: float = 0.1, shard_size_tokens: int = DEFAULT_SHARD_TOKENS, salt: str = "", *,
-                   tokenizer_folder: Path | str | None = None, template: str | None = None, threads: int = 1, progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
+                   tokenizer_folder: Path | str | None = None, template: str | None = None, threads: int = 1,
+                   progress: Progress | None = None, held_out: Sequence[Path | str] = ()) -> dict[str, Any]:  # fmt: skip
     """Prepare `text` or `chat` files into `output_dir` (missing or empty) and tell what became of them.
 
-    `val_split` is a fraction of the examples, decided by fingerprint and `salt`; `tokenizer_folder` and `template` are for
-    the tokenization hf: a Hugging Face folder or a version, and one of `TEMPLATES` instead of what it suggests. Raises UsageError for wrong words or
+    `val_split` is a fraction of the examples, decided by fingerprint and `salt`; where files are `held_out`, those are the
+    val split and nothing is drawn. `tokenizer_folder` and `template` are for the tokenization hf: a Hugging Face folder or
+    a version, and one of `TEMPLATES` instead of what it suggests. Raises UsageError for wrong words or
     a folder in use, NotFound for a missing input, DataFault when nothing can be used.
     """
     if kind not in KINDS:
@@ -86,6 +89,9 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
     _check_output(output_dir)
     tokenizer, chosen = _tokenizer_of(tokenization, tokenizer_folder, template)
     files = [_source(Path(item), stage) for item in inputs]
+    if held_out:
+        files = [replace(file, split="train") for file in files]
+        files += [replace(_source(Path(item), stage), split="val") for item in held_out]
     skipped = [_skipped_rows(file, stage) for file in {file.sha256: file for file in files}.values()]
     output_dir = output_dir.absolute()
     making = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.making")

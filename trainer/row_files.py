@@ -8,7 +8,6 @@ in the hub's layout, `train/` and `val/` beside one another. A folder's own word
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -101,9 +100,10 @@ def rows_of(path: Path) -> Iterator[Row]:
 def _read(stream: BinaryIO, container: str, path: Path) -> Iterator[Row]:
     if container == "jsonl":
         return read_rows(stream)
-    if importlib.util.find_spec("guard.containers"):
-        return importlib.import_module("guard.containers").read_container(stream, container)
-    return _binary_rows(stream, container, path)
+    try:
+        return importlib.import_module("guard.containers.read").read_container(stream, container)
+    except ImportError:  # a release without the other containers
+        return _binary_rows(stream, container, path)
 
 
 def _binary_rows(stream: BinaryIO, container: str, path: Path) -> Iterator[Row]:

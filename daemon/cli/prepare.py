@@ -20,6 +20,7 @@ __all__ = ["add_to", "dataset_lines"]
 
 _ROOMS = (
     "prepare_checks",
+    "prepare_sessions",
 )  # fmt: skip
 """The files that hold further commands of the group, in the order of the help."""
 
@@ -30,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     makers.callback(epilog=EPILOGUE)(prepare)
     makers.command("text", epilog=EPILOGUE)(prepare_text)
     makers.command("chat", epilog=EPILOGUE)(prepare_chat)
+    makers.command("lora", epilog=EPILOGUE)(prepare_lora)
     for room in _ROOMS:
         importlib.import_module(f"daemon.cli.{room}").add_to(makers)
     app.add_typer(makers, name="prepare", epilog=EPILOGUE)
@@ -62,6 +64,23 @@ def prepare_chat(
 ) -> None:  # fmt: skip
     """Conversations: JSONL rows with `messages`, optional `system` and `context`; only answers are trained."""
     _prepare(context.obj, "chat", input, output_dir, tokenization, val_split, shard_size, tokenizer, template)
+
+
+def prepare_lora(
+    context: typer.Context,
+    domain: Annotated[str, typer.Option("--domain", help="The domain's folder, such as coding, medical or legal.")],
+    output_dir: _Output,
+    data_dir: Annotated[str, typer.Option("--data-dir", help="Where the domains' folders lie.")] = "data/domain",
+    tokenization: _Tokens = "gpt2", val_split: _Split = 0.1, shard_size: _Shard = 10_000_000,
+) -> None:  # fmt: skip
+    """A domain folder with train/ and val/: rows with `text` or `messages`. The given val/ is the one that is held out."""
+    from trainer.prepare_domain import prepare_domain
+
+    caller: Caller = context.obj
+    found = prepare_domain(domain, caller.folder / Path(data_dir).expanduser(), caller.folder / Path(output_dir).expanduser(),
+                           tokenization, val_split=val_split, shard_size_tokens=shard_size)  # fmt: skip
+    caller.console.emit(found)
+    caller.console.note(*dataset_lines(found))
 
 
 def _prepare(

@@ -1,0 +1,151 @@
+"""Looking at data without touching it: counts, columns and faults of files, folders and prepared datasets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from trainer_data import chat_row, jsonl, make, store, text_rows
+
+from guard.durable import json_bytes
+from guard.errors import NotFound, UsageError
+from trainer.row_files import data_files, rows_of, split_of
+from trainer.validate import LISTED, token_fault, validate_path
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(jsonl(rows))
+    return path
+
+
+def arrow_folder(folder: Path, rows: list[dict[str, Any]], pieces: int = 2) -> Path:
+    """A folder as `save_to_disk` leaves it, with a cache file beside its data."""
+    folder.mkdir(parents=True)
+    table = pa.Table.from_pylist(rows)
+    names = [f"data-{number:05d}-of-{pieces:05d}.arrow" for number in range(pieces)]
+    step = -(-len(rows) // pieces)
+    for number, name in enumerate([*names, "cache-0123.arrow"]):
+        with pa.ipc.new_stream(str(folder / name), table.schema) as sink:
+            sink.write_table(table.slice(number * step % len(rows), step))
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def test_a_sound_file_is_fine_and_tells_its_columns_and_a_sample(scratch: Path) -> None:
+    path = write(scratch / "chat.jsonl", [chat_row(number, 5) for number in range(7)])
+    before = path.stat()
+    report = validate_path(path)
+    assert report["ok"] and (report["kind"], report["rows"], report["examples"]) == ("sft", 7, 7)
+    assert report["columns"] == ["messages", "system", "context"] and report["sample"] == chat_row(0, 5)
+    assert path.stat() == before and [item.name for item in scratch.iterdir()] == ["chat.jsonl"]
+
+
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+BAD = [
+    ("sft", {"messages": "hello"}, "messages", "Field 'messages' must be a list"),
+    ("sft", {"text2": "x"}, "messages", "Missing required field 'messages'"),
+    ("pretrain", {"text": "  "}, "text", "Field 'text' is empty after stripping"),
+    ("preference", PAIR | {"chosen": " "}, "chosen", "Field 'chosen' is empty after stripping"),
+    ("preference", PAIR | {"rejected": "a"}, None, "Responses are identical"),
+    ("preference", {"prompt": "q", "chosen": "a"}, "rejected", "Missing required field 'rejected'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "row", "field", "reason"), BAD)
+def test_a_bad_row_is_told_by_line_field_and_reason(
+    kind: str, row: dict[str, Any], field: str, reason: str, scratch: Path
+) -> None:
+    good = {"sft": chat_row(1), "pretrain": {"text": "fine"}, "preference": PAIR}[kind]
+    report = validate_path(write(scratch / "x.jsonl", [good, row, good | {"id": "2"}]), kind)
+    assert not report["ok"] and report["faults_count"] == 1 and report["rows"] == 3
+    fault = report["faults"][0]
+    assert (fault["line"], fault["reason"]) == (2, reason) and field in (fault["field"], None)
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference"])
+def test_twenty_faults_are_listed_unless_all_are_asked_for(kind: str, scratch: Path) -> None:
+    path = write(scratch / "x.jsonl", [{"messages": [], "chosen": "", "rejected": "b"}] * 50)
+    few, everything = (validate_path(path, kind, everything=flag) for flag in (False, True))
+    assert few["faults_count"] == everything["faults_count"] == 50
+    assert len(few["faults"]) == LISTED and {fault["line"] for fault in everything["faults"]} == set(range(1, 51))
+
+
+def test_rows_that_are_no_json_are_faults_of_their_line(scratch: Path) -> None:
+    path = scratch / "x.jsonl"
+    path.write_bytes(jsonl(text_rows(3)) + b"{nonsense\n" + jsonl(text_rows(2, 9)))
+    assert [fault["line"] for fault in validate_path(path)["faults"]] == [4]
+
+
+def test_a_folder_of_arrow_files_is_read_by_what_it_says_it_holds(scratch: Path) -> None:
+    folder = arrow_folder(scratch / "sft" / "train", [chat_row(number) for number in range(9)])
+    arrow_folder(scratch / "sft" / "val", [chat_row(number) for number in range(100, 103)], 1)
+    report = validate_path(scratch / "sft")
+    assert report["ok"] and report["splits"] == {"train": 9, "val": 3} and report["columns"] == ["messages"]
+    (folder / "data-00001-of-00002.arrow").unlink()
+    told = validate_path(scratch / "sft")
+    assert not told["ok"] and "data-00001-of-00002.arrow" in told["reason"]
+
+
+def test_parquet_and_both_forms_of_arrow_give_the_same_rows(scratch: Path) -> None:
+    rows = [{"text": f"row {number}", "note": None if number % 2 else "odd"} for number in range(150)]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, scratch / "a.parquet", row_group_size=40)
+    for name, make_sink in (("b.arrow", pa.ipc.new_stream), ("c.arrow", pa.ipc.new_file)):
+        with make_sink(str(scratch / name), table.schema) as sink:
+            sink.write_table(table, max_chunksize=33)
+    found = [[(row.line_number, row.value) for row in rows_of(scratch / name)] for name in ("a.parquet", "b.arrow", "c.arrow")]
+    assert found[0] == found[1] == found[2] and found[0][1] == (2, {"text": "row 1"}) and len(found[0]) == 150
+    (scratch / "d.parquet").write_bytes(b"PAR1 cut short")
+    assert not validate_path(scratch / "d.parquet")["ok"]
+
+
+def test_splits_are_known_by_their_names(scratch: Path) -> None:
+    held_out = ("val/a.jsonl", "data/test-00000-of-00001.parquet", "val_512/x.npy", "Validation/x")
+    assert [split_of(name) for name in held_out] == ["val"] * 4
+    assert [split_of(name) for name in ("train/a.jsonl", "data/values.jsonl", "evaluate.jsonl")] == ["train"] * 3
+    write(scratch / ".cache" / "x.jsonl", text_rows(1))
+    write(scratch / "b" / "x.jsonl", text_rows(1))
+    assert [item.name for item in data_files(scratch)] == ["b/x.jsonl"]
+
+
+def test_an_id_beyond_the_vocabulary_is_named() -> None:
+    fault = token_fault([1, 50_000, 60_000], 50_000)
+    assert fault is not None and fault.reason == "Token ID 50000 out of vocabulary range"
+    assert token_fault([0, 49_999], 50_000) is None and token_fault([-1], 5) is not None
+
+
+def test_a_prepared_dataset_is_read_whole(scratch: Path) -> None:
+    file = store(scratch / "files", "a.jsonl", jsonl(text_rows(40)), "pretrain")
+    folder = make(scratch / "ds", [file], fraction=0.2, shard=200).folder
+    report = validate_path(folder)
+    assert report["ok"] and report["type"] == "dataset" and sum(item["examples"] for item in report["splits"].values()) == 40
+    shard = folder / "train" / "shard_00001.bin"
+    data = bytearray(shard.read_bytes())
+    data[10:12] = (300).to_bytes(2, "little")
+    shard.write_bytes(data)
+    told = validate_path(folder)
+    assert not told["ok"] and told["faults"][0]["file"] == "train/shard_00001.bin"
+    assert told["faults"][0]["reason"] == "Token ID 300 out of vocabulary range"
+    data[10:12] = (66).to_bytes(2, "little")
+    shard.write_bytes(data)
+    assert "SHA-256" in validate_path(folder)["reason"]
+    (folder / "tokenizer_state.json").write_bytes(json_bytes({"content_hash": "0"}))
+    assert "different tokenizers" in validate_path(folder)["reason"]
+
+
+def test_what_is_not_there_and_what_is_no_kind_are_said(scratch: Path) -> None:
+    with pytest.raises(NotFound):
+        validate_path(scratch / "none")
+    with pytest.raises(UsageError):
+        validate_path(scratch, "letters")
+    assert not validate_path(scratch)["ok"]
+    (scratch / "empty.jsonl").touch()
+    assert not validate_path(scratch / "empty.jsonl")["ok"]
+    (scratch / "notes.txt").write_text("Some words.\n")
+    assert validate_path(scratch / "notes.txt")["ok"]
