@@ -53,7 +53,8 @@ class ChatTemplate(Template):
             raise CheckFailed(f"the chat template cannot be used for training: {error}", subject=self.name,
                               hint="--template mypt, or another tokenizer") from error  # fmt: skip
         ends = [part.control for part in probe if part.control and part.trained]
-        self.stop_names = tuple(dict.fromkeys([*ends[-1:], *filter(self.controls.__contains__, [self.tokens.get("eos_token")])]))
+        eos = self.tokens.get("eos_token", "")
+        self.stop_names = tuple(dict.fromkeys([*ends[-1:], *([eos] if eos in self.controls else [])]))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
@@ -34,7 +34,7 @@ class TooMuch(TemplateError):
 class _Generation(Extension):
     """`{% generation %} ... {% endgeneration %}`: what the assistant makes."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -69,7 +69,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.spend()
         return super().getitem(obj, argument)
 
-    def call(self, context: Any, callee: Any, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, callee: Any, *arguments: Any, **named: Any) -> Any:
         self.spend()
         if any(isinstance(item, int) and abs(item) > _LONGEST_NUMBER for item in (*arguments, *named.values())):
             raise TooMuch(f"the template calls something with a number beyond {_LONGEST_NUMBER:,}")

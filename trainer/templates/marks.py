@@ -6,6 +6,7 @@ anything in it. Not here: rendering (`chat.py`).
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,4 +95,4 @@ def trained_places(spans: Sequence[tuple[int, int]], start: int, end: int) -> li
     if len(edges) == 1:
         edges = [start, start]
     return [(left, right, any(first <= left and right <= last and first < last for first, last in spans))
-            for left, right in zip(edges, edges[1:], strict=False)]  # fmt: skip
+            for left, right in itertools.pairwise(edges)]  # fmt: skip
