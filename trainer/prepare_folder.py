@@ -67,12 +67,13 @@ def _check_output(folder: Path) -> None:
 
 def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | str, tokenization: str = "gpt2",
                    val_split: float = 0.1, shard_size_tokens: int = DEFAULT_SHARD_TOKENS, salt: str = "", *,
-                   tokenizer_folder: Path | str | None = None, template: str | None = None, threads: int = 1, progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
+                   tokenizer_folder: Path | str | None = None, template: str | None = None, threads: int = 1,
+                   progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
     """Prepare `text` or `chat` files into `output_dir` (missing or empty) and tell what became of them.
 
     `val_split` is a fraction of the examples, decided by fingerprint and `salt`; `tokenizer_folder` and `template` are for
-    the tokenization hf: a Hugging Face folder or a version, and one of `TEMPLATES` instead of what it suggests. Raises UsageError for wrong words or
-    a folder in use, NotFound for a missing input, DataFault when nothing can be used.
+    the tokenization hf: a Hugging Face folder or a version, and one of `TEMPLATES` instead of what it suggests.
+    Raises UsageError for wrong words or a folder in use, NotFound for a missing input, DataFault when nothing can be used.
     """
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}", hint=f"one of {', '.join(KINDS)}")

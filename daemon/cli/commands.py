@@ -33,6 +33,7 @@ GROUPS = {
     "journal": ("log", "config"),
     "data": ("prepare", "index", "search"),
     "chat": ("chat",),
+    "tokenizer": ("tokenizer",),
 }
 """Which file beside this one holds which commands, in the order of the help; `status` stands here."""
 

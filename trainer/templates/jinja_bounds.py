@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
@@ -34,7 +34,7 @@ class TooMuch(TemplateError):
 class _Generation(Extension):
     """`{% generation %} ... {% endgeneration %}`: what the assistant makes."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - it is Jinja that says what this is
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
