@@ -187,8 +187,8 @@ def train_request(
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
-        **{key: request[key] for key in ("schema", "job", "stage", "objective", "staging", "tokenization", "tokenizer_folder", "files",
-                                         "block_size", "recipe", "seed", "nice")},
+        **{key: request[key] for key in ("schema", "job", "stage", "objective", "staging", "tokenization", "tokenizer_folder",
+                                         "files", "block_size", "recipe", "seed", "nice")},
         **dataclasses.asdict(numbers), "task": "train", "dataset": dataset, "output": dict(output),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": target.base.record["files"]["model.safetensors"]},
@@ -226,7 +226,8 @@ def base_request(keeper: Keeper, job: Job, output: Mapping[str, Any]) -> dict[st
         "schema": 1, "job": job.id, "task": "base", "stage": "base", "objective": "none",
         "staging": str(keeper.home.staging_of(job.id)), "tokenization": job.request["tokenization"],
         "recipe": recipe.as_dict(), "recipe_hash": recipe_hash(recipe), "size": Path(recipe.name).name or "small",
-        "seed": recipe.seed, "block_size": recipe.model.block_size, "template": tokenizer.template, "template_hash": tokenizer.template_hash,
+        "seed": recipe.seed, "block_size": recipe.model.block_size,
+        "template": tokenizer.template, "template_hash": tokenizer.template_hash,
         **({"tokenizer_folder": str(keeper.home.root / folder)} if folder else {}),
         "tokenizer_hash": tokenizer.content_hash, "output": dict(output), "nice": keeper.settings.nice,
         **dataclasses.asdict(numbers),

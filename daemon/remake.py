@@ -70,7 +70,8 @@ def remake(keeper: Keeper, text: str, *, child: Child = run_child) -> dict[str, 
     remove_tree(scratch)
     make_dir(scratch)
     try:
-        made = _base(keeper, version, scratch, child) if version.record.get("stage") == "base" else _fork(keeper, version, scratch, child)
+        again = _base if version.record.get("stage") == "base" else _fork
+        made = again(keeper, version, scratch, child)
     finally:
         remove_tree(scratch)
     return _compare(version, made)
@@ -194,8 +195,8 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
     record = version.record
     path = Path(prepared["dataset_path"])
     return {
-        **{key: request[key] for key in ("schema", "job", "stage", "staging", "tokenization", "tokenizer_folder", "files", "block_size",
-                                         "recipe", "seed", "nice")},
+        **{key: request[key] for key in ("schema", "job", "stage", "staging", "tokenization", "tokenizer_folder", "files",
+                                         "block_size", "recipe", "seed", "nice")},
         **{key: record[key] for key in ("objective", "threads", "dtype", "micro_sequences", "recipe_hash")},
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),

@@ -224,7 +224,8 @@ def _estimate(
 ) -> dict[str, Any]:
     """First-pass tokens, steps, seconds and bytes; `pretraining` names the recipe of a base that is yet to be made."""
     shape = (shape_of(keeper, base) if base else
-             base_shape(base_recipe(keeper.home, pretraining), str(dataset.tokenizer_state["tokenization"]), _kept_folder(keeper, dataset)))  # fmt: skip
+             base_shape(base_recipe(keeper.home, pretraining), str(dataset.tokenizer_state["tokenization"]),
+                        _kept_folder(keeper, dataset)))  # fmt: skip
     measured = base.record.get("metrics", {}).get("tokens_per_second") if base else None
     tokens = dataset.train.total_tokens
     numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape)
@@ -248,7 +249,7 @@ def _kept_folder(keeper: Keeper, dataset: Dataset) -> Path | None:
         if (folder / "tokenizer_state.json").is_file():
             return folder
     raise CheckFailed(f"the tokenizer of {dataset.folder} ({wanted[:16]}) is in no version here", subject=str(dataset.folder),
-                      hint="--init-from-model V with that tokenizer; heirloom init --tokenization hf --tokenizer DIR")  # fmt: skip
+                      hint="--init-from-model V, a version with that tokenizer")  # fmt: skip
 
 
 def _refuse_mismatch(dataset: Dataset, folder: Path, base: Version | None) -> None:

@@ -99,7 +99,7 @@ def test_help_shows_what_there_is_and_no_more(run: Run) -> None:
     assert code == 0 and commands == {
         "init", "run", "status", "register", "plan", "queue", "why", "seen", "log", "lineage", "show", "rollback", "delete",
         "restore", "purge", "retention", "regrow", "verify", "backup", "doctor", "prepare", "index", "search", "chat", "train",
-        "config", "prefs",
+        "config", "prefs", "tokenizer",
     }  # fmt: skip
 
 
@@ -174,8 +174,11 @@ def test_show_takes_a_version_or_a_file(run: Run) -> None:
 
 
 def test_a_sample_marks_what_is_trained(run: Run) -> None:
-    assert _object(run("show math.jsonl --sample --json")[1])["sample"] == [{"text": "math.jsonl row 0", "trained": True}]
+    assert _object(run("show math.jsonl --sample --json")[1])["sample"] == [
+        {"text": "math.jsonl row 0", "control": False, "trained": True}]
     assert "⟦math.jsonl row 0⟧" in run("show math.jsonl --sample")[1]
+    assert "⟦math.jsonl row 3⟧" in run("show math.jsonl --sample 4")[1]
+    assert run("show math.jsonl --sample 99")[0] == 4
 
 
 def test_rollback_wants_the_whole_word(run: Run) -> None:

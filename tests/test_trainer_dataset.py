@@ -162,7 +162,8 @@ def test_metadata_that_disagrees_is_refused(folder: Path) -> None:
             open_dataset(folder)
 
     told({"format_version": 99}, CheckFailed, "format 99")
-    told({"dtype": "uint32"}, CheckFailed, "uint32")
+    told({"dtype": "int64"}, CheckFailed, "int64")
+    told({"dtype": "uint32"}, Damage, "bytes, expected")
     told({"tokenizer_hash": "0" * 64}, Damage, "different tokenizers")
     told({"splits": {}}, Damage, "incomplete")
     path.write_text("{")

@@ -162,5 +162,7 @@ def _template_of(source: Path, tokenizer: HfTokenizer, name: str | None, date: s
     if name is None and ours is not None:
         return ours  # written by Heirloom, so its own code knows more of it than its Jinja text does
     name = name or suggested_template(tokenizer.special_tokens, tokenizer.chat_template)
-    options = {"date": date} if date and name in ("harmony", "chat_template") else {}
-    return template_from({"name": name, "options": options}, tokenizer.chat_template, tokenizer.named)
+    options: dict[str, Any] = {"date": date} if date and name in ("harmony", "chat_template") else {}
+    if name == "chat_template":
+        options |= {"tokens": tokenizer.named, "controls": list(tokenizer.special_tokens)}
+    return template_from({"name": name, "options": options}, tokenizer.chat_template)

@@ -236,7 +236,8 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
     """Make a dataset in `out_folder` (missing or empty), durably, its metadata last; returns it opened.
 
     `shard_size_tokens`: most tokens in a shard. `threads` change the speed and never a byte. A conversation that `template`
-    cannot say is counted and left out. Raises UsageError for an unknown stage or a folder in use, DataFault for files that cannot be prepared,
+    cannot say is counted and left out.
+    Raises UsageError for an unknown stage or a folder in use, DataFault for files that cannot be prepared,
     Damage when a stored original is not what was admitted, StopRequested between two batches when `stop` says so.
     """
     if stage not in STAGES:
@@ -344,6 +345,10 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Templat
         "splits": splits,
         "mask_ratio": ratio,
         **({"inexpressible": {"count": unsaid.count, "first": unsaid.listed}} if unsaid.count else {}),
-        "warnings": unsaid.warnings(template.name) + [f"Mask ratio too low: {ratio:.1%} of the tokens are trained (short answers or long contexts);"
-                     " training works but is slower"] if low else [],
+        "warnings": [*unsaid.warnings(template.name), *([_low_ratio(ratio)] if low else [])],
     }  # fmt: skip
+
+
+def _low_ratio(ratio: float) -> str:
+    return (f"Mask ratio too low: {ratio:.1%} of the tokens are trained (short answers or long contexts);"
+            " training works but is slower")  # fmt: skip

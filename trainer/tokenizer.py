@@ -1,9 +1,9 @@
 """Tokenizers: text to ids and back, and the identity that keeps ids of different tokenizers apart (law 11).
 
 Three kinds: `gpt2` (ids 0..50256 and our special tokens from 50257), `char` (UTF-8 bytes 0..255 and special tokens
-from 256) and `hf` (a Hugging Face folder, `trainer/tokenizer_hf.py`). Whatever text is given, `encode` returns ordinary ids only: a tag written inside a record is spelt out, never
-turned into a control token. Control tokens are placed by templates through `special`.
-Not here: the conversation format, shards, and the Hugging Face files (`trainer/hf_tokenizer.py`).
+from 256) and `hf` (a Hugging Face folder, `trainer/tokenizer_hf.py`). Whatever text is given, `encode` returns ordinary
+ids only: a tag written inside a record is spelt out, never turned into a control token. Control tokens are placed by
+templates through `special`. Not here: the conversation format, shards, and the files (`trainer/hf_tokenizer.py`).
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def read_tokenizer_folder(folder: Path | str) -> TokenizerFolder:
         raise NotFound(f"there is no folder {folder}", subject=str(folder), hint="name the folder that holds tokenizer.json")
     config = _json(folder / "tokenizer_config.json") or {}
     if config.get("auto_map"):
-        raise CheckFailed(f"{folder / 'tokenizer_config.json'} asks for code of its own (auto_map), which is never run",
-                          subject=str(folder), hint="use the model's plain tokenizer.json in a folder without auto_map")  # fmt: skip
+        raise CheckFailed(f"{folder} asks for code of its own (auto_map in tokenizer_config.json), which is never run",
+                          subject=str(folder), hint="use its plain tokenizer.json in a folder without auto_map")  # fmt: skip
     named = _named_tokens(config, _json(folder / "special_tokens_map.json") or {})
     document = _document(folder, named)
     _add_missing(document, folder, config, named)

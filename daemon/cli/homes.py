@@ -44,7 +44,7 @@ def init(
     recipe: Annotated[str, typer.Option("--recipe", help="The model to begin with: a recipe for a base.")] = "pretrain/small",
     tokenization: Annotated[str, typer.Option("--tokenization", metavar="gpt2|char|hf", help="Its tokens, for ever.")] = "gpt2",
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="A Hugging Face tokenizer, for hf.")] = None,
-    template: Annotated[str | None, typer.Option("--template", metavar="T", help="mypt, harmony, ...; what the tokenizer suggests otherwise.")] = None,
+    template: Annotated[str | None, typer.Option("--template", metavar="T", help="For hf: instead of its own.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The recipe's own otherwise.")] = None,
     yes: Yes = False,
     dry_run: DryRun = False,

@@ -5,7 +5,6 @@ What is known of them is read in `guard/store/`; here it becomes words. Not here
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ import typer
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, tick, visible
 from daemon.cli.passed_over import passed_over_lines, too_long_of, too_long_words
+from daemon.cli.sample import sample_lines, sample_of
 from guard.errors import NotFound
 
 __all__ = ["add_to", "file_lines", "history_lines", "version_lines"]
@@ -84,6 +84,7 @@ def related(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 def show(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="VERSION|FILE", help="A version, or a file by name or hash.")],
+    number: Annotated[int, typer.Argument(metavar="N", min=1, help="With --sample: the N-th example.")] = 1,
     sample: Annotated[bool, typer.Option("--sample", help="One example of a file as the model will see it.")] = False,
 ) -> None:
     """Everything that is recorded of one version or one file."""
@@ -107,9 +108,10 @@ def show(
         file = _find_file(find_file, keeper, what)
         record = _file_record(keeper, file)
         if sample:
-            record["sample"] = _sample(keeper, file)
+            record |= sample_of(keeper, file, number)
     caller.console.emit(record)
-    caller.console.say(*(_sample_lines(record["sample"], caller.console.style) if sample else file_lines(record)))
+    caller.console.say(*(sample_lines(record["sample"], record["sample_about"], caller.console.style) if sample else
+                         file_lines(record)))
 
 
 def _find_file(find: Any, keeper: Any, what: str) -> Any:
@@ -195,38 +197,3 @@ def file_lines(record: Mapping[str, Any]) -> list[str]:
     if (record.get("near") or {}).get("alike"):
         rows.append(("Resembling", f"{plural(record['near']['alike'], 'example')} (heirloom why tells which files)"))
     return [visible(record["filename"]), *table(rows, "  ")]
-
-
-def _sample(keeper: Any, file: Any) -> list[dict[str, Any]]:
-    """The first example of a file as pieces of text, each with whether it is trained."""
-    from guard.checks.columns import Reading
-    from guard.checks.kinds import stage_of
-    from guard.checks.rows import iter_examples
-    from guard.store.files import stored_path
-    from guard.trained import texts_of, trained_fields
-
-    if file.kind == "docs":
-        raise NotFound(f"{visible(file.name)} is a document: nothing of it is trained", subject=file.sha256,
-                       hint="heirloom search finds what stands in documents")  # fmt: skip
-    example = next(iter_examples(stored_path(keeper.home, file), file.kind, Reading(**file.record.get("reading") or {})))
-    fields = trained_fields(example.fields)
-    if stage_of(file.kind) == "pretrain":
-        return [{"text": "\n".join(texts_of(fields)), "trained": True}]
-    if not stage_of(file.kind):
-        return [{"text": text, "trained": False} for text in "\n\n".join(texts_of(fields)).splitlines(keepends=True)]
-    from trainer.template import serialise
-
-    return [{"text": part.text, "trained": part.trained} for part in serialise(fields)]
-
-
-def _sample_lines(parts: list[dict[str, Any]], style: Any) -> list[str]:
-    """The example with what is trained between ⟦ and ⟧ (and green where colours are wanted)."""
-    pieces = []
-    for trained, run in itertools.groupby(parts, key=lambda part: part["trained"]):
-        text = _readable("".join(part["text"] for part in run))
-        pieces.append(style(f"⟦{text}⟧", "green") if trained else text)
-    return [*"".join(pieces).split("\n"), "", "(trained: ⟦...⟧; everything else is only read)"]
-
-
-def _readable(text: str) -> str:
-    return "\n".join(visible(line) for line in text.split("\n"))

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,16 +114,12 @@ class Template(ABC):
         return {"schema": 1, "name": self.name, "version": self.version, "options": self.options, "hash": self.hash}
 
 
-def roles_of(example: Example) -> Sequence[str]:
-    """The roles of the turns, in order."""
-    return [str(turn.get("role")) for turn in example.get("messages") or ()]
-
-
 _PLAIN_PROBE: Example = {"system": "s", "messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"},
                          {"role": "user", "content": "v"}, {"role": "assistant", "content": "b"}]}  # fmt: skip
 _TOOL_PROBE: Example = {
     "developer": "d", "context": "c", "tools": '[{"type":"function","function":{"name":"f","description":"e"}}]',
     "messages": [{"role": "user", "content": "u"},
-                 {"role": "assistant", "content": "p", "thinking": "t", "tool_calls": [{"name": "f", "arguments": "{}", "id": "1"}]},
+                 {"role": "assistant", "content": "p", "thinking": "t",
+                  "tool_calls": [{"name": "f", "arguments": "{}", "id": "1"}]},
                  {"role": "tool", "content": "o", "tool_call_id": "1"}, {"role": "assistant", "content": "a"}],
 }  # fmt: skip

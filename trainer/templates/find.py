@@ -23,9 +23,8 @@ TEMPLATE_FILE = "template.json"
 TEMPLATES = ("mypt", "harmony_simple", "harmony", "chat_template")
 
 
-def template_from(state: Mapping[str, Any], chat_template: str = "", tokens: Mapping[str, str] | None = None) -> Template:
-    """The template of that name and those options; `chat_template` is the Jinja text for the one called so, `tokens` the
-    tokenizer's named tokens (eos_token, ...), which such a text may ask for.
+def template_from(state: Mapping[str, Any], chat_template: str = "") -> Template:
+    """The template of that name and those options; `chat_template` is the Jinja text for the one called so.
 
     Raises UsageError for an unknown name, CheckFailed when the text cannot be used.
     """
@@ -44,8 +43,8 @@ def template_from(state: Mapping[str, Any], chat_template: str = "", tokens: Map
         if not chat_template:
             raise CheckFailed("there is no chat template to use: the folder has no chat_template.jinja",
                               subject=name, hint=f"--template {'|'.join(TEMPLATES[:-1])}")  # fmt: skip
-        return ChatTemplate(chat_template, tokens=dict(tokens or options.pop("tokens", {})),
-                            **{key: value for key, value in options.items() if key in ("date",)})  # fmt: skip
+        options.pop("source_sha256", None)
+        return ChatTemplate(chat_template, **options)
     raise UsageError(f"unknown template {name!r}", subject=name, hint=f"one of {', '.join(TEMPLATES)}")
 
 

@@ -1,7 +1,7 @@
 """The simplified Harmony: a tag, a newline, the text, a newline; one end mark after everything.
 
-    <|developer|>\\nYou are ...\\n<|user|>\\nFix ...\\n<|thinking|>\\n...\\n<|tool_call|>\\n{"name":...}\\n<|tool_result|>\\n...\\n
-    <|assistant|>\\n...\\n<|endoftext|>
+    <|developer|>\\nYou are ...\\n<|user|>\\nFix ...\\n<|thinking|>\\n...\\n<|tool_call|>\\n{"name":...}\\n
+    <|tool_result|>\\n...\\n<|assistant|>\\n...\\n<|endoftext|>
 
 Learnt is what the assistant makes: its thinking, its calls and its answers with their tags, for the model chooses between
 them; the tag of a result right after a call, for that is where it must stop; and the end mark.
