@@ -19,12 +19,11 @@ import numpy as np
 
 from guard.checks.columns import Reading
 from guard.checks.rows import Example, iter_examples
-from guard.durable import fsync_dir, make_dir, open_new, sha256_file, write_json
+from guard.durable import fsync_dir, make_dir, write_json
 from guard.errors import Damage, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
 from trainer.dataset import (
-    COLUMNS,
     FORMAT_VERSION,
     METADATA,
     STATE,
@@ -33,7 +32,8 @@ from trainer.dataset import (
     maker_versions,
     open_dataset,
 )
-from trainer.shards import ShardWriter
+from trainer.pipeline import in_order
+from trainer.split_writer import SplitWriter
 from trainer.stopping import StopRequested
 from trainer.template import TEMPLATE_HASH, Encoded, encode_many
 from trainer.tokenizer import Tokenizer
@@ -45,6 +45,7 @@ LOW_MASK_RATIO = 0.10
 _BATCH_EXAMPLES = 1024
 _BATCH_CHARACTERS = 1 << 20
 STAGES = ("pretrain", "sft")
+_NO_MASK = np.empty(0, dtype=np.uint8)  # text is learnt whole
 
 Progress = Callable[[int, int], None]
 """Called now and then with (examples, tokens) so far."""
@@ -92,52 +93,6 @@ def planned_id(files: Sequence[SourceFile], tokenizer: Tokenizer, *, stage: str,
     return dataset_id(pairs, tokenizer, stage, _options(shard_size_tokens, salt, validation_fraction))
 
 
-class _SplitWriter:
-    """Shards, example table and fingerprints of one split."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_size_tokens: int, with_mask: bool,
-                 stack: contextlib.ExitStack) -> None:  # fmt: skip
-        make_dir(folder)
-        self.folder = folder
-        self.with_mask = with_mask
-        self.count = self.loss_tokens = 0
-        self.table = stack.enter_context(open_new(folder / "examples.npy"))
-        self._write_header()
-        self.fingerprints = stack.enter_context(open_new(folder / "examples.fp"))
-        self.writer = stack.enter_context(ShardWriter(folder, vocab_size=tokenizer.vocab_size, with_mask=with_mask,
-                                                      shard_size_tokens=shard_size_tokens))  # fmt: skip
-
-    def _write_header(self) -> None:
-        """numpy pads the header so that the first dimension can be rewritten in place when it is known."""
-        self.table.seek(0)
-        shape = (self.count, len(COLUMNS))
-        np.lib.format.write_array_header_1_0(self.table, {"descr": "<i8", "fortran_order": False, "shape": shape})
-
-    def add(self, file_index: int, example: Example, encoded: Encoded) -> None:
-        start = self.writer.add(encoded.ids, encoded.mask if self.with_mask else None)
-        loss_tokens = int(encoded.mask.sum())
-        row = (file_index, example.ordinal, start, len(encoded.ids), loss_tokens, encoded.cut_start, encoded.cut_length)
-        self.table.write(np.array(row, dtype="<i8").tobytes())
-        self.fingerprints.write(example.fingerprint)
-        self.count += 1
-        self.loss_tokens += loss_tokens
-
-    def finish(self) -> None:
-        """Put the number of examples into the header; before the files are closed."""
-        self._write_header()
-
-    def record(self) -> dict[str, Any]:
-        """What `dataset_metadata.json` says of this split; after everything is closed."""
-        return {
-            "examples": self.count,
-            "tokens": self.writer.total_tokens,
-            "loss_tokens": self.loss_tokens,
-            "shards": [shard.as_dict() for shard in self.writer.shards],
-            "examples_sha256": sha256_file(self.folder / "examples.npy"),
-            "fingerprints_sha256": sha256_file(self.folder / "examples.fp"),
-        }
-
-
 class _Sidecar:
     """Compares fingerprints with `examples.fp` in passing. Raises Damage at the first difference."""
 
@@ -180,16 +135,15 @@ def _batches(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bool
         yield batch, True
 
 
-def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer,
-                 threads: int) -> list[Encoded]:  # fmt: skip
+def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer) -> list[Encoded]:
     """Ids of pretraining text; a separator ends every document: a row, or a plain text's last segment."""
-    separator = np.array([tokenizer.separator_id], dtype=np.uint16)
+    separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)
     rows = []
-    arrays = tokenizer.encode_batch([example.fields["text"] for example in batch], threads)
+    arrays = tokenizer.encode_batch([example.fields["text"] for example in batch])
     for position, ids in enumerate(arrays):
         if file.container == "jsonl" or (last and position == len(arrays) - 1):
             ids = np.concatenate([ids, separator])
-        rows.append(Encoded(ids, np.ones(len(ids), dtype=np.uint8), 0, 0))
+        rows.append(Encoded(ids, _NO_MASK, 0, 0))
     return rows
 
 
@@ -210,7 +164,7 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
     tokenizer.check_specials()
     make_dir(out_folder)
     with contextlib.ExitStack() as stack:
-        writers = {held_out: _SplitWriter(out_folder / name, tokenizer, shard_size_tokens, stage == "sft", stack)
+        writers = {held_out: SplitWriter(out_folder / name, tokenizer, shard_size_tokens, stage == "sft", stack)
                    for name, held_out in (("train", False), ("val", True))}  # fmt: skip
         counts = []
         for index, file in enumerate(files):
@@ -240,36 +194,47 @@ class _FileRun:
     threads: int
     stop: Callable[[], bool]
 
-    def write(self, tokenizer: Tokenizer, writers: dict[bool, _SplitWriter], progress: Progress | None) -> int:
-        """Encode and write all examples of the file; returns how many there were."""
+    def write(self, tokenizer: Tokenizer, writers: dict[bool, SplitWriter], progress: Progress | None) -> int:
+        """Encode and write all examples of the file; returns how many there were.
+
+        This thread reads, proves and writes; `threads` others encode.
+        """
         count = 0
         with contextlib.ExitStack() as stack:
-            sidecar = _Sidecar(self.file, stack)
-            for batch, last in _batches(self.file, self.stage):
-                if self.stop():
-                    raise StopRequested(f"stopped while preparing {self.file.name}")
+            batches = in_order(self._proven(stack), lambda batch: self._encode(*batch, tokenizer), self.threads)
+            for (batch, _last), rows in stack.enter_context(contextlib.closing(batches)):
                 fingerprints = b"".join(example.fingerprint for example in batch)
-                assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
-                sidecar.compare(fingerprints)
                 held_out = held_out_mask(fingerprints, self.salt, self.validation_fraction).tolist()
-                encoded = self._encode(batch, last, tokenizer)
-                for example, is_held_out, row in zip(batch, held_out, encoded, strict=True):
-                    writers[is_held_out].add(self.index, example, row)
+                for side, writer in writers.items():
+                    mine = zip(batch, held_out, rows, strict=True)
+                    writer.add_batch(self.index, [(example, row) for example, held, row in mine if held is side])
                 count += len(batch)
                 if progress:
                     done = writers.values()
                     progress(sum(item.count for item in done), sum(item.writer.total_tokens for item in done))
-            sidecar.end()
         return count
 
+    def _proven(self, stack: contextlib.ExitStack) -> Iterator[tuple[list[Example], bool]]:
+        """The batches of the file, compared with what was recorded when it was admitted. Raises Damage, StopRequested."""
+        sidecar = _Sidecar(self.file, stack)
+        for batch, last in _batches(self.file, self.stage):
+            if self.stop():
+                raise StopRequested(f"stopped while preparing {self.file.name}")
+            fingerprints = b"".join(example.fingerprint for example in batch)
+            assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
+            sidecar.compare(fingerprints)
+            yield batch, last
+        sidecar.end()
+
     def _encode(self, batch: Sequence[Example], last: bool, tokenizer: Tokenizer) -> list[Encoded]:
+        """Runs in any thread, so it counts and keeps nothing."""
         if self.stage == "pretrain":
-            return _encode_text(batch, last, self.file, tokenizer, self.threads)
-        return encode_many([example.fields for example in batch], tokenizer, self.threads)
+            return _encode_text(batch, last, self.file, tokenizer)
+        return encode_many([example.fields for example in batch], tokenizer)
 
 
 def _metadata(identity: str, stage: str, tokenizer: Tokenizer, options: dict[str, Any], files: Sequence[SourceFile],
-              counts: Sequence[int], writers: dict[bool, _SplitWriter]) -> dict[str, Any]:  # fmt: skip
+              counts: Sequence[int], writers: dict[bool, SplitWriter]) -> dict[str, Any]:  # fmt: skip
     splits = {"train": writers[False].record(), "val": writers[True].record()}
     tokens = sum(split["tokens"] for split in splits.values())
     loss_tokens = sum(split["loss_tokens"] for split in splits.values())
