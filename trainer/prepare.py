@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from guard.checks.columns import PLAIN, RULES_VERSION, Reading
 from guard.checks.kinds import container_of, holds_rows
 from guard.checks.rows import Example, iter_examples
-from guard.durable import fsync_dir, make_dir, open_new, sha256_file, write_json
+from guard.durable import fsync_dir, make_dir, write_json
 from guard.errors import Damage, DataFault, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
 from guard.splits import KeptBack, recorded_splits, val_keys
 from guard.trained import texts_of, trained_fields
 from trainer.dataset import (
-    COLUMNS,
     FORMAT_VERSION,
     METADATA,
     STATE,
@@ -37,7 +36,8 @@ from trainer.dataset import (
     maker_versions,
     open_dataset,
 )
-from trainer.shards import ShardWriter
+from trainer.pipeline import in_order
+from trainer.split_writer import SplitWriter
 from trainer.stopping import StopRequested
 from trainer.template import Encoded, encode_each
 from trainer.templates.base import Template
@@ -52,6 +52,7 @@ LOW_MASK_RATIO = 0.10
 _BATCH_EXAMPLES = 1024
 _BATCH_CHARACTERS = 1 << 20
 STAGES = ("pretrain", "sft")
+_NO_MASK = np.empty(0, dtype=np.uint8)  # text is learnt whole
 
 Progress = Callable[[int, int], None]
 """Called now and then with (examples, tokens) so far."""
@@ -107,52 +108,6 @@ def planned_id(files: Sequence[SourceFile], tokenizer: Tokenizer, *, stage: str,
                       template if stage == "sft" else MYPT)  # fmt: skip
 
 
-class _SplitWriter:
-    """Shards, example table and fingerprints of one split."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_size_tokens: int, with_mask: bool,
-                 stack: contextlib.ExitStack) -> None:  # fmt: skip
-        make_dir(folder)
-        self.folder = folder
-        self.with_mask = with_mask
-        self.count = self.loss_tokens = 0
-        self.table = stack.enter_context(open_new(folder / "examples.npy"))
-        self._write_header()
-        self.fingerprints = stack.enter_context(open_new(folder / "examples.fp"))
-        self.writer = stack.enter_context(ShardWriter(folder, vocab_size=tokenizer.vocab_size, with_mask=with_mask,
-                                                      shard_size_tokens=shard_size_tokens))  # fmt: skip
-
-    def _write_header(self) -> None:
-        """numpy pads the header so that the first dimension can be rewritten in place when it is known."""
-        self.table.seek(0)
-        shape = (self.count, len(COLUMNS))
-        np.lib.format.write_array_header_1_0(self.table, {"descr": "<i8", "fortran_order": False, "shape": shape})
-
-    def add(self, file_index: int, example: Example, encoded: Encoded) -> None:
-        start = self.writer.add(encoded.ids, encoded.mask if self.with_mask else None)
-        loss_tokens = int(encoded.mask.sum())
-        row = (file_index, example.ordinal, start, len(encoded.ids), loss_tokens, encoded.cut_start, encoded.cut_length)
-        self.table.write(np.array(row, dtype="<i8").tobytes())
-        self.fingerprints.write(example.fingerprint)
-        self.count += 1
-        self.loss_tokens += loss_tokens
-
-    def finish(self) -> None:
-        """Put the number of examples into the header; before the files are closed."""
-        self._write_header()
-
-    def record(self) -> dict[str, Any]:
-        """What `dataset_metadata.json` says of this split; after everything is closed."""
-        return {
-            "examples": self.count,
-            "tokens": self.writer.total_tokens,
-            "loss_tokens": self.loss_tokens,
-            "shards": [shard.as_dict() for shard in self.writer.shards],
-            "examples_sha256": sha256_file(self.folder / "examples.npy"),
-            "fingerprints_sha256": sha256_file(self.folder / "examples.fp"),
-        }
-
-
 class _Sidecar:
     """Compares fingerprints with `examples.fp` in passing. Raises Damage at the first difference."""
 
@@ -202,12 +157,11 @@ def _batches(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bool
         yield batch, True
 
 
-def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer,
-                 threads: int) -> list[Encoded]:  # fmt: skip
+def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer) -> list[Encoded]:
     """Ids of pretraining text; a separator ends every document: a row, or a plain text's last segment."""
     separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)
     rows = []
-    texts = iter(tokenizer.encode_batch([example.fields["text"] for example in batch if "text" in example.fields], threads))
+    texts = iter(tokenizer.encode_batch([example.fields["text"] for example in batch if "text" in example.fields]))
     for position, example in enumerate(batch):
         if "input_ids" in example.fields:
             ids = _given_ids(example, file, tokenizer)
@@ -215,7 +169,7 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
             ids = next(texts)
             if holds_rows(file.container) or (last and position == len(batch) - 1):
                 ids = np.concatenate([ids, separator])
-        rows.append(Encoded(ids, np.ones(len(ids), dtype=np.uint8), 0, 0))
+        rows.append(Encoded(ids, _NO_MASK, 0, 0))
     return rows
 
 
@@ -248,7 +202,7 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
     tokenizer.check_specials()
     make_dir(out_folder)
     with contextlib.ExitStack() as stack:
-        writers = {held_out: _SplitWriter(out_folder / name, tokenizer, shard_size_tokens, stage == "sft", stack)
+        writers = {held_out: SplitWriter(out_folder / name, tokenizer, shard_size_tokens, stage == "sft", stack)
                    for name, held_out in (("train", False), ("val", True))}  # fmt: skip
         counts, unsaid = [], Unsaid()
         for index, file in enumerate(files):
@@ -282,43 +236,55 @@ class _FileRun:
     template: Template
     unsaid: Unsaid
 
-    def write(self, tokenizer: Tokenizer, writers: dict[bool, _SplitWriter], progress: Progress | None) -> int:
-        """Encode and write all examples of the file; returns how many there were."""
+    def write(self, tokenizer: Tokenizer, writers: dict[bool, SplitWriter], progress: Progress | None) -> int:
+        """Encode and write all examples of the file; returns how many there were.
+
+        This thread reads, proves and writes; `threads` others encode.
+        """
         count = 0
         with contextlib.ExitStack() as stack:
             sidecar = _Sidecar(self.file, stack)
             apart = KeptBack(sidecar.val_keys())
-            for batch, last in _batches(self.file, self.stage):
-                if self.stop():
-                    raise StopRequested(f"stopped while preparing {self.file.name}")
-                fingerprints = b"".join(example.fingerprint for example in batch)
-                assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
-                sidecar.compare(fingerprints)
-                if self.file.split:
-                    held_out = [self.file.split == "val"] * len(batch)
-                else:
-                    drawn = held_out_mask(fingerprints, self.salt, self.validation_fraction)
-                    held_out = (drawn | apart.mask(fingerprints)).tolist()
-                encoded = self._encode(batch, last, tokenizer)
-                for example, is_held_out, row in zip(batch, held_out, encoded, strict=True):
-                    if row is not None:
-                        writers[is_held_out].add(self.index, example, row)
+            batches = in_order(self._proven(sidecar), lambda batch: self._encode(*batch, tokenizer), self.threads)
+            for (batch, _last), encoded in stack.enter_context(contextlib.closing(batches)):
+                rows = encoded if self.stage == "pretrain" else self.unsaid.take(self.file.name, batch, encoded)
+                held_out = self._held_out(b"".join(example.fingerprint for example in batch), apart)
+                for side, writer in writers.items():
+                    mine = zip(batch, held_out, rows, strict=True)
+                    writer.add_batch(self.index, [(example, row) for example, held, row in mine if held is side and row is not None])
                 count += len(batch)
                 if progress:
                     done = writers.values()
                     progress(sum(item.count for item in done), sum(item.writer.total_tokens for item in done))
-            sidecar.end()
         return count
 
-    def _encode(self, batch: Sequence[Example], last: bool, tokenizer: Tokenizer) -> Sequence[Encoded | None]:
+    def _held_out(self, fingerprints: bytes, apart: KeptBack) -> list[bool]:
+        """For each example whether it is for judging: as whoever gave the file says, else by its fingerprint."""
+        if self.file.split:
+            return [self.file.split == "val"] * (len(fingerprints) // FINGERPRINT_BYTES)
+        drawn = held_out_mask(fingerprints, self.salt, self.validation_fraction)
+        return list((drawn | apart.mask(fingerprints)).tolist())
+
+    def _proven(self, sidecar: _Sidecar) -> Iterator[tuple[list[Example], bool]]:
+        """The batches of the file, compared with what was recorded when it was admitted. Raises Damage, StopRequested."""
+        for batch, last in _batches(self.file, self.stage):
+            if self.stop():
+                raise StopRequested(f"stopped while preparing {self.file.name}")
+            fingerprints = b"".join(example.fingerprint for example in batch)
+            assert len(fingerprints) == len(batch) * FINGERPRINT_BYTES
+            sidecar.compare(fingerprints)
+            yield batch, last
+        sidecar.end()
+
+    def _encode(self, batch: Sequence[Example], last: bool, tokenizer: Tokenizer) -> Any:
+        """Runs in any thread, so it counts and keeps nothing."""
         if self.stage == "pretrain":
-            return _encode_text(batch, last, self.file, tokenizer, self.threads)
-        return self.unsaid.take(self.file.name, batch, encode_each([trained_fields(example.fields) for example in batch],
-                                                                   tokenizer, self.threads, self.template))  # fmt: skip
+            return _encode_text(batch, last, self.file, tokenizer)
+        return encode_each([trained_fields(example.fields) for example in batch], tokenizer, 1, self.template)
 
 
 def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Template, options: dict[str, Any],
-              files: Sequence[SourceFile], counts: Sequence[int], writers: dict[bool, _SplitWriter],
+              files: Sequence[SourceFile], counts: Sequence[int], writers: dict[bool, SplitWriter],
               unsaid: Unsaid) -> dict[str, Any]:  # fmt: skip
     splits = {"train": writers[False].record(), "val": writers[True].record()}
     tokens = sum(split["tokens"] for split in splits.values())

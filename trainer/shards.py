@@ -70,7 +70,7 @@ class _Stream:
         self._handle = self._context.__enter__()
         self._digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self._handle.write(data)
         self._digest.update(data)
 
@@ -104,31 +104,49 @@ class ShardWriter:
     def add(self, ids: NDArray[Any], mask: NDArray[np.uint8] | None = None) -> int:
         """Append one example's ids [n] (and mask [n] of 0 and 1); returns its start in tokens within the split.
 
+        Raises CheckFailed like `add_many`.
+        """
+        return int(self.add_many(ids, np.array([len(ids)]), mask)[0])
+
+    def add_many(self, ids: NDArray[Any], lengths: NDArray[np.int64], mask: NDArray[np.uint8] | None = None) -> NDArray[np.int64]:
+        """Append n examples of `lengths` [n] that stand in a row in `ids` [total] (and mask [total]); their starts [n].
+
         Raises CheckFailed for an id outside the vocabulary: it would wrap or index past the embedding.
         """
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size):
             raise CheckFailed(f"token id {max(int(ids.max()), -int(ids.min()))} is outside the vocabulary of"
                               f" {self.vocab_size} ids", hint="prepare with the tokenizer of the model")  # fmt: skip
         assert (mask is not None) == self.with_mask and (mask is None or len(mask) == len(ids))
-        start = self.total_tokens
-        if self._open_tokens and self._open_tokens + len(ids) > self.shard_size_tokens:
-            self._finish_shard()
-        for begin in range(0, len(ids), self.shard_size_tokens):
-            if begin:
+        ends = np.cumsum(lengths)
+        assert int(ends[-1]) == len(ids)
+        starts = self.total_tokens + ends - lengths
+        first = begin = 0
+        while first < len(ends):
+            fitting = int(np.searchsorted(ends, begin + self.shard_size_tokens - self._open_tokens, side="right"))
+            if fitting > first:
+                end = int(ends[fitting - 1])
+                self._write(ids[begin:end], None if mask is None else mask[begin:end])
+                first, begin = fitting, end
+            elif self._open_tokens:
                 self._finish_shard()
-            end = begin + self.shard_size_tokens
-            self._write(ids[begin:end], None if mask is None else mask[begin:end])
-        return start
+            else:
+                # Longer than a whole shard: begun in a fresh one, and its end may be followed by others.
+                end = min(begin + self.shard_size_tokens, int(ends[first]))
+                self._write(ids[begin:end], None if mask is None else mask[begin:end])
+                begin = end
+        return starts
 
     def _write(self, ids: NDArray[Any], mask: NDArray[np.uint8] | None) -> None:
+        if not len(ids):
+            return
         if not self._streams:
             number = len(self.shards)
             self._streams.append(_Stream(self.folder / shard_name(number)))
             if self.with_mask:
                 self._streams.append(_Stream(self.folder / mask_name(number)))
-        self._streams[0].write(ids.astype(self.dtype, copy=False).tobytes())
+        self._streams[0].write(np.ascontiguousarray(ids, dtype=self.dtype).data)
         if mask is not None:
-            self._streams[1].write(mask.astype(np.uint8, copy=False).tobytes())
+            self._streams[1].write(np.ascontiguousarray(mask, dtype=np.uint8).data)
         self._open_tokens += len(ids)
         self.total_tokens += len(ids)
 
