@@ -3,12 +3,15 @@
 A pure function of (selection, seed, step): sequences of the step, each gathered from its token ranges, turned into
 inputs, targets and weights by the objective, sorted by length to waste little padding, cut into micro-batches in a
 fixed order. Padding stands on the right with weight 0; attention looks only back, so it cannot reach a real token.
+Where several documents share a sequence, the objective sees each by itself and the results are put side by side: no
+target and no mask ever belongs to a neighbour, and a packed sequence trains exactly what its documents train alone.
 Which sequences exist and in which order is `trainer/selection.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -20,9 +23,10 @@ from torch import Tensor
 from trainer.dataset import Dataset, open_dataset
 from trainer.selection import Selection
 
-__all__ = ["Batch", "Feed", "StepBatch", "pad"]
+__all__ = ["Batch", "Document", "Feed", "Row", "StepBatch", "join", "pad"]
 
 Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+Document = tuple[NDArray[np.integer], NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Batch:
     """int64 [n, T]"""
     weights: Tensor
     """float32 [n, T]; 0 where nothing is trained"""
+    documents: Tensor | None = None
+    """int64 [n, T]: positions of one row with one number are one document, padding has -1; None: each row is one document."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class StepBatch:
     replay_tokens: int
 
 
-def pad(rows: Sequence[Row]) -> Batch:
-    """Right-pad rows of different lengths into one batch."""
+def pad(rows: Sequence[Row], documents: Sequence[Sequence[int]] | None = None) -> Batch:
+    """Right-pad rows of different lengths into one batch; `documents`: positions of each document of each row."""
     longest = max(len(inputs) for inputs, _targets, _weights in rows)
     inputs = torch.zeros(len(rows), longest, dtype=torch.int64)
     targets = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -62,7 +68,24 @@ def pad(rows: Sequence[Row]) -> Batch:
         inputs[number, : len(x)] = torch.from_numpy(x)
         targets[number, : len(y)] = torch.from_numpy(y)
         weights[number, : len(w)] = torch.from_numpy(w)
-    return Batch(inputs, targets, weights)
+    return Batch(inputs, targets, weights, _numbered(documents or (), longest))
+
+
+def _numbered(documents: Sequence[Sequence[int]], longest: int) -> Tensor | None:
+    if all(len(lengths) < 2 for lengths in documents):
+        return None
+    numbers = torch.full((len(documents), longest), -1, dtype=torch.int64)
+    for row, lengths in enumerate(documents):
+        numbers[row, : sum(lengths)] = torch.repeat_interleave(torch.tensor(lengths))
+    return numbers
+
+
+def join(rows: Sequence[Row]) -> Row:
+    """The rows of several documents, side by side."""
+    if len(rows) == 1:
+        return rows[0]
+    inputs, targets, weights = zip(*rows, strict=True)
+    return np.concatenate(inputs), np.concatenate(targets), np.concatenate(weights)
 
 
 class Feed:
@@ -70,41 +93,63 @@ class Feed:
 
     def __init__(
         self, selection: Selection, objective: ModuleType, *, seed: int, batch_sequences: int, micro_sequences: int,
-        use_mask: bool,
+        use_mask: bool, apart: bool = False,
     ) -> None:  # fmt: skip
+        """`apart`: feed each document of a sequence in a row of its own, to a model that cannot keep them apart itself."""
         self.selection = selection
         self.datasets: list[Dataset] = [open_dataset(folder) for folder in selection.datasets]
         self._objective = objective
         self._seed, self._batch_sequences, self._micro_sequences = seed, batch_sequences, micro_sequences
-        self._use_mask = use_mask
+        self._use_mask, self._apart = use_mask, apart
 
     def step(self, step: int) -> StepBatch:
         """The batch of step `step` (0-based). Raises Damage when the shards are not those of the selection."""
         chosen = self.selection.batch(self._seed, step, self._batch_sequences)
-        rows = [self.row(int(sequence)) for sequence in chosen]
-        lengths = np.array([len(row[0]) for row in rows])
-        by_length = np.argsort(lengths, kind="stable")
-        micro_batches = [
-            pad([rows[index] for index in by_length[start : start + self._micro_sequences]])
-            for start in range(0, len(rows), self._micro_sequences)
-        ]
+        sequences = [self.rows(int(sequence)) for sequence in chosen]
+        lengths = np.array([sum(len(row[0]) for row in rows) for rows in sequences])
+        parts = [[row] for rows in sequences for row in rows] if self._apart else sequences
+        weights = [row[2] for rows in sequences for row in rows]
         return StepBatch(
             sequences=chosen,
-            micro_batches=micro_batches,
-            weight=float(sum(float(row[2].sum(dtype=np.float64)) for row in rows)),
+            micro_batches=[_batch(group) for group in self._groups(parts, int(lengths.max()))],
+            weight=float(sum(float(weight.sum(dtype=np.float64)) for weight in weights)),
             tokens=int(lengths.sum()),
-            loss_tokens=sum(int(np.count_nonzero(row[2])) for row in rows),
+            loss_tokens=sum(int(np.count_nonzero(weight)) for weight in weights),
             replay_tokens=int(lengths[self.selection.replay[chosen]].sum()),
         )
 
-    def row(self, sequence: int) -> Row:
-        """Inputs, targets and weights of one sequence."""
-        row: Row = self._objective.rows(*self.tokens_and_mask(sequence))
-        return row
+    def _groups(self, parts: list[list[Row]], longest: int) -> Iterator[list[list[Row]]]:
+        """What the micro-batches hold: parts of about equal length, never more positions than of whole sequences."""
+        by_length = sorted(parts, key=lambda rows: sum(len(row[0]) for row in rows))
+        start = 0
+        while start < len(by_length):
+            end = start + self._micro_sequences
+            while self._apart and end < len(by_length) and (end + 1 - start) * len(by_length[end][0][0]) <= (
+                self._micro_sequences * longest
+            ):
+                end += 1
+            yield by_length[start:end]
+            start = end
 
-    def tokens_and_mask(self, sequence: int) -> tuple[NDArray[np.integer], NDArray[np.uint8] | None]:
-        """The ids [n] of a sequence and, when masks count, its loss mask [n]."""
-        first, end = self.selection.sequences[sequence]
+    def row(self, sequence: int) -> Row:
+        """Inputs, targets and weights of one sequence, its documents side by side."""
+        return join(self.rows(sequence))
+
+    def rows(self, sequence: int) -> list[Row]:
+        """Inputs, targets and weights of each document of a sequence."""
+        return [self._objective.rows(tokens, mask) for tokens, mask in self.documents(sequence)]
+
+    def documents(self, sequence: int) -> list[Document]:
+        """The ids [n] of each document of a sequence and, when masks count, its loss mask [n]."""
+        first, end = (int(edge) for edge in self.selection.sequences[sequence])
+        if self.selection.documents is None:
+            return [self._read(first, end)]
+        numbers = self.selection.documents[first:end]
+        edges = [first, *(first + 1 + np.flatnonzero(np.diff(numbers))).tolist(), end]
+        return [self._read(*pair) for pair in itertools.pairwise(edges)]
+
+    def _read(self, first: int, end: int) -> Document:
+        """Ids and mask of the ranges of one document."""
         tokens, masks = [], []
         for source, start, length in self.selection.ranges[first:end]:
             split = self.datasets[int(source)].train
@@ -113,3 +158,7 @@ class Feed:
                 # Replayed conversations train their answers only, whatever the job itself trains.
                 masks.append(split.mask(int(start), int(length)))
         return np.concatenate(tokens), np.concatenate(masks) if masks else None
+
+
+def _batch(parts: Sequence[Sequence[Row]]) -> Batch:
+    return pad([join(rows) for rows in parts], [[len(row[0]) for row in rows] for rows in parts])
