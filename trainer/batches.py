@@ -5,13 +5,14 @@ inputs, targets and weights by the objective, sorted by length to waste little p
 fixed order. Padding stands on the right with weight 0; attention looks only back, so it cannot reach a real token.
 Where several documents share a sequence, the objective sees each by itself and the results are put side by side: no
 target and no mask ever belongs to a neighbour, and a packed sequence trains exactly what its documents train alone.
+A micro-batch of such sequences is one long row: since documents are kept apart anyway, rows need no common length.
 Which sequences exist and in which order is `trainer/selection.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from trainer.dataset import Dataset, open_dataset
 from trainer.selection import Selection
 
-__all__ = ["Batch", "Document", "Feed", "Row", "StepBatch", "join", "pad"]
+__all__ = ["Batch", "Document", "Feed", "Row", "StepBatch", "pad", "side_by_side"]
 
 Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 Document = tuple[NDArray[np.integer], NDArray[np.uint8] | None]
@@ -40,7 +41,7 @@ class Batch:
     weights: Tensor
     """float32 [n, T]; 0 where nothing is trained"""
     documents: Tensor | None = None
-    """int64 [n, T]: positions of one row with one number are one document, padding has -1; None: each row is one document."""
+    """int64 [n, T]: neighbours of one row with one number are one document; None: each row is one document."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class StepBatch:
     replay_tokens: int
 
 
-def pad(rows: Sequence[Row], documents: Sequence[Sequence[int]] | None = None) -> Batch:
-    """Right-pad rows of different lengths into one batch; `documents`: positions of each document of each row."""
+def pad(rows: Sequence[Row]) -> Batch:
+    """Right-pad rows of different lengths into one batch."""
     longest = max(len(inputs) for inputs, _targets, _weights in rows)
     inputs = torch.zeros(len(rows), longest, dtype=torch.int64)
     targets = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -68,24 +69,14 @@ def pad(rows: Sequence[Row], documents: Sequence[Sequence[int]] | None = None) -
         inputs[number, : len(x)] = torch.from_numpy(x)
         targets[number, : len(y)] = torch.from_numpy(y)
         weights[number, : len(w)] = torch.from_numpy(w)
-    return Batch(inputs, targets, weights, _numbered(documents or (), longest))
+    return Batch(inputs, targets, weights)
 
 
-def _numbered(documents: Sequence[Sequence[int]], longest: int) -> Tensor | None:
-    if all(len(lengths) < 2 for lengths in documents):
-        return None
-    numbers = torch.full((len(documents), longest), -1, dtype=torch.int64)
-    for row, lengths in enumerate(documents):
-        numbers[row, : sum(lengths)] = torch.repeat_interleave(torch.tensor(lengths))
-    return numbers
-
-
-def join(rows: Sequence[Row]) -> Row:
-    """The rows of several documents, side by side."""
-    if len(rows) == 1:
-        return rows[0]
-    inputs, targets, weights = zip(*rows, strict=True)
-    return np.concatenate(inputs), np.concatenate(targets), np.concatenate(weights)
+def side_by_side(rows: Sequence[Row]) -> Batch:
+    """Documents in one long row: whatever their lengths, there is no padding."""
+    inputs, targets, weights = (torch.from_numpy(np.concatenate(part))[None] for part in zip(*rows, strict=True))
+    numbers = torch.repeat_interleave(torch.tensor([len(row[0]) for row in rows]))
+    return Batch(inputs, targets, weights, numbers[None] if len(rows) > 1 else None)
 
 
 class Feed:
@@ -107,33 +98,32 @@ class Feed:
         chosen = self.selection.batch(self._seed, step, self._batch_sequences)
         sequences = [self.rows(int(sequence)) for sequence in chosen]
         lengths = np.array([sum(len(row[0]) for row in rows) for rows in sequences])
-        parts = [[row] for rows in sequences for row in rows] if self._apart else sequences
         weights = [row[2] for rows in sequences for row in rows]
         return StepBatch(
             sequences=chosen,
-            micro_batches=[_batch(group) for group in self._groups(parts, int(lengths.max()))],
+            micro_batches=self._micro_batches(sequences, int(lengths.max())),
             weight=float(sum(float(weight.sum(dtype=np.float64)) for weight in weights)),
             tokens=int(lengths.sum()),
             loss_tokens=sum(int(np.count_nonzero(weight)) for weight in weights),
             replay_tokens=int(lengths[self.selection.replay[chosen]].sum()),
         )
 
-    def _groups(self, parts: list[list[Row]], longest: int) -> Iterator[list[list[Row]]]:
-        """What the micro-batches hold: parts of about equal length, never more positions than of whole sequences."""
-        by_length = sorted(parts, key=lambda rows: sum(len(row[0]) for row in rows))
-        start = 0
-        while start < len(by_length):
-            end = start + self._micro_sequences
-            while self._apart and end < len(by_length) and (end + 1 - start) * len(by_length[end][0][0]) <= (
-                self._micro_sequences * longest
-            ):
+    def _micro_batches(self, sequences: list[list[Row]], longest: int) -> list[Batch]:
+        """Sequences of about equal length together; documents apart never take more positions than whole sequences."""
+        each = self._micro_sequences
+        if self.selection.shares and not self._apart:
+            by_length = sorted(sequences, key=lambda rows: sum(len(row[0]) for row in rows))
+            return [side_by_side([row for rows in by_length[start : start + each] for row in rows])
+                    for start in range(0, len(by_length), each)]  # fmt: skip
+        alone = sorted((row for rows in sequences for row in rows), key=lambda row: len(row[0]))
+        batches, start = [], 0
+        while start < len(alone):
+            end = min(start + each, len(alone))
+            while self.selection.shares and end < len(alone) and (end + 1 - start) * len(alone[end][0]) <= each * longest:
                 end += 1
-            yield by_length[start:end]
+            batches.append(pad(alone[start:end]))
             start = end
-
-    def row(self, sequence: int) -> Row:
-        """Inputs, targets and weights of one sequence, its documents side by side."""
-        return join(self.rows(sequence))
+        return batches
 
     def rows(self, sequence: int) -> list[Row]:
         """Inputs, targets and weights of each document of a sequence."""
@@ -158,7 +148,3 @@ class Feed:
                 # Replayed conversations train their answers only, whatever the job itself trains.
                 masks.append(split.mask(int(start), int(length)))
         return np.concatenate(tokens), np.concatenate(masks) if masks else None
-
-
-def _batch(parts: Sequence[Sequence[Row]]) -> Batch:
-    return pad([join(rows) for rows in parts], [[len(row[0]) for row in rows] for rows in parts])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import CheckFailed
-from trainer.batches import Batch, Feed, Row, join, pad
+from trainer.batches import Batch, Feed, Row, pad, side_by_side
 
 __all__ = ["require_no_leak", "rows_that_share", "takes_documents"]
 
@@ -39,11 +39,9 @@ def takes_documents(model: nn.Module) -> bool:
 def rows_that_share(feed: Feed) -> list[Row]:
     """The first documents of the first sequence that holds several, each shortened; [] when none does."""
     selection = feed.selection
-    if selection.documents is None or not len(selection.sequences):
+    if selection.documents is None or not selection.shares:
         return []
     several = np.flatnonzero(selection.documents[selection.sequences[:, 1] - 1] > 0)
-    if not len(several):
-        return []
     rows = feed.rows(int(several[0]))[:MOST_DOCUMENTS]
     return [(inputs[:MOST_TOKENS], targets[:MOST_TOKENS], weights[:MOST_TOKENS]) for inputs, targets, weights in rows]
 
@@ -56,7 +54,7 @@ def require_no_leak(model: nn.Module, objective: ModuleType, rows: Sequence[Row]
     # Every position bears loss here: a leak into a masked position is one all the same.
     rows = [(inputs, targets, np.ones_like(weights)) for inputs, targets, weights in rows]
     lengths = [len(inputs) for inputs, _targets, _weights in rows]
-    together = pad([join(rows)], [lengths])
+    together = side_by_side(rows)
     ends = np.cumsum(lengths).tolist()
     for number, (row, end) in enumerate(zip(rows, ends, strict=True)):
         mine = slice(end - lengths[number], end)

@@ -225,15 +225,18 @@ class Decoder(nn.Module):
 
         With a cache, `tokens` continue what the cache has seen. At most `block_size` positions in all.
         `documents` int64 [batch, tokens]: neighbours with one number are one document. A document sees itself alone and
-        its positions begin at 0, as if it had been fed in a row of its own. Not together with a cache.
+        its positions begin at 0, as if it had been fed in a row of its own; it is the document that must not be longer
+        than the block then, and not the row. Not together with a cache.
         """
-        start = 0 if cache is None else cache.length
-        end = start + tokens.shape[1]
-        assert end <= self.config.block_size, f"{end} positions exceed the block of {self.config.block_size}"
         assert cache is None or documents is None, "a cache continues one document"
-        cos, sin, lengths = self._cos[start:end], self._sin[start:end], None
+        start, lengths = 0 if cache is None else cache.length, None
+        end = start + tokens.shape[1]
         if documents is not None:
             positions, lengths = _layout(documents)
+            end = max(lengths)
+        assert end <= self.config.block_size, f"{end} positions exceed the block of {self.config.block_size}"
+        cos, sin = self._cos[start:end], self._sin[start:end]
+        if documents is not None:
             cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
         x = self.model.embed_tokens(tokens)
         for number, layer in enumerate(self.model.layers):

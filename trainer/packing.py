@@ -3,24 +3,24 @@
 A document is a conversation, a row of pretraining text, or what stands side by side of a plain text: its segments follow
 one another and may see one another. A segment that is left out (held out, known) ends a document, for what comes behind
 it was never its continuation. What is longer than a block is cut into blocks that share one token, so that nothing of it
-goes unpredicted; the rest is a piece like any other. Pieces are put into sequences so that few tokens are wasted (best
-fit decreasing; for language models "Fewer Truncations Improve Language Modeling", arXiv 2404.10830) and none is cut
-again. That the pieces of a sequence do not see one another is the model's business (`trainer/model.py`).
+goes unpredicted; the rest is a piece like any other. Pieces are put into sequences so that few tokens are wasted
+(`trainer/best_fit.py`; for language models "Fewer Truncations Improve Language Modeling", arXiv 2404.10830), and none is
+cut again. That the pieces of a sequence do not see one another is the model's business (`trainer/model.py`).
 Not here: choosing what is trained (`trainer/choose.py`) and turning it into batches (`trainer/batches.py`).
 """
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.best_fit import fit
 from trainer.dataset import CUT_LENGTH, CUT_START, FILE, LENGTH, ORDINAL, START, Dataset
 
-__all__ = ["Packed", "best_fit", "is_plain_text", "most_that_fit", "pack", "touches"]
+__all__ = ["Packed", "is_plain_text", "most_that_fit", "pack", "touches"]
 
 Integers = NDArray[np.int64]
 
@@ -56,78 +56,6 @@ class _Pieces:
     first: Integers
     last: Integers
     begins: NDArray[np.bool_]
-
-
-def best_fit(sizes: Integers, capacity: int) -> Integers:
-    """The bin of each item [n] (1 <= size <= capacity): largest items first, each into the fullest bin that has room.
-
-    Exactly best-fit decreasing, equal sizes in their order, but bins of equal room are handled at once: the work depends
-    on how many different sizes and rooms there are and not on the number of items. Bins are numbered by the first item
-    that stands in them, so that the beginning of the data is the beginning of the list.
-    """
-    bins = np.zeros(len(sizes), dtype=np.int64)
-    rooms = _Rooms()
-    made = 0
-    order = np.argsort(-sizes, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(sizes[order])) + 1, len(order)) if len(order) else order
-    start = 0
-    for end in ends.tolist():
-        items, size = order[start:end], int(sizes[order[start]])
-        start = end
-        while len(items) and (room := rooms.tightest(size)):
-            items = _fill(rooms, room, rooms.take(room), items, size, bins)
-        if len(items):
-            count = -(-len(items) // (capacity // size))
-            _fill(rooms, capacity, np.arange(made, made + count), items, size, bins)
-            made += count
-    return _by_first_item(bins, made)
-
-
-class _Rooms:
-    """Bins by the room that is left in them."""
-
-    def __init__(self) -> None:
-        self._bins: dict[int, list[Integers]] = {}
-        self._sorted: list[int] = []
-
-    def tightest(self, size: int) -> int:
-        """The least room that a piece of this size fits into; 0 when there is none."""
-        place = bisect.bisect_left(self._sorted, size)
-        return self._sorted[place] if place < len(self._sorted) else 0
-
-    def take(self, room: int) -> Integers:
-        """All bins of this room, which are nobody's then."""
-        del self._sorted[bisect.bisect_left(self._sorted, room)]
-        return np.concatenate(self._bins.pop(room))
-
-    def put(self, room: int, which: Integers) -> None:
-        """Bins that have this room now."""
-        if room not in self._bins:
-            self._bins[room] = []
-            bisect.insort(self._sorted, room)
-        self._bins[room].append(which)
-
-
-def _fill(rooms: _Rooms, room: int, free: Integers, items: Integers, size: int, bins: Integers) -> Integers:
-    """Put items of one size into bins of one room, each bin filled before the next; returns the items that are left over."""
-    each = room // size
-    used = min(len(free), -(-len(items) // each))
-    taken = min(len(items), used * each)
-    bins[items[:taken]] = np.repeat(free[:used], each)[:taken]
-    in_last = taken - (used - 1) * each
-    for which, count in ((free[: used - 1], each), (free[used - 1 : used], in_last), (free[used:], 0)):
-        rest = room - count * size
-        if len(which) and rest:
-            rooms.put(rest, which)
-    return items[taken:]
-
-
-def _by_first_item(bins: Integers, count: int) -> Integers:
-    first = np.full(count, len(bins), dtype=np.int64)
-    np.minimum.at(first, bins, np.arange(len(bins)))
-    rank = np.empty(count, dtype=np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(count)
-    return rank[bins]
 
 
 def is_plain_text(file: dict[str, object]) -> bool:
@@ -253,7 +181,7 @@ def pack(dataset: Dataset, rows: Integers, block_size: int, dataset_index: int, 
     pieces = _pieces_of(dataset, table, block_size, dataset_index)
     if packing is None:
         return Packed(pieces.ranges, pieces.bounds, None, pieces.first, pieces.last, pieces.first, pieces.begins)
-    place = best_fit(pieces.sizes, block_size) if packing == "bestfit" else np.arange(len(pieces.sizes), dtype=np.int64)
+    place = fit(pieces.sizes, block_size) if packing == "bestfit" else np.arange(len(pieces.sizes), dtype=np.int64)
     return _joined(pieces, place)
 
 
@@ -275,7 +203,7 @@ def most_that_fit(dataset: Dataset, rows: Integers, block_size: int, count: int)
 
     def fits(number: int) -> bool:
         sizes = _pieces_of(dataset, table[:number], block_size, 0).sizes
-        return int(best_fit(sizes, block_size).max(initial=-1)) < count
+        return int(fit(sizes, block_size).max(initial=-1)) < count
 
     return max(1, _largest(fits, min(most, len(rows))))
 

@@ -67,6 +67,11 @@ class Selection:
     """[R]: which document of its sequence a range belongs to, counted from 0 and never falling. Documents of a sequence do
     not see one another. None, as in lists of earlier releases: a sequence is read as one document."""
 
+    @functools.cached_property
+    def shares(self) -> bool:
+        """Do several documents share a sequence anywhere?"""
+        return self.documents is not None and bool(self.documents.any())
+
     @property
     def schema(self) -> int:
         """The number of the form that is hashed and written."""
