@@ -27,7 +27,7 @@ from guard.store.versions import (
 from trainer.barred import REPLAY_RULES
 from trainer.hardware import resolve_numbers
 from trainer.model_config import ModelConfig
-from trainer.recipe import parse_recipe, recipe_hash
+from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
 __all__ = ["base_request", "evaluation_sets", "prepare_request", "replay_sources", "train_request"]
@@ -182,7 +182,7 @@ def train_request(
     """The frozen plan: the `job.json` of the training child."""
     settings = keeper.settings.training
     # The recipe is the one that was frozen when the data was prepared, whatever its file says by now.
-    recipe = parse_recipe(request["recipe"])
+    recipe = parse_sealed(request["recipe"])
     numbers = numbers_of(keeper, dataclasses.replace(target, recipe=recipe))
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)

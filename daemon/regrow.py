@@ -27,7 +27,7 @@ from guard.store.files import StoredFile, find_file, get_file
 from guard.store.jobs import Job, add_job, find_job
 from guard.store.keeper import Keeper
 from guard.store.versions import Version, ancestors, line_tip, tips, version_by_id
-from trainer.recipe import parse_recipe
+from trainer.recipe import parse_sealed
 
 __all__ = ["chain_problem", "plan_regrow", "regrow"]
 
@@ -159,7 +159,7 @@ def _judged(keeper: Keeper, steps: Sequence[Step], base: Version | None, line: s
 def _target(step: Step, base: Version, line: str) -> Target:
     draft = Job(0, "train", "planned", 0, step.old.record["stage"], line, base.id, "draft", None, None, step.request, {}, "",
                 0, 0, "", "", tuple(file.sha256 for file in step.files))  # fmt: skip
-    return Target(draft, base, fork_recipe(parse_recipe(step.request["sealed_recipe"])), step.files)
+    return Target(draft, base, fork_recipe(parse_sealed(step.request["sealed_recipe"])), step.files)
 
 
 def _described(step: Step, cost: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from guard.store.learnt import write_known
 from guard.store.sums import drain, listed_problem_steps
 from guard.store.versions import Version, ancestors, find_version, version_by_id
 from trainer.hardware import hardware_facts, library_versions
-from trainer.recipe import parse_recipe
+from trainer.recipe import parse_sealed
 
 __all__ = ["remake", "run_child"]
 
@@ -141,7 +141,7 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
     job = Job(0, "train", "training", 0, record["stage"], version.line, base.id, "remake", None, None, request, {}, "", 0, 0,
               "", "", tuple(item["sha256"] for item in record["data"]))  # fmt: skip
     known = scratch / "known.fp"
-    target = Target(job, base, parse_recipe(record["recipe"]), _originals(keeper, version))
+    target = Target(job, base, parse_sealed(record["recipe"]), _originals(keeper, version))
     write_known(keeper, [keeper.home.files / file.sha256 for file in target.files], base.id, record["stage"], known)
     sources = _sources(keeper, base, planned["replay_sources"], scratch, child)
     asked = prepare_request(keeper, target, known, planned.get("untouchable_sets") or ())
@@ -174,7 +174,7 @@ def _prepared_again(keeper: Keeper, owner: Version, folder: Path, child: Child) 
     make_dir(folder)
     job = Job(0, "train", "training", 0, owner.record["stage"], owner.line, None, "remake", None, None, {}, {}, "", 0, 0, "",
               "", ())  # fmt: skip
-    target = Target(job, owner, parse_recipe(owner.record["recipe"]), _originals(keeper, owner))
+    target = Target(job, owner, parse_sealed(owner.record["recipe"]), _originals(keeper, owner))
     request = prepare_request(keeper, target, folder / "known.fp", ()) | {
         "job": 0, "staging": str(folder), "replay": {"fraction": 0.0, "datasets": []},
         "shard_size_tokens": owner.record["planned"]["shard_size_tokens"],

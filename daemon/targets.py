@@ -18,7 +18,7 @@ from guard.store.keeper import Keeper
 from guard.store.versions import Version, find_version, line_tip, version_by_id
 from trainer.hardware import Numbers, resolve_numbers
 from trainer.model_config import ModelConfig
-from trainer.recipe import Recipe, find_recipe, load_recipe, parse_recipe, resolve
+from trainer.recipe import Recipe, find_recipe, load_recipe, parse_sealed, resolve
 
 __all__ = ["Target", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of", "target_of"]
 
@@ -79,7 +79,7 @@ def target_of(keeper: Keeper, job: Job) -> Target:
         files.append(file)
     base = base_of(keeper, job)
     sealed = job.request.get("sealed_recipe")
-    recipe = parse_recipe(sealed) if sealed else recipe_for(
+    recipe = parse_sealed(sealed) if sealed else recipe_for(
         keeper, job.stage, str(job.request.get("recipe") or ""), base, job.request.get("overrides") or {})  # fmt: skip
     return Target(job, base, fork_recipe(recipe), tuple(files))
 

@@ -14,15 +14,9 @@ from trainer_data import chat_row, jsonl, make, store, text_rows
 
 from guard.bitmap import pack_bitmap
 from guard.errors import CheckFailed, Damage
-from trainer.choose import (
-    Chosen,
-    _pack_conversations,
-    _pack_stream,
-    _touches,
-    known_flags,
-    select_new,
-)
+from trainer.choose import Chosen, known_flags, select_new
 from trainer.dataset import KEY_DTYPE, LENGTH, ORDINAL, Dataset
+from trainer.packing import _conversation_pieces, _pack_stream, touches
 from trainer.replay import ReplaySource, add_replay
 from trainer.selection import Selection, load_selection, training_steps
 
@@ -68,7 +62,7 @@ def test_every_token_of_the_stream_but_the_first_is_predicted_exactly_once(
         predicted += tokens[1:]
         touching |= {(number, owner[place + i]) for i in range(1, len(tokens))}
     assert predicted == stream[1:]
-    found = {tuple(pair) for pair in _touches(packed, np.arange(len(starts))).tolist()} if predicted else set()
+    found = {tuple(pair) for pair in touches(packed, np.arange(len(starts))).tolist()} if predicted else set()
     # An example that is the stream's single first token bears no loss; it then counts with the sequence it stands in.
     assert touching <= found and {pair for pair in found - touching} <= {(0, 0)}
 
@@ -84,9 +78,9 @@ def test_a_long_conversation_loses_the_tail_of_its_context_and_nothing_else(
         length = before + context + after
         rows.append([0, 0, position, length, 1, before, context])
         position += length
-    packed = _pack_conversations(np.array(rows, np.int64), block, 3)
-    assert len(packed.sequences) == len(rows)
-    for (first, end), row, (before, context, after) in zip(packed.sequences, rows, shapes, strict=True):
+    packed = _conversation_pieces(np.array(rows, np.int64), block, 3)
+    assert len(packed.bounds) == len(rows)
+    for (first, end), row, (before, context, after) in zip(packed.bounds, rows, shapes, strict=True):
         tokens = [int(start) + i for _d, start, length in packed.ranges[first:end] for i in range(length)]
         kept = min(context, block + 1 - before - after)
         head, tail = row[2] + before + kept, row[2] + before + context

@@ -3,11 +3,15 @@
 A pure function of (selection, seed, step): sequences of the step, each gathered from its token ranges, turned into
 inputs, targets and weights by the objective, sorted by length to waste little padding, cut into micro-batches in a
 fixed order. Padding stands on the right with weight 0; attention looks only back, so it cannot reach a real token.
+Where several documents share a sequence, the objective sees each by itself and the results are put side by side: no
+target and no mask ever belongs to a neighbour, and a packed sequence trains exactly what its documents train alone.
+A micro-batch of such sequences is one long row: since documents are kept apart anyway, rows need no common length.
 Which sequences exist and in which order is `trainer/selection.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -20,9 +24,10 @@ from torch import Tensor
 from trainer.dataset import Dataset, open_dataset
 from trainer.selection import Selection
 
-__all__ = ["Batch", "Feed", "StepBatch", "pad"]
+__all__ = ["Batch", "Document", "Feed", "Row", "StepBatch", "pad", "side_by_side"]
 
 Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+Document = tuple[NDArray[np.integer], NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Batch:
     """int64 [n, T]"""
     weights: Tensor
     """float32 [n, T]; 0 where nothing is trained"""
+    documents: Tensor | None = None
+    """int64 [n, T]: neighbours of one row with one number are one document; None: each row is one document."""
 
 
 @dataclass(frozen=True)
@@ -65,46 +72,74 @@ def pad(rows: Sequence[Row]) -> Batch:
     return Batch(inputs, targets, weights)
 
 
+def side_by_side(rows: Sequence[Row]) -> Batch:
+    """Documents in one long row: whatever their lengths, there is no padding."""
+    inputs, targets, weights = (torch.from_numpy(np.concatenate(part))[None] for part in zip(*rows, strict=True))
+    numbers = torch.repeat_interleave(torch.tensor([len(row[0]) for row in rows]))
+    return Batch(inputs, targets, weights, numbers[None] if len(rows) > 1 else None)
+
+
 class Feed:
     """Gives the batch of any step. Opens the selection's datasets once; keeps no position."""
 
     def __init__(
         self, selection: Selection, objective: ModuleType, *, seed: int, batch_sequences: int, micro_sequences: int,
-        use_mask: bool,
+        use_mask: bool, apart: bool = False,
     ) -> None:  # fmt: skip
+        """`apart`: feed each document of a sequence in a row of its own, to a model that cannot keep them apart itself."""
         self.selection = selection
         self.datasets: list[Dataset] = [open_dataset(folder) for folder in selection.datasets]
         self._objective = objective
         self._seed, self._batch_sequences, self._micro_sequences = seed, batch_sequences, micro_sequences
-        self._use_mask = use_mask
+        self._use_mask, self._apart = use_mask, apart
 
     def step(self, step: int) -> StepBatch:
         """The batch of step `step` (0-based). Raises Damage when the shards are not those of the selection."""
         chosen = self.selection.batch(self._seed, step, self._batch_sequences)
-        rows = [self.row(int(sequence)) for sequence in chosen]
-        lengths = np.array([len(row[0]) for row in rows])
-        by_length = np.argsort(lengths, kind="stable")
-        micro_batches = [
-            pad([rows[index] for index in by_length[start : start + self._micro_sequences]])
-            for start in range(0, len(rows), self._micro_sequences)
-        ]
+        sequences = [self.rows(int(sequence)) for sequence in chosen]
+        lengths = np.array([sum(len(row[0]) for row in rows) for rows in sequences])
+        weights = [row[2] for rows in sequences for row in rows]
         return StepBatch(
             sequences=chosen,
-            micro_batches=micro_batches,
-            weight=float(sum(float(row[2].sum(dtype=np.float64)) for row in rows)),
+            micro_batches=self._micro_batches(sequences, int(lengths.max())),
+            weight=float(sum(float(weight.sum(dtype=np.float64)) for weight in weights)),
             tokens=int(lengths.sum()),
-            loss_tokens=sum(int(np.count_nonzero(row[2])) for row in rows),
+            loss_tokens=sum(int(np.count_nonzero(weight)) for weight in weights),
             replay_tokens=int(lengths[self.selection.replay[chosen]].sum()),
         )
 
-    def row(self, sequence: int) -> Row:
-        """Inputs, targets and weights of one sequence."""
-        row: Row = self._objective.rows(*self.tokens_and_mask(sequence))
-        return row
+    def _micro_batches(self, sequences: list[list[Row]], longest: int) -> list[Batch]:
+        """Sequences of about equal length together; documents apart never take more positions than whole sequences."""
+        each = self._micro_sequences
+        if self.selection.shares and not self._apart:
+            by_length = sorted(sequences, key=lambda rows: sum(len(row[0]) for row in rows))
+            return [side_by_side([row for rows in by_length[start : start + each] for row in rows])
+                    for start in range(0, len(by_length), each)]  # fmt: skip
+        alone = sorted((row for rows in sequences for row in rows), key=lambda row: len(row[0]))
+        batches, start = [], 0
+        while start < len(alone):
+            end = min(start + each, len(alone))
+            while self.selection.shares and end < len(alone) and (end + 1 - start) * len(alone[end][0]) <= each * longest:
+                end += 1
+            batches.append(pad(alone[start:end]))
+            start = end
+        return batches
 
-    def tokens_and_mask(self, sequence: int) -> tuple[NDArray[np.integer], NDArray[np.uint8] | None]:
-        """The ids [n] of a sequence and, when masks count, its loss mask [n]."""
-        first, end = self.selection.sequences[sequence]
+    def rows(self, sequence: int) -> list[Row]:
+        """Inputs, targets and weights of each document of a sequence."""
+        return [self._objective.rows(tokens, mask) for tokens, mask in self.documents(sequence)]
+
+    def documents(self, sequence: int) -> list[Document]:
+        """The ids [n] of each document of a sequence and, when masks count, its loss mask [n]."""
+        first, end = (int(edge) for edge in self.selection.sequences[sequence])
+        if self.selection.documents is None:
+            return [self._read(first, end)]
+        numbers = self.selection.documents[first:end]
+        edges = [first, *(first + 1 + np.flatnonzero(np.diff(numbers))).tolist(), end]
+        return [self._read(*pair) for pair in itertools.pairwise(edges)]
+
+    def _read(self, first: int, end: int) -> Document:
+        """Ids and mask of the ranges of one document."""
         tokens, masks = [], []
         for source, start, length in self.selection.ranges[first:end]:
             split = self.datasets[int(source)].train

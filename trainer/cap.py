@@ -33,8 +33,9 @@ def keep_first(chosen: Chosen, count: int) -> Chosen:
     touches[:, 1] = renumbered[touches[:, 1]]
     sequences = selection.sequences[:count]
     last_range = int(sequences[-1, 1]) if count else 0
+    documents = None if selection.documents is None else selection.documents[:last_range]
     shorter = dataclasses.replace(
         selection, sequences=sequences, ranges=selection.ranges[:last_range], replay=selection.replay[:count],
-        touches=touches, examples=selection.examples[whole],
+        documents=documents, touches=touches, examples=selection.examples[whole],
     )  # fmt: skip
     return Chosen(shorter, {**chosen.counts, "sequences": count}, chosen.example_rows[whole], chosen.example_loss_tokens[whole])

@@ -1,9 +1,9 @@
 """Choosing what a job trains: the examples of a dataset that are new to its base.
 
 New means: not held out, not among the known fingerprints, the first of its kind in the data, and not too long to be
-trained without cutting an answer. Pretraining text becomes one stream cut into sequences that share one token; a
-conversation stays a sequence of its own. Everything works on sorted keys and arrays, never example by example.
-Not here: the record itself (`trainer/selection.py`), replay (`trainer/replay.py`), preparing, and jobs.
+trained without cutting an answer. Everything works on sorted keys and arrays, never example by example.
+Not here: which of it shares a sequence (`trainer/packing.py`), the record itself (`trainer/selection.py`), replay
+(`trainer/replay.py`), preparing, and jobs.
 A guard judges the counts elsewhere.
 """
 
@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import CheckFailed, Damage
-from trainer.dataset import CUT_LENGTH, CUT_START, FILE, KEY_DTYPE, LENGTH, LOSS_TOKENS, ORDINAL, START, Dataset
+from trainer.dataset import CUT_LENGTH, FILE, KEY_DTYPE, LENGTH, LOSS_TOKENS, ORDINAL, Dataset
+from trainer.packing import most_that_fit, pack, touches
 from trainer.selection import Selection
 
-__all__ = ["Chosen", "known_flags", "pack", "select_new", "too_long"]
+__all__ = ["Chosen", "known_flags", "select_new", "too_long"]
 
 _CHUNK_KEYS = 1 << 20
 Integers = NDArray[np.int64]
@@ -38,16 +39,6 @@ class Chosen:
     """[E]: the new examples' rows in the train split."""
     example_loss_tokens: Integers
     """[E]: their loss-bearing tokens."""
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """Sequences over one dataset, and which of them carry each example (first and last sequence, inclusive)."""
-
-    ranges: Integers
-    sequences: Integers
-    first: Integers
-    last: Integers
 
 
 def known_flags(keys: NDArray[np.bytes_], known_file: Path | str | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -87,63 +78,6 @@ def _chunks(known_file: Path | str | None) -> Sequence[NDArray[np.bytes_]]:
     return [keys[start : start + _CHUNK_KEYS] for start in range(0, len(keys), _CHUNK_KEYS)]
 
 
-def _pack_stream(starts: Integers, lengths: Integers, block_size: int, dataset_index: int) -> _Packed:
-    """Examples in a row as one stream, cut every `block_size` tokens into sequences of one token more.
-
-    The token more is the next sequence's first input: so every token but the stream's first is predicted once.
-    A sequence needs two tokens; examples that follow each other on disk share a range.
-    """
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    count = max(0, -(-(total - 1) // block_size))
-    # Stretches of examples without a gap on disk: where they begin in the stream and on disk.
-    fresh = np.ones(len(starts), dtype=bool)
-    fresh[1:] = starts[1:] != starts[:-1] + lengths[:-1]
-    stretch_stream, stretch_disk = (ends - lengths)[fresh], starts[fresh]
-    begin = np.arange(count, dtype=np.int64) * block_size
-    end = np.minimum(begin + block_size + 1, total)
-    first = np.searchsorted(stretch_stream, begin, side="right") - 1
-    last = np.searchsorted(stretch_stream, end - 1, side="right") - 1
-    pieces = last - first + 1
-    range_ends = np.cumsum(pieces)
-    owner = np.repeat(np.arange(count), pieces)
-    stretch = np.arange(int(pieces.sum())) - (range_ends - pieces)[owner] + first[owner]
-    stretch_end = np.append(stretch_stream[1:], total)[stretch]
-    low, high = np.maximum(begin[owner], stretch_stream[stretch]), np.minimum(end[owner], stretch_end)
-    disk = stretch_disk[stretch] + low - stretch_stream[stretch]
-    ranges = np.stack([np.full(len(disk), dataset_index), disk, high - low], axis=1).astype(np.int64)
-    sequences = np.stack([range_ends - pieces, range_ends], axis=1).astype(np.int64)
-    # Token t (t >= 1) is predicted in sequence (t - 1) // block; an example begins at end - length.
-    touch_first = np.maximum(ends - lengths - 1, 0) // block_size
-    touch_last = np.maximum(ends - 2, 0) // block_size
-    return _Packed(ranges, sequences, touch_first, touch_last)
-
-
-def _pack_conversations(rows: Integers, block_size: int, dataset_index: int) -> _Packed:
-    """One sequence per conversation ([n, 7] rows of the example table); the tail of a long context is left out."""
-    excess = np.maximum(rows[:, LENGTH] - (block_size + 1), 0)
-    head = np.where(excess > 0, rows[:, CUT_START] + rows[:, CUT_LENGTH] - excess, rows[:, LENGTH])
-    tail_start = rows[:, START] + rows[:, CUT_START] + rows[:, CUT_LENGTH]
-    tail = np.where(excess > 0, rows[:, LENGTH] - rows[:, CUT_START] - rows[:, CUT_LENGTH], 0)
-    pieces = np.where(excess > 0, 2, 1)
-    range_ends = np.cumsum(pieces)
-    ranges = np.zeros((int(pieces.sum()), 3), dtype=np.int64)
-    ranges[:, 0] = dataset_index
-    ranges[range_ends - pieces, 1:] = np.stack([rows[:, START], head], axis=1)
-    cut = excess > 0
-    ranges[range_ends[cut] - 1, 1:] = np.stack([tail_start, tail], axis=1)[cut]
-    sequences = np.stack([range_ends - pieces, range_ends], axis=1).astype(np.int64)
-    each = np.arange(len(rows), dtype=np.int64)
-    return _Packed(ranges, sequences, each, each)
-
-
-def pack(dataset: Dataset, rows: Integers, block_size: int, dataset_index: int) -> _Packed:
-    table = np.asarray(dataset.train.examples[rows])
-    if dataset.stage == "pretrain":
-        return _pack_stream(table[:, START], table[:, LENGTH], block_size, dataset_index)
-    return _pack_conversations(table, block_size, dataset_index)
-
-
 def too_long(dataset: Dataset, block_size: int) -> NDArray[np.bool_]:
     """Conversations that would lose more than context (a pretraining text is never too long)."""
     table = dataset.train.examples
@@ -152,25 +86,18 @@ def too_long(dataset: Dataset, block_size: int) -> NDArray[np.bool_]:
     return table[:, LENGTH] - table[:, CUT_LENGTH] > block_size + 1
 
 
-def _touches(packed: _Packed, of_interest: Integers) -> Integers:
-    """(sequence, example) pairs; `of_interest` are the positions of the counted examples among the packed ones."""
-    first, last = packed.first[of_interest], packed.last[of_interest]
-    pieces = last - first + 1
-    example = np.repeat(np.arange(len(of_interest)), pieces)
-    step = np.arange(int(pieces.sum())) - (np.cumsum(pieces) - pieces)[example]
-    return np.stack([first[example] + step, example], axis=1).astype(np.int64)
-
-
 def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, block_size: int,
                allow_repeat: bool = False, held_out: NDArray[np.bool_] | None = None,
-               untouchable: NDArray[np.bool_] | None = None) -> Chosen:  # fmt: skip
+               untouchable: NDArray[np.bool_] | None = None, packing: str | None = None,
+               at_most: int | None = None) -> Chosen:  # fmt: skip
     """Select what of a dataset's train split is new. "Nothing" is an answer (no sequences), not an error.
 
     `known_fps`: file of 16-byte fingerprints already learnt, or None. With `allow_repeat` known examples are trained
     too; they are counted as `known` and `known_again`, and never again as learnt. `held_out` marks examples [n] of the
     train split that this home holds out, where the dataset was split by somebody else; `untouchable` those [n] that are
-    in a registered evaluation set: neither is trained, not even again. Raises CheckFailed when the
-    dataset is of another stage, Damage when the known examples cannot be read.
+    in a registered evaluation set: neither is trained, not even again. `packing` as in `packing.pack`; `at_most`: take
+    only the first of what is new, as much as best fit puts into so many sequences (the counts stay those of all of it).
+    Raises CheckFailed when the dataset is of another stage, Damage when the known examples cannot be read.
     """
     if dataset.stage != stage:
         raise CheckFailed(f"the dataset {dataset.folder} is for {dataset.stage}, the job is {stage}",
@@ -185,28 +112,32 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     rest = ~outside & ~known
     new, again = rest & fits, known & fits & allow_repeat
     rows = np.flatnonzero(new | again).astype(np.int64)
-    packed = pack(dataset, rows, block_size, 0)
-    fresh = np.flatnonzero(new[rows])
-    too_short = 0
-    if not len(packed.sequences):
-        # One single token in all: there is nothing to predict it from, and nothing it could predict.
-        too_short, fresh = len(fresh), fresh[:0]
-    table = np.asarray(dataset.train.examples[rows[fresh]])
+    table = np.asarray(dataset.train.examples[rows])
+    packed = pack(dataset, rows, block_size, 0, packing)
+    # A document of one single token: there is nothing to predict it from, and nothing it could predict.
+    bears = packed.last >= packed.first
+    fresh = np.flatnonzero(new[rows] & bears)
+    too_short = int((new[rows] & ~bears).sum())
     lengths = table[:, LENGTH] if stage == "pretrain" else np.minimum(table[:, LENGTH], block_size + 1)
-    loss = table[:, LOSS_TOKENS].copy()
-    if stage == "pretrain" and len(fresh) and fresh[0] == 0:
-        loss[0] -= 1  # nothing comes before the stream's first token to predict it from
+    # Nothing comes before a document's first token to predict it from; of a conversation it was never marked.
+    loss = table[:, LOSS_TOKENS] - packed.begins
+    tokens, loss_tokens = int(lengths[fresh].sum()), int(loss[fresh].sum())
+    if at_most is not None and len(packed.sequences) > at_most:
+        kept = most_that_fit(dataset, rows, block_size, at_most)
+        packed = pack(dataset, rows[:kept], block_size, 0, packing)
+        fresh = fresh[fresh < kept]
+        fresh = fresh[packed.last[fresh] >= packed.first[fresh]]
     selection = Selection(
         datasets=(str(dataset.folder),), dataset_ids=(dataset.id,), ranges=packed.ranges, sequences=packed.sequences,
-        replay=np.zeros(len(packed.sequences), dtype=bool), touches=_touches(packed, fresh),
-        examples=np.stack([table[:, FILE], table[:, ORDINAL], lengths], axis=1).astype(np.int64),
+        replay=np.zeros(len(packed.sequences), dtype=bool), touches=touches(packed, fresh), documents=packed.documents,
+        examples=np.stack([table[fresh, FILE], table[fresh, ORDINAL], lengths[fresh]], axis=1).astype(np.int64),
     )  # fmt: skip
     counts = {
-        "examples": dataset.train.count + dataset.val.count, "new": len(fresh), "known": int(known.sum()),
+        "examples": dataset.train.count + dataset.val.count, "new": int(new.sum()) - too_short, "known": int(known.sum()),
         "known_again": int(again.sum()), "held_out": dataset.val.count + int(elsewhere.sum()),
         "untouchable": int(barred.sum()),
         "repeated": int((rest & repeated).sum()), "too_long": int((rest & ~repeated & ~fits).sum()),
-        "too_short": too_short, "tokens": int(lengths.sum()), "loss_tokens": int(loss.sum()), "replay_tokens": 0,
+        "too_short": too_short, "tokens": tokens, "loss_tokens": loss_tokens, "replay_tokens": 0,
         "sequences": len(packed.sequences),
     }  # fmt: skip
-    return Chosen(selection, counts, rows[fresh], loss)
+    return Chosen(selection, counts, rows[fresh], loss[fresh])

@@ -29,7 +29,7 @@ from trainer.cap import keep_first
 from trainer.choose import Chosen, select_new
 from trainer.dataset import Dataset, open_dataset, verify_dataset
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
-from trainer.recipe import parse_recipe
+from trainer.recipe import Recipe, parse_sealed
 from trainer.replay import ReplaySource, add_replay
 from trainer.selection import training_steps
 from trainer.templates.base import Template
@@ -160,19 +160,23 @@ def _learnt_entry(sha256: str, ordinals: NDArray[np.int64], count: int, tokens: 
             "tokens": int(tokens.sum())}  # fmt: skip
 
 
-def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer) -> tuple[Chosen, list[str]]:
+def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, recipe: Recipe) -> tuple[Chosen, list[str]]:
     """What is new in the dataset, with replay, and what went wrong with sources of replay."""
-    block_size, batch = int(job["block_size"]), int(job["recipe"]["training"]["batch_sequences"])
+    block_size, packing = int(job["block_size"]), recipe.training.packing
     keys = key_list(job)
-    chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
-                        allow_repeat=bool(job.get("allow_repeat")), held_out=_held_out_here(job, ready),
-                        untouchable=untouchable_rows(job, ready.dataset, keys, folder=bool(ready.prepared_sha256)))  # fmt: skip
     sources, warnings = _replay_sources(job, tokenizer, keys)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
+    room = None
     if job.get("max_steps") and not job.get("iterations"):
-        room = int(job["max_steps"]) * batch / (1 + (fraction if sources else 0.0))
-        chosen = keep_first(chosen, max(1, int(room)))
-    chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"]))
+        sequences = int(job["max_steps"]) * recipe.training.batch_sequences
+        room = max(1, int(sequences / (1 + (fraction if sources else 0.0))))
+    chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
+                        allow_repeat=bool(job.get("allow_repeat")), held_out=_held_out_here(job, ready),
+                        untouchable=untouchable_rows(job, ready.dataset, keys, folder=bool(ready.prepared_sha256)),
+                        packing=packing, at_most=room if packing == "bestfit" else None)  # fmt: skip
+    if room and packing != "bestfit":
+        chosen = keep_first(chosen, room)
+    chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"]), packing=packing)
     return chosen, warnings
 
 
@@ -185,12 +189,12 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     """
     staging = Path(job["staging"])
     make_dir(staging)
-    recipe = parse_recipe(job["recipe"], "the job's recipe")
+    recipe = parse_sealed(job["recipe"], "the job's recipe")
     tokenizer = load_tokenizer(str(job["tokenization"]), job.get("tokenizer_folder"))
     template = load_template(job.get("tokenizer_folder"))
     ready = _ready_dataset(job, tokenizer, template, stop)
     batch, seed = recipe.training.batch_sequences, int(job["seed"])
-    chosen, warnings = _choose(job, ready, tokenizer)
+    chosen, warnings = _choose(job, ready, tokenizer, recipe)
     selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))
     steps = training_steps(selection, batch, epochs=recipe.training.epochs, max_steps=job.get("max_steps"),
                            iterations=job.get("iterations") or recipe.training.iterations)  # fmt: skip

@@ -22,8 +22,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from guard.errors import NotFound, UsageError
 from trainer.recipe_flat import from_flat, is_flat
 
-__all__ = ["ModelSection", "Recipe", "TrainingSection", "find_recipe", "load_recipe", "parse_recipe", "recipe_hash",
-           "resolve"]  # fmt: skip
+__all__ = ["ModelSection", "Recipe", "TrainingSection", "find_recipe", "load_recipe", "parse_recipe", "parse_sealed",
+           "recipe_hash", "resolve"]  # fmt: skip
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -38,6 +38,11 @@ def _number(value: object) -> object:
         except ValueError:
             raise ValueError("must be a number") from None
     return value
+
+
+def _packing(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as no."""
+    return "off" if value is False else value
 
 
 Whole = Annotated[int, BeforeValidator(_number)]
@@ -104,6 +109,8 @@ class TrainingSection(_Section):
     batch_sequences: Whole = Field(ge=1, description="sequences in one step")
     epochs: Whole = Field(default=1, ge=1)
     iterations: Whole | None = Field(default=None, ge=1, description="exact number of steps instead of epochs")
+    packing: Annotated[Literal["off", "bestfit"] | None, BeforeValidator(_packing)] = Field(
+        default="bestfit", description="which documents share a sequence; null: as releases before packing did")
 
     @model_validator(mode="after")
     def _fractions(self) -> TrainingSection:
@@ -178,6 +185,14 @@ def parse_recipe(data: object, source: str = "recipe") -> Recipe:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
         raise _explain(error, source) from error
+
+
+def parse_sealed(data: Mapping[str, Any], source: str = "sealed recipe") -> Recipe:
+    """`parse_recipe` for what a plan or a version froze: what it does not say is as it was then, not today's default."""
+    training = data.get("training")
+    if isinstance(training, Mapping) and "packing" not in training:
+        data = {**data, "training": {**training, "packing": None}}
+    return parse_recipe(data, source)
 
 
 def _stage_of_folder(path: Path) -> str | None:
@@ -255,7 +270,12 @@ def resolve(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 over the canonical JSON of all values except the name: equal hash, equal training."""
+    """SHA-256 over the canonical JSON of all values except the name: equal hash, equal training.
+
+    A recipe sealed before there was packing keeps the hash it was sealed with.
+    """
     values = {key: value for key, value in recipe.as_dict().items() if key != "name"}
+    if values["training"]["packing"] is None:
+        del values["training"]["packing"]
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -17,7 +17,8 @@ __all__ = ["from_flat", "is_flat"]
 _MODEL = {"n_layer": "layers", "n_head": "heads", "n_embd": "width", "block_size": "block_size",
           "vocab_size": "vocab_size", "n_kv_head": "kv_heads"}  # fmt: skip
 _TRAINING = {"learning_rate": "learning_rate", "weight_decay": "weight_decay", "beta1": "beta1", "beta2": "beta2",
-             "grad_clip": "grad_clip", "max_iters": "iterations", "epochs": "epochs"}  # fmt: skip
+             "grad_clip": "grad_clip", "max_iters": "iterations", "epochs": "epochs",
+             "packing": "packing"}  # fmt: skip
 _TOP = ("name", "stage", "seed", "use_loss_mask")
 _COMPUTED = ("batch_size", "gradient_accumulation_steps", "warmup_iters", "min_lr")
 _MEANINGLESS = ("always_save_checkpoint", "backend", "batch_norm", "bias", "compile", "decay_lr", "device", "dropout",

@@ -26,7 +26,10 @@ __all__ = ["Selection", "load_selection", "philox_keys", "training_steps"]
 
 _ARRAYS = {"ranges": (np.int64, 3), "sequences": (np.int64, 2), "replay": (np.bool_, 0), "examples": (np.int64, 3),
            "touches": (np.int64, 2)}  # fmt: skip
-_SCHEMA = 1
+_DOCUMENTS = "documents"
+_SCHEMA = 2
+_SCHEMA_WITHOUT_DOCUMENTS = 1
+"""What earlier releases wrote, and what has no documents still: the same bytes and the same hash."""
 
 
 def philox_keys(seed: int, lane: int, count: int) -> NDArray[np.uint64]:
@@ -60,12 +63,33 @@ class Selection:
     """[P, 2]: the sequence carries loss-bearing tokens of the example."""
     dataset_ids: tuple[str, ...] = ()
     """Ids of the datasets: part of the hash, where the folders are not (a prepared folder is moved into place)."""
+    documents: NDArray[np.int64] | None = None
+    """[R]: which document of its sequence a range belongs to, counted from 0 and never falling. Documents of a sequence do
+    not see one another. None, as in lists of earlier releases: a sequence is read as one document."""
+
+    @functools.cached_property
+    def shares(self) -> bool:
+        """Do several documents share a sequence anywhere?"""
+        return self.documents is not None and bool(self.documents.any())
+
+    @property
+    def schema(self) -> int:
+        """The number of the form that is hashed and written."""
+        return _SCHEMA_WITHOUT_DOCUMENTS if self.documents is None else _SCHEMA
+
+    def _values(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are hashed and written, by name and in order."""
+        values: dict[str, NDArray[Any]] = {
+            name: np.ascontiguousarray(getattr(self, name), dtype=dtype) for name, (dtype, _width) in _ARRAYS.items()
+        }
+        if self.documents is not None:
+            values[_DOCUMENTS] = np.ascontiguousarray(self.documents, dtype=np.int64)
+        return values
 
     def content_hash(self) -> str:
         """SHA-256 over the dataset ids and all arrays."""
-        digest = hashlib.sha256("\n".join(("heirloom-selection-1", *self.dataset_ids)).encode())
-        for name, (dtype, _width) in _ARRAYS.items():
-            array: NDArray[Any] = np.ascontiguousarray(getattr(self, name), dtype=dtype)
+        digest = hashlib.sha256("\n".join((f"heirloom-selection-{self.schema}", *self.dataset_ids)).encode())
+        for name, array in self._values().items():
             digest.update(f"\n{name} {array.shape}\n".encode())
             digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
         return digest.hexdigest()
@@ -113,10 +137,10 @@ class Selection:
     def save(self, folder: Path | str) -> str:
         """Write selection.npz and then selection.json into a folder, durably; returns the content hash."""
         folder, content_hash = Path(folder), self.content_hash()
-        arrays: dict[str, Any] = {name: np.asarray(getattr(self, name), dtype=_ARRAYS[name][0]) for name in _ARRAYS}
+        arrays: dict[str, Any] = self._values()
         with open_new(folder / "selection.npz") as handle:
             np.savez(handle, **arrays)
-        record = {"schema": _SCHEMA, "sha256": content_hash, "datasets": list(self.datasets),
+        record = {"schema": self.schema, "sha256": content_hash, "datasets": list(self.datasets),
                   "dataset_ids": list(self.dataset_ids), "sequences": len(self.sequences),
                   "examples": len(self.examples)}  # fmt: skip
         write_json(folder / "selection.json", record)
@@ -134,7 +158,8 @@ def load_selection(folder: Path | str) -> Selection:
     try:
         record = orjson.loads((folder / "selection.json").read_bytes())
         with np.load(folder / "selection.npz", allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in _ARRAYS}
+            names = [*_ARRAYS] if record["schema"] == _SCHEMA_WITHOUT_DOCUMENTS else [*_ARRAYS, _DOCUMENTS]
+            values = {name: arrays[name] for name in names}
         found = Selection(datasets=tuple(record["datasets"]), dataset_ids=tuple(record["dataset_ids"]), **values)
         intact = found.content_hash() == record["sha256"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

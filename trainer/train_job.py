@@ -28,6 +28,7 @@ from trainer.dataset import open_dataset
 from trainer.evaluate import evaluate
 from trainer.generate import distinct_ratio, generate
 from trainer.hardware import apply_numbers, hardware_facts, library_versions
+from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
@@ -45,6 +46,7 @@ Job = Mapping[str, Any]
 SAMPLES = 2
 SAMPLE_TOKENS = 64
 PROMPT_TOKENS = 16
+_FED_APART = "packing off: this model cannot be told which positions belong together, so each document was fed by itself"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,12 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     model, tokenizer = load_version(base)
     template = load_template(base)
     parent_weights = sha256_file(base / WEIGHTS)
-    feed = _open_feed(child, tokenizer)
+    apart = not takes_documents(model)
+    feed = _open_feed(child, tokenizer, apart=apart)
+    shared = rows_that_share(feed)
+    if shared and not apart:
+        child.tell("checking that documents do not see one another")
+        require_no_leak(model, find_objective(job["objective"]), shared)
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
@@ -117,6 +124,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     generation = _speak(model, tokenizer, stop_ids(template, tokenizer), feed, job)
     child.tell("writing the version", run)
     files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl")
+    run.notes += [_FED_APART] if shared and apart else []
     result = {
         **_proof(run, feed.selection, job),
         "parent_weights_sha256": parent_weights,
@@ -133,7 +141,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     return result
 
 
-def _open_feed(child: _Child, tokenizer: Tokenizer) -> Feed:
+def _open_feed(child: _Child, tokenizer: Tokenizer, *, apart: bool) -> Feed:
     """The frozen list, proven to be the planned one, over datasets of the base's own tokenizer."""
     job = child.job
     selection = Selection.load(child.staging)
@@ -145,7 +153,7 @@ def _open_feed(child: _Child, tokenizer: Tokenizer) -> Feed:
     feed = Feed(
         selection, find_objective(job["objective"]), seed=int(job["seed"]),
         batch_sequences=int(job["recipe"]["training"]["batch_sequences"]),
-        micro_sequences=int(job["micro_sequences"]), use_mask=bool(job["recipe"].get("use_loss_mask")),
+        micro_sequences=int(job["micro_sequences"]), use_mask=bool(job["recipe"].get("use_loss_mask")), apart=apart,
     )  # fmt: skip
     for dataset in feed.datasets:
         require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, job["base"]["name"], str(dataset.folder))
@@ -214,7 +222,7 @@ def _speak(model: Decoder, tokenizer: Tokenizer, stops: tuple[int, ...], feed: F
     chosen = fresh[np.linspace(0, len(fresh) - 1, num=min(SAMPLES, len(fresh)), dtype=np.int64)]
     spoken = []
     for number, sequence in enumerate(chosen):
-        tokens, mask = feed.tokens_and_mask(int(sequence))
+        tokens, mask = feed.documents(int(sequence))[0]
         # A conversation up to where the first answer begins; of a text, the first words.
         answer = 0 if mask is None else int(mask.argmax())
         prompt = tokens[: answer or PROMPT_TOKENS].tolist()
