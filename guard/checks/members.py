@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Any, BinaryIO, NamedTuple
 
-from guard.checks.folders import Member, dataset_folders, is_junk, members_of, named_missing, waits_for
+from guard.checks.folders import Member, dataset_folders, is_junk, members_of, named_missing, shown_name, waits_for
 from guard.checks.jsonl import MAX_LINE_BYTES, Row, read_rows
 from guard.errors import DataFault
 from guard.tars import Stored, open_part, stored_files
@@ -41,7 +41,7 @@ def data_set_in(stream: BinaryIO) -> DataSet:
     stored = {file.name: file for file in stored_files(stream)}
     found = dataset_folders(stored)
     if len(found) != 1:
-        what = "no data set" if not found else f"{len(found)} data sets ({', '.join(sorted(found)[:3])})"
+        what = "no data set" if not found else f"{len(found)} data sets ({', '.join(map(shown_name, sorted(found)[:3]))})"
         raise DataFault(f"the tar holds {what}", hint="pack one folder that datasets saved, one in the hub's layout, or one "
                         "with train/ and val/; other files are dropped as they are")  # fmt: skip
     top = next(iter(found))
@@ -94,15 +94,16 @@ def read_member(part: BinaryIO, member: Member, max_line_bytes: int = MAX_LINE_B
     """The rows of one file of a data set, which `part` is (seekable). Raises DataFault naming it when it cannot be read."""
     readers = {"jsonl": lambda: read_rows(part, max_line_bytes), "parquet": lambda: _parquet(part),
                "arrow": lambda: _arrow(part), "npy": lambda: _npy(part)}  # fmt: skip
+    name = shown_name(member.name)
     if member.container not in readers:
-        raise DataFault(f"{member.name}: {member.container} in a folder is not read yet", hint="jsonl, parquet, arrow, npy are")
+        raise DataFault(f"{name}: {member.container} in a folder is not read yet", hint="jsonl, parquet, arrow, npy are")
     try:
         yield from readers[member.container]()
     except DataFault:
         raise
     except (ValueError, TypeError, OverflowError, NotImplementedError, KeyError, EOFError) as error:  # pyarrow's and numpy's own
         message = str(error).partition("\n")[0][:200]
-        raise DataFault(f"{member.name} cannot be read as {member.container}: {message}", hint="write it anew") from error
+        raise DataFault(f"{name} cannot be read as {member.container}: {message}", hint="write it anew") from error
 
 
 def _numbered(rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
