@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from daemon.settle import Settler, Sighting
-from guard.checks.folders import PLAIN_FOLDER, dataset_folders, ignored_folder, is_junk, waits_for
+from guard.checks.folders import PLAIN_FOLDER, dataset_folders, ignored_folder, is_junk, shown_name, waits_for
 from guard.errors import UsageError
 from guard.folder_tree import Entry, list_tree, mark_of, regular, tree_bytes
 
@@ -63,7 +63,7 @@ def folder_problem(path: Path, entries: Sequence[Entry]) -> str:
         return problem
     closed = next((name for name, facts in entries if not facts.st_mode & 0o444
                    or not os.access(path / name, os.R_OK, follow_symlinks=False)), "")  # fmt: skip
-    return f"{closed} in it is unreadable" if closed else ""
+    return f"{shown_name(closed)} in it is unreadable" if closed else ""
 
 
 def folder_now(path: Path) -> Sighting:
@@ -73,7 +73,7 @@ def folder_now(path: Path) -> Sighting:
 
 def held_open(path: Path, has_writer: Callable[[Path], bool]) -> str:
     """The name of a file in it that somebody writes to; "" when nobody does. Raises OSError."""
-    return next((name for name, _facts in list_tree(path) if not is_junk(name) and has_writer(path / name)), "")
+    return next((shown_name(name) for name, _facts in list_tree(path) if not is_junk(name) and has_writer(path / name)), "")
 
 
 def changing_beside(path: Path, top: Path, settler: Settler, now: float) -> str:
@@ -85,7 +85,7 @@ def changing_beside(path: Path, top: Path, settler: Settler, now: float) -> str:
         return ""
     for other, seen in settler.seen.items():
         if other != path and now - seen.since < settler.settle_seconds and other.is_relative_to(top):
-            return other.name
+            return shown_name(other.name)
     return ""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from daemon.folder_scan import folder_sighting, grouped, ignored_folder_at
 from daemon.settle import Sighting
-from guard.checks.folders import ignored_folder
+from guard.checks.folders import ignored_folder, shown_name
 from guard.checks.kinds import README_REASON, SIDE_REASON, SIDE_SUFFIXES, ignore_reason
 from guard.durable import sha256_bytes
 from guard.home import Home
@@ -129,7 +129,7 @@ def _add_folder(home: Home, found: Sweep, unit: Path, entries: list[tuple[str, o
         return
     closed = next((path.name for path in found.ignored if path.is_relative_to(unit)), "")
     with contextlib.suppress(FileNotFoundError):  # it went between the listing and the look: the next sweep knows
-        found.files.append(folder_sighting(unit, entries, f"{closed} in it cannot be read" if closed else ""))
+        found.files.append(folder_sighting(unit, entries, f"{shown_name(closed)} in it cannot be read" if closed else ""))
 
 
 def _walk(folder: Path, *, top: Path, found: Sweep) -> Iterator[tuple[Path, os.stat_result]]:

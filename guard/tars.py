@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from guard.checks.folders import is_junk
+from guard.checks.folders import is_junk, shown_name
 from guard.durable import open_new
 from guard.errors import Damage, DataFault
 from guard.failpoints import point
@@ -102,9 +102,9 @@ def _files(tar: tarfile.TarFile, end: int) -> Iterator[Stored]:
         if member.isdir():
             continue
         if not member.isreg() or member.issparse():
-            raise DataFault(f"{name[:200]} in the tar is no plain file", hint="pack the files: tar chf NAME.tar FOLDER")
+            raise DataFault(f"{shown_name(name)[:200]} in the tar is no plain file", hint="tar chf NAME.tar FOLDER packs files")
         if member.offset_data + member.size > end:
-            raise DataFault(f"the tar is cut off in {name[:200]}", hint="copy it again")
+            raise DataFault(f"the tar is cut off in {shown_name(name)[:200]}", hint="copy it again")
         count += 1
         if count > MOST_FILES:
             raise DataFault(f"the tar holds more than {MOST_FILES:,} files", hint="make larger pieces of them")
@@ -132,7 +132,7 @@ def pack_folder(folder: Path | str, target: Path | str) -> dict[str, Any]:
     kept = [(name, facts) for name, facts in entries if not is_junk(name)]
     odd = next((name for name, facts in kept if not stat.S_ISREG(facts.st_mode)), "")
     if odd:
-        raise DataFault(f"{odd} in it is not a regular file", hint="put the file itself in its place, or take it away")
+        raise DataFault(f"{shown_name(odd)} in it is not a regular file", hint="put the file in its place, or take it away")
     if len(kept) > MOST_FILES:
         raise DataFault(f"the folder holds more than {MOST_FILES:,} files", hint="make larger pieces of them")
 
@@ -145,7 +145,8 @@ def pack_folder(folder: Path | str, target: Path | str) -> dict[str, Any]:
     with open_new(target, check=check) as writer:
         _write(folder, kept, writer)
     point("pack.compared")
-    return {"files": len(kept), "left_out": sorted(name for name, _facts in entries if is_junk(name)), "mark": mark_of(entries)}
+    left_out = sorted(shown_name(name) for name, _facts in entries if is_junk(name))
+    return {"files": len(kept), "left_out": left_out, "mark": mark_of(entries)}
 
 
 def _write(folder: Path | str, entries: list[Entry], writer: BinaryIO) -> None:

@@ -21,6 +21,7 @@ from guard.store.files import find_file, stored_path
 from guard.store.rebuild import rebuild
 from guard.store.vault import run_backup
 from guard.store.verify import verify
+from guard.tars import stored_files
 from trainer.dataset import ORDINAL, open_dataset
 
 
@@ -274,3 +275,19 @@ def test_a_registered_folder_stays_where_it_is_and_tells_kind_examples_and_split
         ("pretrain", 80, {"train": 60, "val": 20}, "registered")  # fmt: skip
     assert "20 of them kept for judging (its own split)" in "\n".join(register_lines(result))
     assert not (toy.home.rejected / "sums.git").exists()
+
+
+def test_names_that_are_no_utf8_cost_nothing(toy: Toy) -> None:
+    odd = os.fsdecode(b"train/\xff.jsonl")
+    rows = [*texts("train", 30), {"text": ""}]
+    folder = write_files(toy.home.inbox / "odd", {odd: rows, "val/b.jsonl": texts("val", 3), os.fsdecode(b"._\xfe"): b"x"})
+    write_files(toy.home.inbox / os.fsdecode(b"bad\xff"), {odd: [{"text": ""}] * 4, "val/b.jsonl": texts("val", 3)})
+    before = contents(folder)
+    settle(toy)
+    file = find_file(toy.keeper.ledger, "odd")
+    assert file.record["splits"][0]["member"] == "train/\\xff.jsonl" and file.record["left_out"] == ["._\\xfe"]
+    assert [row["member"] for row in file.record["unusable_rows"]] == ["train/\\xff.jsonl"]
+    assert verify(toy.keeper, everything=True).damage == ()
+    assert dict(drop[:2] for drop in toy.drops()) == {"odd": "admitted", "bad\\xff": "rejected"}
+    with stored_path(toy.home, file).open("rb") as stream:
+        assert {item.name for item in stored_files(stream)} == before.keys() - {os.fsdecode(b"._\xfe")}

@@ -9,6 +9,7 @@ drop. Pure: names in, answers with reasons out, the same for a folder and for a 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from guard.checks.kinds import forced_kind_of, ignored_name, kind_reason
 
 __all__ = ["LACKS", "PLAIN_FOLDER", "Member", "dataset_folders", "ignored_folder", "is_junk", "members_of", "named_missing",
-           "waits_for"]  # fmt: skip
+           "shown_name", "waits_for"]  # fmt: skip
 
 LACKS = "it lacks "
 """How the reason begins when pieces are not there yet: such a folder waits for them however long it takes."""
@@ -42,6 +43,11 @@ class Member(NamedTuple):
     name: str
     split: str
     container: str
+
+
+def shown_name(name: str) -> str:
+    """A name as text that JSON, SQLite and a terminal can hold: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def is_junk(name: str) -> bool:
@@ -160,11 +166,11 @@ def waits_for(names: Sequence[str], irregular: Sequence[str] = ()) -> str:
     """Why a data set with these files cannot be taken yet, "" when it can; `irregular`: names of links, pipes and the like."""
     for name in irregular:
         if not is_junk(name):
-            return f"{name} in it is not a regular file: put the file itself in its place, or take it away"
+            return f"{shown_name(name)} in it is not a regular file: put the file itself in its place, or take it away"
     for name in names:
         reason = "" if is_junk(name) else next(filter(None, map(ignored_name, name.split("/"))), "")
         if reason.startswith(_UNFINISHED):
-            return f"{name} in it is {reason}"
+            return f"{shown_name(name)} in it is {reason}"
     missing = _missing_pieces(names)
     if missing:
         return LACKS + _listed(missing)
@@ -194,4 +200,4 @@ def named_missing(folder: str, description: object, names: Iterable[str]) -> str
 
 
 def _listed(missing: Sequence[str]) -> str:
-    return missing[0] + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else "")
+    return shown_name(missing[0]) + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else "")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from guard.checks.folders import Member, dataset_folders, is_junk, members_of, named_missing, waits_for
+from guard.checks.folders import Member, dataset_folders, is_junk, members_of, named_missing, shown_name, waits_for
 from guard.checks.jsonl import MAX_LINE_BYTES, Row
 from guard.errors import DataFault
 from guard.tars import Stored, open_part, stored_files
@@ -39,7 +39,7 @@ def data_set_in(stream: BinaryIO) -> DataSet:
     stored = {file.name: file for file in stored_files(stream)}
     found = dataset_folders(stored)
     if len(found) != 1:
-        what = "no data set" if not found else f"{len(found)} data sets ({', '.join(sorted(found)[:3])})"
+        what = "no data set" if not found else f"{len(found)} data sets ({', '.join(map(shown_name, sorted(found)[:3]))})"
         raise DataFault(f"the tar holds {what}", hint="pack one folder that datasets saved, one in the hub's layout, or one "
                         "with train/ and val/; other files are dropped as they are")  # fmt: skip
     top = next(iter(found))
@@ -96,4 +96,4 @@ def read_member(part: BinaryIO, member: Member, max_line_bytes: int = MAX_LINE_B
     try:
         yield from read_container(part, member.container, max_line_bytes=max_line_bytes, most_bytes=most_bytes)
     except DataFault as fault:
-        raise DataFault(f"{member.name}: {fault.message}", hint=fault.hint) from fault
+        raise DataFault(f"{shown_name(member.name)}: {fault.message}", hint=fault.hint) from fault

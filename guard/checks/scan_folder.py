@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from guard.checks.columns import Reading
+from guard.checks.folders import shown_name
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.members import DataSet, read_member
 from guard.checks.scan import ROWS_TO_DETECT, Tally, scan_jsonl, scan_rows
@@ -55,8 +56,9 @@ def scan_folder(stream: BinaryIO, found: DataSet, kind: str | None, max_line_byt
                 tally = scan_jsonl(part, kind, max_line_bytes, write, reading, hopeless)
             else:
                 tally = scan_rows(read_member(part, member, max_line_bytes), kind, write, reading)
-        whole.splits.append({"split": member.split, "member": member.name, "start": whole.examples, "count": tally.examples})
-        whole.join(tally, member.name)
+        name = shown_name(member.name)
+        whole.splits.append({"split": member.split, "member": name, "start": whole.examples, "count": tally.examples})
+        whole.join(tally, name)
         if hopeless is not None and whole.bad > hopeless:
             break
     return whole

@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from guard.checks.folders import members_of, named_missing
+from guard.checks.folders import members_of, named_missing, shown_name
 from guard.checks.kinds import container_of
 from guard.folder_tree import list_tree
 
@@ -65,7 +65,7 @@ def _folder_problem(folder: Path | str) -> str:
         if last in ("state.json", "dataset_dict.json") and (problem := named_missing(inside, _told(folder, name), names)):
             return problem
     problems = ((member.name, tail_problem(os.path.join(folder, member.name), member.name)) for member in members_of(names))
-    return next((f"{name} in it: {problem}" for name, problem in problems if problem), "")
+    return next((f"{shown_name(name)} in it: {problem}" for name, problem in problems if problem), "")
 
 
 def _told(folder: Path | str, name: str) -> object:

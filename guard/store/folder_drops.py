@@ -15,7 +15,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from guard.checks.folders import is_junk
+from guard.checks.folders import is_junk, shown_name
 from guard.copies import copy_verified
 from guard.durable import fsync_dir, make_dir, remove_tree, rename_new, sha256_file, write_text
 from guard.failpoints import point
@@ -69,7 +69,7 @@ def _copy(source: Path, target: Path, entries: Sequence[Entry]) -> None:
     make_dir(partial)
     for name, facts in entries:
         if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, f"{name} in it is not a regular file", os.fspath(source / name))
+            raise OSError(errno.EINVAL, f"{shown_name(name)} in it is not a regular file", os.fspath(source / name))
         make_dir((partial / name).parent)
         copy_verified(source / name, partial / name)
     rename_new(partial, target)
