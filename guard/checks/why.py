@@ -35,6 +35,7 @@ _REMEDIES = (
     ("this folder cannot be read", "let the owner of the home read it: chmod u+rx FOLDER, or chown it"),
     ("the name has no extension", "rename it with its extension, such as .jsonl, .csv, .parquet, .txt or .md"),
     ("rows are not a document", "move it out of inbox/docs/: rows are learnt"),
+    ("sft needs conversations", "move it to inbox/pretrain/: token ids are learnt as they are"),
     ("sft needs rows", "move it to inbox/pretrain/ (it is learnt) or inbox/docs/ (it is searched)"),
     (" whose name does not say what is in it", "rename it so that it does: data.jsonl.gz"),
     (" is an unknown type", "turn it into .jsonl, .txt or .md, or rename it if it is one"),
