@@ -86,7 +86,8 @@ def test_every_container_is_learnt_like_lines_of_json(toy: Toy) -> None:
     assert set(toy.versions().values()) == {"sealed"}
     for name in MAKERS:
         file = find_file(toy.keeper.ledger, name)
-        assert trained_in(toy.keeper.ledger, file.sha256) and file.examples == 12 and file.record["container"] == container_of(name)
+        assert trained_in(toy.keeper.ledger, file.sha256)
+        assert file.examples == 12 and file.record["container"] == container_of(name)
         found = list(iter_examples(stored_path(toy.home, file), file.kind))
         assert b"".join(example.fingerprint for example in found) == (toy.home.files / file.sha256 / "examples.fp").read_bytes()
 
