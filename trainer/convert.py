@@ -83,7 +83,7 @@ def _form_of(output: Path) -> str:
     suffix = output.suffix.lower()
     if suffix and suffix not in _SUFFIXES:
         raise UsageError(f"{output.name} names no form that can be written", subject=str(output),
-                         hint=f"end it in {', '.join(_SUFFIXES)}, or in nothing for an Arrow folder; or say --to FORM")  # fmt: skip
+                         hint=f"end it in {', '.join(_SUFFIXES)}, or in nothing for an Arrow folder; or add --to")  # fmt: skip
     return _SUFFIXES.get(suffix, "arrow")
 
 

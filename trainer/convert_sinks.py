@@ -86,8 +86,7 @@ def _cell(value: Any) -> str:
 
 def write_parquet(files: RowFiles, path: Path, check: _Check) -> dict[str, Any]:
     """One Parquet file, zstd inside. Raises DataFault for what it cannot hold."""
-    schema = files.schema()
-    check()
+    schema = files.schema(check)
     count = 0
     try:
         with open_new(path) as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
@@ -118,8 +117,7 @@ def write_arrow_folder(files: RowFiles, folder: Path, split: str, check: _Check)
     """A folder that `datasets.load_from_disk` opens: numbered Arrow streams, `state.json` and `dataset_info.json`."""
     from datasets import Features  # two seconds, and only for those who want such a folder
 
-    schema = files.schema()
-    check()
+    schema = files.schema(check)
     features = Features.from_arrow_schema(schema)
     schema = schema.with_metadata({"huggingface": orjson.dumps({"info": {"features": features.to_dict()}})})
     make_dir(folder)

@@ -27,6 +27,7 @@ __all__ = ["SPLITS", "RowFiles", "find_splits"]
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 _STATE, _SPLIT_LIST = "state.json", "dataset_dict.json"
 _ROWS_TOGETHER, _BYTES_TOGETHER = 1000, 8 << 20
+_ONE_TYPE = "Parquet and Arrow want one type of value in a column; make them all text, or convert to .jsonl"
 _SMALL_FILE_BYTES = 1 << 20
 
 
@@ -124,8 +125,11 @@ class RowFiles:
             count += batch.num_rows
             self.progress(count, None)
 
-    def schema(self) -> pa.Schema:
-        """One schema for all rows. Raises DataFault naming column and line where two rows want different types."""
+    def schema(self, check: Callable[[], None]) -> pa.Schema:
+        """One schema for all rows; `check` is called when all were read.
+
+        Raises DataFault naming column and line where two rows want different types, and what `check` raises.
+        """
         schema: pa.Schema | None = None
         if self.columnar:
             for batch in self._first_batches():
@@ -134,6 +138,7 @@ class RowFiles:
             for path, line, rows in self._together():
                 found = pa.schema([(name, _type_of(path, line, rows, name)) for name in _keys(rows)])
                 schema = _united(schema, found, f"in or after line {line} of {path.name}")
+        check()
         if schema is None or not schema.names:
             raise DataFault("there is no row with a column in it", subject=str(self.paths[0]), hint="nothing was written")
         plain = unpacked_container(container_of(self.paths[0].name))
@@ -182,7 +187,7 @@ def _type_of(path: Path, line: int, rows: Sequence[dict[str, Any]], name: str) -
         place = next((end for end in range(1, len(values) + 1) if not _fits(values[:end])), len(values)) - 1
         raise DataFault(f"column {name!r} does not hold one type of value: row {place + 1} from line {line} of {path.name} on: "
                         f"{str(error).splitlines()[0][:120]}",
-                        hint="Parquet and Arrow want one type a column; make them all text, or convert to .jsonl") from error  # fmt: skip
+                        hint=_ONE_TYPE) from error  # fmt: skip
 
 
 def _fits(values: list[Any]) -> bool:
@@ -200,7 +205,7 @@ def _united(schema: pa.Schema | None, more: pa.Schema, where: str) -> pa.Schema:
         return pa.unify_schemas([schema, more], promote_options="permissive")
     except pa.ArrowException as error:
         raise DataFault(f"a column holds another type of value {where}: {str(error).splitlines()[0][:160]}",
-                        hint="Parquet and Arrow want one type a column; make them all text, or convert to .jsonl") from error  # fmt: skip
+                        hint=_ONE_TYPE) from error  # fmt: skip
 
 
 def _settled(kind: pa.DataType, is_csv: bool) -> pa.DataType:
