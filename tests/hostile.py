@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from toy import chat_of
 
 from guard.checks.kinds import CHAT_TAGS
@@ -245,12 +246,19 @@ class _Evil:
         return (exec, ("raise SystemExit('a pickle was loaded')",))
 
 
+def _pickled() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.array([[_Evil()]], dtype=object), allow_pickle=True)
+    return out.getvalue()
+
+
 _MODELS = [
     (b"model.pkl", pickle.dumps(_Evil()), "ignored", "unknown type"),
     (b"pytorch_model.bin", pickle.dumps(_Evil()), "ignored", "unknown type"),
     (b"weights.pt", pickle.dumps(_Evil()), "ignored", "unknown type"),
     (b"pickle.jsonl", pickle.dumps(_Evil()) + b"\n", "rejected", "cannot be read"),
-    (b"array.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', }", "rejected", "header of the array cannot be read"),
+    (b"array.npy", _pickled(), "rejected", "Python objects (a pickle)"),
+    (b"header.npy", b"\x93NUMPY\x01\x00\x11\x00{'descr': '|O', }\n" + b"x" * 40, "rejected", "header of the array cannot be read"),
     (b"model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}", "ignored", "unknown type"),
     (b"safetensors.jsonl", (2).to_bytes(8, "little") + b"{}" + b"\xff" * 64, "rejected", "cannot be read"),
     (b"modeling_evil.py", b"raise SystemExit('code was run')\n", "ignored", "not a kind"),

@@ -94,12 +94,12 @@ def test_jobs_that_ask_for_other_training_are_not_batched_with_plain_ones(toy: T
 
 def test_a_side_file_alone_waits_and_says_for_what(toy: Toy) -> None:
     toy.drop("a.jsonl.meta.yaml", "description: x\n")
-    toy.drop("b.csv.meta.yaml", "description: x\n")
-    toy.drop("b.csv", "x,y\n")
+    toy.drop("b.ipynb.meta.yaml", "description: x\n")
+    toy.drop("b.ipynb", "x,y\n")
     toy.settle()
     told = waiting(toy)
     assert told["a.jsonl.meta.yaml"] == "it waits for a.jsonl to be dropped beside it"
-    assert "which is ignored: .csv" in told["b.csv.meta.yaml"] and states(toy) == {}
+    assert "which is ignored: .ipynb" in told["b.ipynb.meta.yaml"] and states(toy) == {}
     toy.drop("a.jsonl", chat_of(9))
     toy.settle()
     assert states(toy) == {"a.jsonl": "admitted"} and find_file(toy.keeper.ledger, "a.jsonl").description == "x"

@@ -94,7 +94,8 @@ def test_what_is_left_is_told_briefly() -> None:
 
 NAMES = ("._a.jsonl", "Thumbs.db", "desktop.ini", ".syncthing.a.jsonl", ".nfs0001", ".a.jsonl.Xy12Zz", ".a.jsonl", "a.jsonl~",
          "#a.jsonl#", "a.jsonl.part", "a.jsonl.why.txt", "a.jsonl.meta.yaml", "rejected/a.jsonl", "duplicates/a.jsonl",
-         "README.md", "a.csv", "photo.png", "noextension", "preference/a.txt", "docs/a.jsonl", "sft/a.txt")  # fmt: skip
+         "README.md", "a.ipynb", "a.gz", "a.pdf.zst", "photo.png", "noextension", "preference/a.txt", "docs/a.jsonl",
+         "sft/a.txt", "sft/a.npy")  # fmt: skip
 
 
 def test_every_reason_to_ignore_a_file_has_a_remedy_of_its_own() -> None:

@@ -208,7 +208,7 @@ def test_what_a_person_may_get_wrong_by_hand(tmp_path: Path) -> None:
         (UsageError, "val-split", ("text", [source], out, "char", 1.0)),
         (UsageError, "tokenization", ("text", [source], out, "bert")),
         (UsageError, "no input", ("text", [], out)),
-        (UsageError, "ending in .jsonl", ("chat", [tmp_path / "used" / "mine"], out)),
+        (UsageError, "no input for sft", ("chat", [tmp_path / "used" / "mine"], out)),
         (NotFound, "no file", ("text", [tmp_path / "gone.txt"], out)),
         (DataFault, "no row", ("chat", [source], out, "char")),
     ):

@@ -36,6 +36,7 @@ _REMEDIES = (
     ("a plain folder", "nothing, or name its sub-folders train/ and val/ if it is one data set"),
     ("the name has no extension", "rename it with its extension, such as .jsonl, .csv, .parquet, .txt or .md"),
     ("rows are not a document", "move it out of inbox/docs/: rows are learnt"),
+    (" needs texts and an .npy holds", "move it to inbox/pretrain/: token ids are learnt as they are"),
     (" needs rows and this is plain text", "move it to inbox/pretrain/ (it is learnt) or inbox/docs/ (it is searched)"),
     (" whose name does not say what is in it", "rename it so that it does: data.jsonl.gz"),
     (" is an unknown type", "turn it into .jsonl, .txt or .md, or rename it if it is one"),
