@@ -132,10 +132,10 @@ def _conversation(row: Mapping[str, Any], place: str, ends_with: str) -> Fields:
 def _answer(value: Mapping[str, Any], side: str) -> str:
     """The text of an answer that stands by itself. Raises _Told."""
     found = value[side]
+    if _holds_question(found):
+        other = _SIDES[side == "chosen"]
+        raise _Told(Fault(side, f"a whole conversation, and '{other}' is a single answer", "both alike"))
     if isinstance(found, str):
-        if opens_rendered(found) or opens_transcript(found):
-            other = _SIDES[side == "chosen"]
-            raise _Told(Fault(side, f"a whole conversation, and '{other}' is a single answer", "both alike"))
         return found
     if len(found) != 1:
         raise _Told(Fault(side, f"{len(found)} turns without a question", "one assistant turn, or the whole conversation"))

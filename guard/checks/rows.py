@@ -60,7 +60,7 @@ def validate(kind: str, value: Mapping[str, Any], rules: int = RULES_VERSION) ->
 
 def read_fields(kind: str, row: Mapping[str, Any], reading: Reading | None = None) -> Fields | list[Fault]:
     """The trained fields of a row as it stands in a file: under its names, by its rules. None: a new file's."""
-    reading = reading or PLAIN
+    reading = PLAIN if reading is None else reading  # rows under their own names are read by a reading that is false
     return validate(kind, reading.apply(row) if reading else row, reading.rules)
 
 

@@ -35,10 +35,9 @@ _REMEDIES = (
     ("this folder cannot be read", "let the owner of the home read it: chmod u+rx FOLDER, or chown it"),
     ("the name has no extension", "rename it with its extension: .jsonl, .txt or .md"),
     ("rows are not a document", "move it out of inbox/docs/: rows are learnt"),
-    ("sft needs rows", "move it to inbox/pretrain/ (it is learnt) or inbox/docs/ (it is searched)"),
+    (" needs rows and this is plain text", "move it to inbox/pretrain/ (it is learnt) or inbox/docs/ (it is searched)"),
     (" is an unknown type", "turn it into .jsonl, .txt or .md, or rename it if it is one"),
     (" files are not a kind this version can read yet", "turn it into .jsonl, .txt or .md, and drop that"),
-    (" is not a kind this version can train on yet", "give its rows messages or text, and move them out of that folder"),
 )  # fmt: skip
 """By how a reason begins (`guard/checks/kinds.py`, `daemon/scan.py`), or, after a space, by what is in it; the first counts."""
 
