@@ -161,7 +161,7 @@ def test_a_side_file_after_the_data_was_taken_waits_and_says_so(toy: Toy) -> Non
 
 WRONG: list[tuple[str, str]] = [
     ("line: nowhere\n", "lines: policy"), ("recipe: sft/none\n", "no recipe"), ("recipe: pretrain/small\n", "no recipe|is for"),
-    ("training: {epoch: 2}\n", "unknown key"), ("volume: 11\n", "unknown key"), 
+    ("training: {epoch: 2}\n", "unknown key"), ("volume: 11\n", "unknown key"),
     ("training: {epochs: -1}\n", "epochs"), ("kind: docs\n", "not a document|index"),
 ]  # fmt: skip
 

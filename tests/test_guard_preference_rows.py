@@ -48,7 +48,8 @@ def test_a_pair_is_the_same_however_it_is_written(row: dict[str, Any]) -> None:
 
 def test_a_plain_prompt_is_one_question_and_keeps_its_frame() -> None:
     fields = validate_preference({"prompt": "Why?", "chosen": "a", "rejected": "b", "system": "S"})
-    assert fields == {"prefix": {"system": "S", "messages": [{"role": "user", "content": "Why?"}]}, "chosen": "a", "rejected": "b"}
+    prefix = {"system": "S", "messages": [{"role": "user", "content": "Why?"}]}
+    assert fields == {"prefix": prefix, "chosen": "a", "rejected": "b"}
     told = "<|developer|>D<|user|>Fix this Rust code...<|assistant|>{}<|endoftext|>"
     pair = validate_preference({"prompt": "Fix this Rust code...", "chosen": told.format("x"), "rejected": told.format("y")})
     assert isinstance(pair, dict) and pair["prefix"]["developer"] == "D" and (pair["chosen"], pair["rejected"]) == ("x", "y")
@@ -70,7 +71,7 @@ def test_a_plain_prompt_is_one_question_and_keeps_its_frame() -> None:
     ({"prefix": [Q, A], "chosen": "a", "rejected": "b"}, "prefix.messages[1].role", "the last turn is from the assistant"),
     ({"prompt": "Human: a", "chosen": "a", "rejected": "b"}, "prompt", "the transcript does not end with an open 'Assistant:'"),
     ({"prompt": "<|user|>a", "chosen": "a", "rejected": "b"}, "prompt", "a prompt of rendered text beside plain answers"),
-    ({"prompt": "a", "chosen": tagged("x"), "rejected": "b"}, "chosen", "a whole conversation, and 'rejected' is a single answer"),
+    ({"prompt": "a", "chosen": tagged("x"), "rejected": "b"}, "chosen", "a whole conversation, and 'rejected' is a single"),
     ({"prompt": "a", "chosen": [*answer("x"), Q], "rejected": "b"}, "chosen", "a whole conversation"),
     ({"prompt": "a", "chosen": answer("x") * 2, "rejected": "b"}, "chosen", "2 turns without a question"),
     ({"prompt": "a", "chosen": [{**answer("x")[0], "thinking": "t"}], "rejected": "b"}, "chosen", "an answer with thinking"),
@@ -80,7 +81,7 @@ def test_a_plain_prompt_is_one_question_and_keeps_its_frame() -> None:
     ({"prompt": "Other?", "chosen": [*TURNS, *answer("x")], "rejected": [*TURNS, *answer("y")]}, "prompt", "is not what"),
     ({"prefix": [Q], "chosen": [*TURNS, *answer("x")], "rejected": [*TURNS, *answer("y")]}, "prefix", "is not what"),
     ({"chosen": "<|user|>a<|foo|>", "rejected": "<|user|>a<|assistant|>b"}, "chosen", "the unknown tag <|foo|> at column 10"),
-    ({"prefix": {"messages": [Q], "system": "a"}, "system": "b", "chosen": "a", "rejected": "b"}, "system", "beside 'prefix.system'"),
+    ({"prefix": {"messages": [Q], "system": "a"}, "system": "b", "chosen": "a", "rejected": "b"}, "system", "beside 'prefix"),
 ])  # fmt: skip
 def test_what_is_no_pair_says_why(row: dict[str, Any], field: str, reason: str) -> None:
     faults = validate_preference(row)

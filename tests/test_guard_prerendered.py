@@ -63,8 +63,10 @@ def test_what_the_template_writes_is_read_back(texts: list[str], system: str | N
     assert isinstance(wanted, dict) and fields_of(render_text(wanted)) == wanted
 
 
-@pytest.mark.parametrize("text", ["<|system|>You are helpful.<|user|>What is Python?<|assistant|>Python is...",
-                                  "<|system|>\nYou are helpful.\n<|user|>\nWhat is Python?\n<|assistant|>\nPython is...\n<|endoftext|>"])
+@pytest.mark.parametrize("text", [
+    "<|system|>You are helpful.<|user|>What is Python?<|assistant|>Python is...",
+    "<|system|>\nYou are helpful.\n<|user|>\nWhat is Python?\n<|assistant|>\nPython is...\n<|endoftext|>",
+])  # fmt: skip
 def test_simplified_harmony_with_and_without_line_feeds(text: str) -> None:
     assert fields_of(text) == {"system": "You are helpful.", "messages": [
         user("What is Python?"), {"role": "assistant", "content": "Python is..."}]}  # fmt: skip
@@ -82,8 +84,10 @@ def test_a_trajectory_in_simplified_harmony_is_the_conversation_it_was_made_of()
 
 def test_calls_in_a_row_are_one_turn_and_content_may_stand_before_them() -> None:
     call = '<|tool_call|>{"name": "a", "arguments": {}}'
-    turns = fields_of(f"<|user|>x<|thinking|>t<|assistant|>First.{call}{call}<|tool_result|>1<|tool_result|>2<|assistant|>y")["messages"]
-    assert len(turns) == 5 and turns[1]["content"] == "First." and len(turns[1]["tool_calls"]) == 2 and turns[1]["thinking"] == "t"
+    text = f"<|user|>x<|thinking|>t<|assistant|>First.{call}{call}<|tool_result|>1<|tool_result|>2<|assistant|>y"
+    turns = fields_of(text)["messages"]
+    assert len(turns) == 5 and len(turns[1]["tool_calls"]) == 2
+    assert (turns[1]["thinking"], turns[1]["content"]) == ("t", "First.")
 
 
 def test_harmony_is_taken_apart_message_by_message() -> None:
@@ -107,7 +111,8 @@ def test_a_call_may_be_addressed_before_or_after_the_channel(header: str) -> Non
 
 def test_chatml_and_llama_are_the_same_conversation() -> None:
     assert fields_of(CHATML)["system"] == "S"
-    assert fields_of(CHATML)["messages"] == fields_of(LLAMA)["messages"] == [user("Why?"), {"role": "assistant", "content": "So."}]
+    wanted = [user("Why?"), {"role": "assistant", "content": "So."}]
+    assert fields_of(CHATML)["messages"] == fields_of(LLAMA)["messages"] == wanted
 
 
 REFUSED = [
@@ -153,8 +158,9 @@ def test_what_does_not_parse_is_refused_with_its_place(text: str, words: str) ->
 
 
 def test_conversations_that_parse_are_judged_like_every_other() -> None:
-    for text, words in ((CHATML.replace("So.", " "), "empty after stripping"), (CHATML.replace("system", "narrator"), "unknown role"),
-                        ("<|user|>a<|user|>b<|assistant|>c", "two turns from the user"), ("<|user|>a", "last turn is from the user"),
+    for text, words in ((CHATML.replace("So.", " "), "empty after stripping"),
+                        (CHATML.replace("system", "narrator"), "unknown role"), ("<|user|>a", "last turn is from the user"),
+                        ("<|user|>a<|user|>b<|assistant|>c", "two turns from the user"),
                         ("<|user|>a<|tool_call|>7", "a tool call must be an object")):  # fmt: skip
         faults = validate_sft({"text": text})
         assert isinstance(faults, list) and words in faults[0].reason
@@ -165,7 +171,8 @@ def test_as_pretraining_text_tags_are_text() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from([MYPT, AGENT, HARMONY, CHATML, LLAMA]), st.integers(0, 700), st.integers(0, 30), st.text("<|>a\n", max_size=4))
+@given(st.sampled_from([MYPT, AGENT, HARMONY, CHATML, LLAMA]), st.integers(0, 700), st.integers(0, 30),
+       st.text("<|>a\n", max_size=4))  # fmt: skip
 def test_no_text_makes_the_reader_raise(text: str, place: int, cut: int, put: str) -> None:
     changed = text[:place] + put + text[place + cut :]
     found = validate_sft({"text": changed})

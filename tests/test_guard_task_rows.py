@@ -18,7 +18,7 @@ from guard.trained import questions_of, texts_of
 from guard.untouchable import asks, evaluation_keys
 
 TASK = {"description": "Merge two sorted vectors.", "starter_code": "fn merge() { todo!() }", "tests": "#[test]\nfn t() {}"}
-MUTATION = {"buggy_code": "fn add(a: i32, b: i32) -> i32 { a - b }", "error_message": "test test_add failed: assertion 3 != -1",
+MUTATION = {"buggy_code": "fn add(a: i32, b: i32) -> i32 { a - b }", "error_message": "test_add failed: 3 != -1",
             "fixed_code": "fn add(a: i32, b: i32) -> i32 { a + b }", "repo": "example/math-utils", "file": "src/lib.rs"}  # fmt: skip
 
 
@@ -56,7 +56,8 @@ def test_a_mutation_is_trained_as_a_question_and_its_answer() -> None:
     turns = mutation_conversation(fields)["messages"]
     assert [turn["role"] for turn in turns] == ["user", "assistant"] and "src/lib.rs of example/math-utils" in turns[0]["content"]
     assert turns[1]["content"] == f"```\n{MUTATION['fixed_code']}\n```"
-    assert validate("sft", {"messages": turns}) == {"messages": turns} and list(texts_of(fields)) == [turn["content"] for turn in turns]
+    assert validate("sft", {"messages": turns}) == {"messages": turns}
+    assert list(texts_of(fields)) == [turn["content"] for turn in turns]
     fenced = mutation_conversation({**MUTATION, "fixed_code": "```\n````x````\n```"})["messages"][1]["content"]
     assert fenced.startswith("`````\n") and fenced.endswith("\n`````")
 
@@ -110,7 +111,8 @@ def test_a_token_id_that_the_model_has_not_refuses_the_file_and_names_the_row(tm
     assert (found.verdict, found.max_token_id, found.examples) == ("ok", 50000, 2)
     refused = drop(tmp_path, rows, limits=Limits(vocab_size=50000))
     assert refused.verdict == "reject" and refused.reason == "line 2: Token ID 50000 out of vocabulary range"
-    assert refused.unusable_rows[0][:3] == (2, "input_ids", "Token ID 50000 out of vocabulary range") and "0 to 49999" in refused.hint
+    assert refused.unusable_rows[0][:3] == (2, "input_ids", "Token ID 50000 out of vocabulary range")
+    assert "0 to 49999" in refused.hint
     assert drop(tmp_path, rows, limits=Limits(vocab_size=50001)).verdict == "ok"
 
 
@@ -134,7 +136,7 @@ def test_a_file_of_the_first_rules_keeps_its_ordinals(tmp_path: Path) -> None:
     assert drop(tmp_path, OLD_AND_NEW).rules_version == 2
 
 
-@pytest.mark.parametrize("row", OLD_AND_NEW[:1] + [{"text": "a"}, {"messages": []}, {"text": 1}])
+@pytest.mark.parametrize("row", [OLD_AND_NEW[0], {"text": "a"}, {"messages": []}, {"text": 1}])
 def test_plain_rows_are_judged_alike_by_both_rules(row: dict[str, Any]) -> None:
     for kind in ("sft", "pretrain"):
         if not (kind == "sft" and "text" in row):

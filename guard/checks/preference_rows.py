@@ -161,7 +161,7 @@ def _whole(value: Mapping[str, Any]) -> tuple[Fields, list[str]]:
     if any(prefix["messages"][-1]["role"] != "user" for prefix in prefixes):
         raise _Told(Fault("chosen", "the last answer follows a tool turn", "an answer to the user"))
     if canonical_bytes(prefixes[0]) != canonical_bytes(prefixes[1]):
-        raise _Told(Fault("rejected", "the conversations differ before the last answer", "the same conversation up to the answer"))
+        raise _Told(Fault("rejected", "the conversations differ before the last answer", "the same up to the last answer"))
     _check_prompt(value, prefixes[0])
     return prefixes[0], [_plain(row["messages"][-1], side) for row, side in zip(rows, _SIDES, strict=True)]
 
