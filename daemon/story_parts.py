@@ -46,7 +46,8 @@ class _TooLong:
 def parts_of(keeper: Keeper, file: StoredFile) -> dict[str, dict[str, Any]] | None:
     """By line: the count of each of PARTS, their sum `rows`, `window` (tokens, where rows were too long, else null).
 
-    None for what is not trained (documents, pairs, tasks), and where the file's sidecar cannot be read (`heirloom verify` tells of that).
+    None for what is not trained (documents, pairs, tasks), and where the file's sidecar cannot be read (`heirloom verify`
+    tells of that).
     """
     if file.kind not in TRAINABLE_KINDS:
         return None

@@ -42,7 +42,7 @@ def test_what_a_side_file_says_is_done_frozen_kept_and_told(toy: Toy) -> None:
     file = find_file(toy.keeper.ledger, "a.jsonl")
     folder = toy.home.files / file.sha256
     assert (folder / "meta.yaml").read_text() == text + COLUMNS and not (folder / "meta.yaml").stat().st_mode & 0o222
-    assert file.record["reading"] == {"columns": {"q": "user", "a": "assistant"}, "roles": {}}
+    assert file.record["reading"] == {"columns": {"q": "user", "a": "assistant"}, "roles": {}, "rules": 2}
     assert file.record["settings"]["recipe"] == "sft/micro" and file.description == "sums of three"
     plan = orjson.loads(toy.keeper.ledger.value("SELECT plan FROM jobs WHERE kind = 'train'"))["request"]
     assert plan["recipe"]["training"]["learning_rate"] == 0.002 and plan["max_steps"] == 2

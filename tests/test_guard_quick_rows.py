@@ -45,6 +45,7 @@ def quick(kind: str, line: bytes, reader: QuickRows | None = None, times: int = 
     {**CHAT, "system": "Be kind.", "context": " A shelf. "},
     {"messages": [{"role": "system", "content": "Be \"kind\"."}, *CHAT["messages"]], "id": 7, "source": "s", "x": None},
     {"messages": CHAT["messages"] * 3, "score": 1.5, "ok": True},
+    {**CHAT, "developer": "Be brief.", "tools": [], "context": "c"},
     {**CHAT, "meta": {"tags": ["a", "b \\"], "by": {"name": ""}}, "system": ""},
 ])  # fmt: skip
 @pytest.mark.parametrize("times", [2, 9])
@@ -63,6 +64,30 @@ def test_rows_under_other_names_are_read_quickly_too() -> None:
     found = quick("sft", json.dumps(row).encode(), QuickRows("sft", reading))
     fields = validate("sft", reading.apply(row))
     assert isinstance(fields, dict) and found == example_fingerprint(fields)
+
+
+@pytest.mark.parametrize(("kind", "row"), [
+    ("sft", {"text": "<|user|>a<|assistant|>b", "id": "x"}), ("pretrain", {"input_ids": [1, 2], "id": "x"}),
+    ("sft", {"messages": [CHAT["messages"][0], {"role": "assistant", "content": None, "tool_calls": [
+        {"name": "a", "arguments": {"b": "c", "n": 1}}]}]}),
+    ("sft", {**CHAT, "tools": [{"name": "a"}]}), ("sft", {"instruction": "a", "input": "b", "output": "c"}),
+    ("sft", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, CHAT["messages"][1]]}),
+    ("preference", {"prompt": "a", "chosen": "b", "rejected": "c"}),
+])  # fmt: skip
+def test_where_the_rules_look_into_a_text_the_quick_way_says_nothing(kind: str, row: dict[str, Any]) -> None:
+    line = json.dumps(row).encode()
+    assert careful(kind, line) is not None
+    for times in (2, 9):
+        assert quick(kind, line, times=times) is None
+
+
+def test_parts_that_make_one_text_are_put_together_the_careful_way() -> None:
+    reading = Reading({"c": "messages", "c.type": "messages.role", "c.said": "messages.content"}, {"text": "user"}, 2)
+    row = {"c": [{"type": "text", "said": [{"type": "text", "text": "a "}, {"type": "text", "text": " b"}]},
+                 {"type": "assistant", "said": "x"}]}  # fmt: skip
+    fields = validate("sft", reading.apply(row))
+    assert isinstance(fields, dict) and fields["messages"][0]["content"] == "a  b"
+    assert quick("sft", json.dumps(row).encode(), QuickRows("sft", reading)) in (None, example_fingerprint(fields))
 
 
 def test_rows_that_differ_in_their_numbers_are_built_alike() -> None:
@@ -141,12 +166,21 @@ def test_what_is_remembered_of_rows_that_are_all_built_differently_is_bounded() 
 
 
 _TEXTS = st.text(alphabet=st.sampled_from('ab é"\\:{}[], \n\t\r\0\u0301\u2028\U0001f600'), max_size=6)
+_PARTS = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": _TEXTS}), max_size=2)
+_CALLS = st.fixed_dictionaries({"name": _TEXTS, "arguments": st.one_of(
+    st.dictionaries(_TEXTS, st.one_of(_TEXTS, st.integers()), max_size=2), st.sampled_from(["", "{}", '{"a": 1}', "x"]))},
+    optional={"id": _TEXTS})  # fmt: skip
 _TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool", ""]),
-                               "content": st.one_of(_TEXTS, st.none(), st.integers(), st.lists(_TEXTS, max_size=1))},
-                              optional={"name": _TEXTS, "thinking": st.sampled_from([0, 7, "", "x", None])})  # fmt: skip
+                               "content": st.one_of(_TEXTS, st.none(), st.integers(), st.lists(_TEXTS, max_size=1), _PARTS)},
+                              optional={"name": _TEXTS, "thinking": st.sampled_from([0, 7, "", "x", None]),
+                                        "tool_calls": st.lists(_CALLS, max_size=2), "tool_call_id": _TEXTS})  # fmt: skip
 _ROWS = st.fixed_dictionaries({}, optional={
     "messages": st.one_of(st.lists(_TURN, max_size=5), _TEXTS, st.fixed_dictionaries({"0": _TURN})),
-    "text": st.one_of(_TEXTS, st.integers()), "system": st.one_of(_TEXTS, st.none(), st.integers()), "context": _TEXTS,
+    "text": st.one_of(_TEXTS, st.integers(), _TEXTS.map(lambda text: f"<|user|>{text}<|assistant|>{text}")),
+    "input_ids": st.lists(st.one_of(st.integers(), _TEXTS), max_size=3), "developer": _TEXTS,
+    "tools": st.one_of(st.lists(st.fixed_dictionaries({"name": _TEXTS}), max_size=2), st.sampled_from(["", '[{"name":"a"}]'])),
+    "conversations": st.lists(st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt"]), "value": _TEXTS}), max_size=2),
+    "instruction": _TEXTS, "output": _TEXTS, "system": st.one_of(_TEXTS, st.none(), st.integers()), "context": _TEXTS,
     "id": st.one_of(_TEXTS, st.integers(), st.floats(allow_nan=False), st.none(), st.lists(_TEXTS, max_size=2),
                     st.fixed_dictionaries({"a": _TEXTS})),
 })  # fmt: skip
@@ -176,7 +210,7 @@ def agree(line: bytes) -> None:
             assert quick(kind, line, times=times) in (None, careful(kind, line))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(lines())
 def test_both_ways_agree_on_whatever_is_written(line: bytes) -> None:
     agree(line)
@@ -189,7 +223,7 @@ def test_both_ways_agree_at_length(line: bytes) -> None:
     agree(line)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=12), st.integers(1, 4))
 def test_lines_of_one_block_do_not_change_each_others_answers(rows: list[bytes], times: int) -> None:
     for kind in ("sft", "pretrain"):

@@ -197,7 +197,7 @@ def test_columns_beside_what_has_no_rows_and_against_the_folder_are_refused(tmp_
     (tmp_path / "a.txt").write_text("x\n")
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     assert "plain text" in identify(tmp_path / "a.txt", "a.txt", side=side).reason
-    assert "dropped as sft" in identify(tmp_path / "a.jsonl", "a.jsonl", "sft", side=side).reason
+    assert "dropped as task" in identify(tmp_path / "a.jsonl", "a.jsonl", "task", side=side).reason
 
 
 @settings(max_examples=100, deadline=None)

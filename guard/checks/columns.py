@@ -192,8 +192,9 @@ def _check_together(fields: Mapping[str, str]) -> None:
                         hint=f"add text, messages, or user and assistant; e.g. {_EXAMPLE}")  # fmt: skip
     if other := next((name for name in names if name not in may), None):
         raise DataFault(f"columns: {next(name for name in names if name in may)} and {other} do not go together",
-                        hint="text alone, or messages, or user and assistant, or the fields of one kind (docs/FORMATS.md)")  # fmt: skip
+                        hint="text alone, or messages, or user and assistant, or the fields of one kind (docs/FORMATS.md)",
+                        )  # fmt: skip
     for one, two in (("user", "assistant"), ("chosen", "rejected")):
         if (one in source) != (two in source):
-            raise DataFault(f"columns: {one} and {two} go together",
-                            hint=f"write {_EXAMPLE}" if one == "user" else f"name both; with {one} alone there is no pair")  # fmt: skip
+            hint = f"write {_EXAMPLE}" if one == "user" else "name both: one of them alone is no pair"
+            raise DataFault(f"columns: {one} and {two} go together", hint=hint)

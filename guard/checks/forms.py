@@ -41,7 +41,8 @@ def columns_hint(columns: list[str]) -> str:
     pair = next(((ask, answer) for ask, answer in _PAIRS if ask in columns and answer in columns), None)
     if pair is None:
         return ""
-    return f"if these are question and answer, write beside it in FILE.meta.yaml: columns: {{{pair[0]}: user, {pair[1]}: assistant}}"
+    named = f"{{{pair[0]}: user, {pair[1]}: assistant}}"
+    return f"if these are question and answer, write beside it in FILE.meta.yaml: columns: {named}"
 
 
 def _conversations(value: Mapping[str, Any]) -> dict[str, Any] | list[Fault]:

@@ -187,7 +187,7 @@ def _with_side(base: Identity, forced_kind: str | None, side: Path | str | None,
     if reading and kind and not reading.fits(kind):
         raise DataFault(f"its columns are those of {reading.kind()} and it was dropped as {kind}",
                         hint=f"drop it outside inbox/{kind}/, or name the columns of {kind}")  # fmt: skip
-    base = dataclasses.replace(base, reading=reading.as_dict(), settings=settings)
+    base = dataclasses.replace(base, reading=reading.as_dict(), rules_version=reading.rules, settings=settings)
     return base, kind or reading.kind() or None
 
 

@@ -132,10 +132,10 @@ def _conversation(row: Mapping[str, Any], place: str, ends_with: str) -> Fields:
 def _answer(value: Mapping[str, Any], side: str) -> str:
     """The text of an answer that stands by itself. Raises _Told."""
     found = value[side]
+    if _holds_question(found):
+        other = _SIDES[side == "chosen"]
+        raise _Told(Fault(side, f"a whole conversation, and '{other}' is a single answer", "both alike"))
     if isinstance(found, str):
-        if opens_rendered(found) or opens_transcript(found):
-            other = _SIDES[side == "chosen"]
-            raise _Told(Fault(side, f"a whole conversation, and '{other}' is a single answer", "both alike"))
         return found
     if len(found) != 1:
         raise _Told(Fault(side, f"{len(found)} turns without a question", "one assistant turn, or the whole conversation"))
@@ -161,7 +161,7 @@ def _whole(value: Mapping[str, Any]) -> tuple[Fields, list[str]]:
     if any(prefix["messages"][-1]["role"] != "user" for prefix in prefixes):
         raise _Told(Fault("chosen", "the last answer follows a tool turn", "an answer to the user"))
     if canonical_bytes(prefixes[0]) != canonical_bytes(prefixes[1]):
-        raise _Told(Fault("rejected", "the conversations differ before the last answer", "the same conversation up to the answer"))
+        raise _Told(Fault("rejected", "the conversations differ before the last answer", "the same up to the last answer"))
     _check_prompt(value, prefixes[0])
     return prefixes[0], [_plain(row["messages"][-1], side) for row, side in zip(rows, _SIDES, strict=True)]
 

@@ -74,7 +74,8 @@ def _mypt(text: str) -> Row:
         else:
             row["messages"].append({"role": kind, "content": content})
         if not text.startswith("\n", place):
-            raise Unreadable("text between two elements", place, "one line feed")
+            reason = "text between two elements" if place < len(text) else "the end mark is missing"
+            raise Unreadable(reason, place, "one line feed, then the next element or <myPT_eot>")
         place += 1
     if place + len("<myPT_eot>") != len(text):
         raise Unreadable("text after <myPT_eot>", place + len("<myPT_eot>"), "nothing")
@@ -85,9 +86,7 @@ def _mypt_element(text: str, place: int) -> tuple[str, str, int]:
     """(kind, content, where it ends) of the element that opens at `place`."""
     kind = next((kind for kind in _MYPT_KINDS if text.startswith(f"<myPT_{kind}>", place)), "")
     if not kind:
-        missing = place >= len(text)
-        raise Unreadable("the end mark is missing" if missing else "no element opens", place,
-                         "<myPT_eot>" if missing else " or ".join(f"<myPT_{kind}>" for kind in _MYPT_KINDS))  # fmt: skip
+        raise Unreadable("no element opens", place, " or ".join(f"<myPT_{kind}>" for kind in _MYPT_KINDS))
     start = place + len(f"<myPT_{kind}>")
     tag = _MYPT.search(text, start)
     if tag is None:

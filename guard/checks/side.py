@@ -130,7 +130,7 @@ def reading_in(values: dict[str, Any]) -> Reading:
     """How the rows beside it are read. Raises DataFault, also where kind and columns contradict each other."""
     reading = reading_of(values.get("columns"), values.get("roles"))
     kind = values.get("kind")
-    if kind and reading.kind() not in ("", kind):
+    if kind and not reading.fits(kind):
         raise DataFault(f"kind says {kind} and the columns are those of {reading.kind()}", hint="take one of the two out")
     return reading
 

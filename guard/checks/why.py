@@ -41,7 +41,6 @@ _REMEDIES = (
     (" whose name does not say what is in it", "rename it so that it does: data.jsonl.gz"),
     (" is an unknown type", "turn it into .jsonl, .txt or .md, or rename it if it is one"),
     (" files are not a kind this version can read yet", "turn it into .jsonl, .txt or .md, and drop that"),
-    (" is not a kind this version can train on yet", "give its rows messages or text, and move them out of that folder"),
 )  # fmt: skip
 """By how a reason begins (`guard/checks/kinds.py`, `daemon/scan.py`), or, after a space, by what is in it; the first counts."""
 

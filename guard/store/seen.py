@@ -59,7 +59,7 @@ def broken_row(text: str) -> str:
         orjson.loads(text)
     except orjson.JSONDecodeError as error:
         return f"it begins with {{ and is not JSON ({error.msg} at line {error.lineno}, column {error.colno})"
-    return "it is a JSON object without text, messages or the columns of another kind"
+    return "it is a JSON object without text or messages, or the columns of another kind"
 
 
 def rows_meant(text: str) -> list[tuple[int, list[dict[str, Any]], str]] | None:
