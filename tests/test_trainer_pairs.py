@@ -29,7 +29,7 @@ def test_a_transcript_is_split_at_its_last_answer_and_ends_with_the_user() -> No
     ("chosen", "rejected", "words"),
     [
         ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: b", "Responses are identical"),
-        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant:", "Field 'rejected' is empty after stripping"),
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant:", "is empty after stripping"),
         ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: other\n\nAssistant: c", "differ"),
         ("\n\nHuman: a\n\nAssistant: b", None, "Missing required field 'rejected'"),
         ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "\n\nHuman: a\n\nHuman: b\n\nAssistant: d", "in a row"),

@@ -46,7 +46,15 @@ def _one_pair(row: Mapping[str, Any]) -> Found:
 
 def _from_hh(row: Mapping[str, Any]) -> Found:
     """A row of hh-rlhf: the transcripts `chosen` and `rejected`, equal up to the last answer."""
-    return _one_pair({"chosen": row.get("chosen"), "rejected": row.get("rejected")})
+    texts = _sides(row)
+    if any(not isinstance(text, str) or not text.startswith("\n\nHuman:") for text in texts.values()):
+        return r"is no transcript that begins with \n\nHuman:"
+    return _one_pair(texts)
+
+
+def _sides(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The two sides of a row without what else may stand in it; a column without a value is a missing one."""
+    return {name: row[name] for name in ("chosen", "rejected") if row.get(name) is not None}
 
 
 def _from_ultrafeedback(row: Mapping[str, Any]) -> Found:
@@ -54,7 +62,7 @@ def _from_ultrafeedback(row: Mapping[str, Any]) -> Found:
     high, low = row.get("score_chosen"), row.get("score_rejected")
     if isinstance(high, int | float) and isinstance(low, int | float) and high < low:
         return "score_chosen is below score_rejected"
-    return _one_pair({"chosen": row.get("chosen"), "rejected": row.get("rejected")})
+    return _one_pair(_sides(row))
 
 
 def _from_stack_exchange(row: Mapping[str, Any]) -> Found:
