@@ -12,9 +12,11 @@ from hf_help import CHATML, CHATML_TOKENS, foreign_folder
 from guard.errors import CheckFailed, Damage, DataFault
 from trainer.hf_tokenizer import open_tokenizer, write_hf_tokenizer
 from trainer.template import encode, encode_prompt, render_text, stop_ids
-from trainer.templates.base import Inexpressible, Part, text_of
+from trainer.templates.base import Inexpressible, Part, Template, text_of
 from trainer.templates.chat import ChatTemplate
 from trainer.templates.find import load_template
+from trainer.templates.harmony import HarmonyTemplate
+from trainer.templates.harmony_simple import HARMONY_SIMPLE
 
 TALK: dict[str, Any] = {"system": "Be brief.", "context": "[1] x", "messages": [
     {"role": "user", "content": "hi <|im_end|> there"}, {"role": "assistant", "content": "yo"},
@@ -182,6 +184,34 @@ def test_transformers_renders_and_encodes_the_same(tmp_path: Path) -> None:
     asked = theirs.apply_chat_template(talk["messages"][:2], add_generation_prompt=True)["input_ids"]
     assert asked == encode_prompt("Be brief.", None, talk["messages"][1:2], tokenizer, template)
     assert theirs.eos_token_id in stop_ids(template, tokenizer)
+
+
+@pytest.mark.parametrize("template", [HARMONY_SIMPLE, HarmonyTemplate(effort="low")])
+def test_transformers_renders_harmony_the_same(tmp_path: Path, template: Template) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer, _suggested = open_tokenizer(foreign_folder(tmp_path / "hf", chat_template=""), template.name)
+    folder = tmp_path / "version"
+    folder.mkdir()
+    write_hf_tokenizer(tokenizer, folder, 64, template)
+    assert load_template(folder).hash == template.hash
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": " u\n"}, {"role": "assistant", "content": "a", "thinking": "old"},
+        {"role": "user", "content": "v"},
+        {"role": "assistant", "content": "let me", "thinking": "t", "tool_calls": [
+            {"type": "function", "id": "1", "function": {"name": "f", "arguments": {"k": ["é", 1]}}}]},
+        {"role": "tool", "content": "r", "tool_call_id": "1", "name": "f"}, {"role": "assistant", "content": "b"},
+    ]  # fmt: skip
+    for fields in ({}, {"system": "s"}, {"developer": "d", "context": "c"}, {"system": "s", "developer": "d"}):
+        whole = {"messages": messages, **fields}
+        assert theirs.apply_chat_template(messages, tokenize=False, **fields) == render_text(whole, template)
+        ids = theirs.apply_chat_template(messages, **fields)["input_ids"]
+        assert ids == encode(whole, tokenizer, template).ids.tolist()
+        for end in (1, 3, 5):
+            asked = theirs.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=True, **fields)
+            assert asked == text_of(template.prompt_parts({"messages": messages[:end], **fields}))
+    with pytest.raises(Exception, match="control tag"):
+        theirs.apply_chat_template([{"role": "user", "content": template.special_tokens[0]}], tokenize=False)
 
 
 def test_a_conversation_that_is_none_is_the_datas_fault() -> None:

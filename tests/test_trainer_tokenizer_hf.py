@@ -25,7 +25,6 @@ from trainer.templates.mypt import MYPT, SPECIAL_TOKENS
 from trainer.tokenizer import Tokenizer, load_tokenizer
 from trainer.tokenizer_about import about_tokenizer
 from trainer.tokenizer_folder import added_token
-from trainer.tokenizer_hf import hf_tokenizer
 from trainer.tokenizer_train import train_tokenizer
 from trainer.train_job import run_base, run_train
 from trainer.version_files import load_version
@@ -99,7 +98,7 @@ def test_killers_of_pre_tokenizers_are_cut_first(trained: Path, text: str) -> No
 
 def test_the_same_vocabulary_gives_gpt2s_own_ids(gpt2_folder: Path) -> None:
     ours, theirs = load_tokenizer("hf", gpt2_folder), load_tokenizer("gpt2")
-    texts = ["Hello  world, it's\r\n\t2026 — naïve 東京 <|endoftext|>", "", "x" * 40_000]
+    texts = ["Hello  world, it's\r\n\t2026 — naïve 東京 <|endoftext|>", "", "x" * 20_000]
     for threads in (1, 2):
         assert [ids.tolist() for ids in ours.encode_batch(texts, threads)] == [theirs.encode(text) for text in texts]
     assert ours.decode([*theirs.encode("a"), theirs.special("<myPT_eot>")]) == "a<myPT_eot>"
@@ -294,15 +293,15 @@ def test_a_folder_belongs_to_the_tokenization_hf(tmp_path: Path, words: dict[str
 
 def test_training_gives_the_same_bytes_every_time_and_learns_from_every_kind_of_row(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_bytes(jsonl([{"messages": [{"role": "user", "content": "zebra zebra zebra"}], "id": "unlearnt unlearnt"}]))
+    rows.write_bytes(jsonl([{"messages": [{"role": "user", "content": "zebra " * 9000}], "id": "qqq " * 9000}]))
     files = [corpus(tmp_path / "a.md"), rows]
     found = [train_tokenizer(files, 300, tmp_path / name, min_frequency=1, specials=["<|mine|>"]) for name in ("a", "b")]
     for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer_state.json", "special_tokens_map.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     tokenizer = load_tokenizer("hf", tmp_path / "a")
     assert tokenizer.vocab_size == found[0]["vocab_size"] == 300 and tokenizer.content_hash == found[0]["content_hash"]
-    assert tokenizer.encode("zebra")[0] > 256 or len(tokenizer.encode("zebra")) < 5
-    assert list(tokenizer.special_tokens) == ["<|endoftext|>", *SPECIAL_TOKENS, "<|mine|>"] and found[0]["texts"] == 2
+    assert len(tokenizer.encode(" zebra")) < 3 and len(tokenizer.encode("qqq")) == 3  # an id names, it says nothing
+    assert list(tokenizer.special_tokens) == ["<|endoftext|>", *SPECIAL_TOKENS, "<|mine|>"] and found[0]["texts"] > 1
 
 
 @pytest.mark.parametrize(("change", "error", "told"), [
