@@ -32,7 +32,9 @@ from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 from guard.store.recovery import recover
 from trainer.hardware import hardware_facts, library_versions
+from trainer.hf_tokenizer import write_hf_tokenizer
 from trainer.prepare_job import run_prepare
+from trainer.templates.find import load_template
 from trainer.tokenizer import load_tokenizer
 
 SETTINGS: dict[str, object] = {"inbox.settle_seconds": 1, "disk.reserve_gb": 0, "validation.fraction": 0.05}
@@ -94,7 +96,11 @@ class ToyServer:
         out.mkdir(exist_ok=True)
         (out / "config.json").write_bytes(json_bytes(HF_CONFIG))
         (out / "model.safetensors").write_bytes(random.Random(seed).randbytes(4000))
-        (out / "tokenizer_state.json").write_bytes(json_bytes(load_tokenizer(job["tokenization"]).state()))
+        if job["tokenization"] == "hf":
+            folder = job["tokenizer_folder"]
+            write_hf_tokenizer(load_tokenizer("hf", folder), out, 32, load_template(folder))
+        else:
+            (out / "tokenizer_state.json").write_bytes(json_bytes(load_tokenizer(job["tokenization"]).state()))
         return {path.name: sha256_file(path) for path in sorted(out.iterdir())}
 
     def _base(self, job: dict[str, Any]) -> None:

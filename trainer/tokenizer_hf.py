@@ -51,6 +51,13 @@ def _vocab_size(document: Mapping[str, Any]) -> int:
     return max([own, *(item["id"] + 1 for item in document["added_tokens"])])
 
 
+def _with(model: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The model with these words among its own: the library numbers an added token anew unless its model knows it."""
+    if not isinstance(model["vocab"], dict):
+        return model
+    return {**model, "vocab": {**model["vocab"], **{item["content"]: item["id"] for item in added}}}
+
+
 def _unknown_id(model: Mapping[str, Any]) -> int | None:
     """The id of unknown characters: text may give it, and it controls nothing."""
     if isinstance(model["vocab"], dict):
@@ -75,7 +82,7 @@ class HfTokenizer(Tokenizer):
         controls = [item for item in added if item["content"].strip()]
         self._specials = {item["content"]: int(item["id"]) for item in controls}
         self._names = {value: content for content, value in self._specials.items()}
-        plain = {**files.document, "added_tokens": blank, "post_processor": None}
+        plain = {**files.document, "added_tokens": blank, "post_processor": None, "model": _with(files.document["model"], blank)}
         try:
             self._backend = Backend.from_str(orjson.dumps(plain).decode())
         except Exception as error:  # the library raises a bare Exception for whatever it cannot read

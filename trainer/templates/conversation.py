@@ -89,7 +89,7 @@ class Conversation:
         calls = self.turns[start].calls
         by_id = next((call.name for call in calls if call.id and call.id == turn.call_id), "")
         place = position - start - 1
-        name = by_id or turn.name or (calls[place].name if place < len(calls) else "")
+        name = by_id or turn.name or (calls[place].name if 0 <= place < len(calls) else "")
         if not name:
             raise DataFault(f"messages[{position}] is a tool's result, and no tool was called before it",
                             subject=f"messages[{position}]")  # fmt: skip

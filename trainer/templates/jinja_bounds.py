@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
+from jinja2.filters import do_indent
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 __all__ = ["GENERATED_CLOSE", "GENERATED_OPEN", "BoundedEnvironment", "TooMuch", "environment_of"]
 
@@ -29,6 +31,43 @@ _LONGEST_NUMBER = 100_000
 
 class TooMuch(TemplateError):
     """The template does more than any chat template needs."""
+
+
+def _weigh(characters: int) -> None:
+    """Raises TooMuch for a text that no conversation has."""
+    if characters > _OUTPUT_CHARACTERS:
+        raise TooMuch(f"the template makes texts of more than {_OUTPUT_CHARACTERS:,} characters")
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    found = list(pieces)
+    _weigh(sum(map(len, found)))
+    return "".join(found)
+
+
+class _Tildes(NodeTransformer):
+    """Puts the bounded join in the place of `~`, which the sandbox does not let anyone watch."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        join = nodes.EnvironmentAttribute("tilde").set_lineno(node.lineno)
+        return nodes.Call(join, node.nodes, [], None, None).set_lineno(node.lineno)
+
+
+def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    text, old, new = str(text), str(old), str(new)
+    _weigh(len(text) + (len(text) + 1) * len(new))
+    return text.replace(old, new, -1 if count is None else count)
+
+
+def _indent(text: Any, width: Any = 4, first: bool = False, blank: bool = False) -> str:
+    _weigh((str(text).count("\n") + 1) * (len(width) if isinstance(width, str) else int(width)))
+    return do_indent(str(text), width, first, blank)
+
+
+def _join(values: Iterable[Any], between: str = "", attribute: Any = None) -> str:
+    found = [value[attribute] if attribute is not None else value for value in values]
+    return _joined([piece for value in found for piece in (str(between), str(value))][1:])
 
 
 class _Generation(Extension):
@@ -49,7 +88,8 @@ class _Generation(Extension):
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """The sandbox with a budget; `refill` before every rendering."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"*", "**", "%", "+"})
+    concat = staticmethod(_joined)
 
     def refill(self) -> None:
         """A new budget."""
@@ -73,6 +113,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.spend()
         if any(isinstance(item, int) and abs(item) > _LONGEST_NUMBER for item in (*arguments, *named.values())):
             raise TooMuch(f"the template calls something with a number beyond {_LONGEST_NUMBER:,}")
+        owner = getattr(callee, "__self__", None)
+        if isinstance(owner, str):  # replace, join and the like make at most so much
+            _weigh((len(owner) + 1) * max([1, *(len(item) for item in arguments if isinstance(item, str))]))
         return super().call(context, callee, *arguments, **named)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -80,7 +123,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         big = any(isinstance(item, str | list | tuple) for item in (left, right)) and operator == "*"
         if big or (operator == "**") or (operator == "%" and isinstance(left, str)):
             raise TooMuch(f"the template uses the operator {operator} in a way that makes large things")
+        if operator == "+" and isinstance(left, str | list) and isinstance(right, str | list):
+            _weigh(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
+
+    def tilde(self, *pieces: Any) -> str:
+        """What `a ~ b` makes."""
+        return _joined(map(str, pieces))
+
+    def _generate(self, source: nodes.Template, *arguments: Any, **named: Any) -> str:
+        return super()._generate(_Tildes().visit(source), *arguments, **named)
 
     def bounded_range(self, *numbers: int) -> range:
         """`range`, of which all together may give so many numbers."""
@@ -115,8 +167,9 @@ def environment_of(date: str) -> BoundedEnvironment:
     """The environment in which every day is `date` (YYYY-MM-DD). Raises ValueError for what is no date."""
     today = datetime.datetime.strptime(date, "%Y-%m-%d")
     found = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-    found.filters["tojson"] = _to_json
-    for name in ("center", "pprint", "random", "filesizeformat"):  # make things of any size, or of chance
+    found.filters |= {"tojson": _to_json, "replace": _replace, "indent": _indent, "join": _join}
+    for name in ("center", "pprint", "random", "filesizeformat", "format", "wordwrap", "xmlattr", "batch", "slice"):
+        # make things of any size, or of chance, and no chat template needs them
         del found.filters[name]
     found.globals |= {"raise_exception": _refuse, "strftime_now": today.strftime, "range": found.bounded_range}
     for name in ("lipsum", "cycler"):
