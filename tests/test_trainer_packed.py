@@ -214,7 +214,7 @@ def test_a_newborn_model_is_seen_to_leak_too() -> None:
     rows = [document(1, 12), document(2, 9)]
     require_no_leak(model, SFT, rows)
     model.__class__ = Blind
-    with pytest.raises(CheckFailed, match="packing leak: document 2 .* depends on the token at position 1 of another"):
+    with pytest.raises(CheckFailed, match=r"packing leak: document 2 .* depends on the token at position 1 of another"):
         require_no_leak(model, SFT, rows)
 
 
