@@ -20,7 +20,8 @@ from trainer.hardware import Numbers, resolve_numbers
 from trainer.model_config import ModelConfig
 from trainer.recipe import PACKINGS, Recipe, find_recipe, load_recipe, parse_sealed, resolve
 
-__all__ = ["Target", "asked_packing", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of", "target_of"]
+__all__ = ["Target", "asked_packing", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of",
+           "target_of"]  # fmt: skip
 
 
 @dataclass(frozen=True)

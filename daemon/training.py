@@ -230,7 +230,7 @@ def _estimate(
     measured = base.record.get("metrics", {}).get("tokens_per_second") if base else None
     tokens = dataset.train.total_tokens
     numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape)
-    steps, cost = cost_of(recipe, shape, numbers, tokens, iterations=iterations, measured=measured)
+    steps, cost = cost_of(recipe, shape, numbers, tokens, examples=dataset.train.count, iterations=iterations, measured=measured)
     return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": cost.staging_bytes + cost.version_bytes}
 
 

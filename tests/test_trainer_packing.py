@@ -263,11 +263,14 @@ def test_at_least_98_of_100_tokens_are_used_on_gsm8k(tmp_path: Path) -> None:
 
 
 def used(chosen: Chosen, block: int) -> float:
-    """Predictions over what the sequences could hold: padding counts as unused."""
-    selection = chosen.selection
-    assert selection.documents is not None
-    documents = len(selection.sequences) + int((np.diff(selection.documents) > 0).sum())
-    return (int(selection.ranges[:, 2].sum()) - documents) / (len(selection.sequences) * block)
+    return chosen.selection.used(block)
+
+
+def test_used_counts_predictions_and_not_the_token_that_pieces_share(rows: Dataset) -> None:
+    selection = choose(rows, 32).selection
+    predictions = sum(len(document) - 1 for sequence in read(selection, [rows]) for document in sequence)
+    assert selection.used(32) == predictions / (32 * len(selection.sequences))
+    assert selection.document_count() == sum(map(len, read(selection, [rows])))
 
 
 # --- lists of earlier releases, recipes ---------------------------------------------------------------------------
