@@ -19,11 +19,16 @@ __all__ = ["backup_bytes", "cost_of", "estimate", "needed_bytes", "tokens_approx
 
 
 def cost_of(
-    recipe: Recipe, shape: ModelConfig, numbers: Numbers, tokens: int, *, iterations: int | None, measured: float | None
-) -> tuple[int, Estimate]:
-    """(steps, estimate) of so many first-pass tokens on a model of that shape; `iterations`: exactly so many steps."""
+    recipe: Recipe, shape: ModelConfig, numbers: Numbers, tokens: int, *, examples: int, iterations: int | None,
+    measured: float | None,
+) -> tuple[int, Estimate]:  # fmt: skip
+    """(steps, estimate) of so many first-pass tokens in so many examples on a model of that shape; `iterations`: exactly so
+    many steps."""
     per_step = recipe.training.batch_sequences * shape.block_size
-    steps = int(iterations or max(1, -(-tokens * recipe.training.epochs // per_step)))
+    sequences = -(-tokens // shape.block_size)
+    if recipe.stage == "sft" and recipe.training.packing != "bestfit":
+        sequences = max(sequences, examples)  # each conversation has one of its own
+    steps = int(iterations or max(1, -(-sequences * recipe.training.epochs // recipe.training.batch_sequences)))
     work = steps * per_step if iterations else tokens * recipe.training.epochs
     return steps, estimate_job(shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences,
                                flags=hardware_facts()["cpu_flags"], cores=numbers.threads, measured=measured)  # fmt: skip
@@ -32,7 +37,7 @@ def cost_of(
 def _cost(keeper: Keeper, target: Target, tokens: int) -> tuple[int, Estimate]:
     """(steps, estimate) of training so many first-pass tokens with the target's recipe."""
     return cost_of(target.recipe, shape_of(keeper, target.base), numbers_of(keeper, target), tokens,
-                   iterations=target.job.request.get("iterations"),
+                   examples=sum(file.examples for file in target.files), iterations=target.job.request.get("iterations"),
                    measured=target.base.record.get("metrics", {}).get("tokens_per_second"))  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from daemon.facts import fact_steps
 from daemon.folder_scan import require_data_set, room_problem
 from daemon.regrow import regrow
 from daemon.sides import only_beside
-from daemon.targets import Target, fork_recipe, recipe_for, resolve_base
+from daemon.targets import Target, asked_packing, fork_recipe, recipe_for, resolve_base
 from daemon.training import train
 from guard.checks.kinds import registered_reason, stage_of
 from guard.checks.preflight import preflight
@@ -251,10 +251,10 @@ def _plan(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     wanted, slug = split_output(str(arguments["output"]))
     line = _line_of_plan(keeper, base, arguments.get("line"), slug)
     request = {key: arguments[key] for key in ("allow_repeat", "iterations") if arguments.get(key)}
-    request |= {"recipe": str(arguments.get("recipe") or ""), "origin": "plan"}
+    request |= {"recipe": str(arguments.get("recipe") or ""), "origin": "plan", **asked_packing(arguments)}
     draft = Job(0, "train", "planned", 0, stage, line, base.id, slug, wanted, None, request, {}, "", 0, 0, "", "",
                 tuple(file.sha256 for file in files))  # fmt: skip
-    recipe = recipe_for(keeper, stage, request["recipe"], base, {})
+    recipe = recipe_for(keeper, stage, request["recipe"], base, request.get("overrides") or {})
     target = Target(draft, base, fork_recipe(recipe), tuple(files))
     verdict = preflight((yield from fact_steps(keeper, target, wanted=wanted)))
     queued = [job for file in files if (job := queued_with_file(keeper.ledger, file.sha256)) is not None]

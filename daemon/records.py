@@ -50,6 +50,12 @@ def _gate(verdict: Verdict, mode: str) -> dict[str, Any]:
             "mode": mode, "reason": "" if passed else verdict.reason, "checks": verdict.as_list()}  # fmt: skip
 
 
+def _packing(prepared: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """How documents shared sequences: mode, documents, part used; and why they were fed one by one, where they were."""
+    apart = result.get("fed_apart")
+    return {**prepared.get("packing", {}), **({"fed_apart": apart} if apart else {})}
+
+
 def forked_record(
     plan: Mapping[str, Any], result: Mapping[str, Any], base: Mapping[str, Any], gate: Verdict, *,
     mode: str, line: str, created: str, files: Sequence[Mapping[str, Any]],
@@ -72,7 +78,7 @@ def forked_record(
         "inputs": [], "line": line, "role": "policy", "created": created, "stage": plan["stage"],
         "objective": plan["objective"], "data": data, "skipped": skipped(prepared["counts"]),
         "replay": {"tokens": result["replay_tokens"], "datasets": prepared.get("replay_datasets", [])},
-        "planned": plan.get("planned", {}),
+        "planned": plan.get("planned", {}), "packing": _packing(prepared, result),
         "dataset": {"id": plan["dataset"]["id"]}, "selection_sha256": plan["selection_sha256"],
         "consumed_sha256": plan["consumed_sha256"], "recipe": plan["recipe"], "recipe_hash": plan["recipe_hash"],
         "seed": plan["seed"], "threads": plan["threads"], "dtype": plan["dtype"],

@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from guard.errors import HeirloomError, NotFound
+from guard.errors import HeirloomError, NotFound, UsageError
 from guard.store.files import StoredFile, get_file
 from guard.store.jobs import Job
 from guard.store.keeper import Keeper
 from guard.store.versions import Version, find_version, line_tip, version_by_id
 from trainer.hardware import Numbers, resolve_numbers
 from trainer.model_config import ModelConfig
-from trainer.recipe import Recipe, find_recipe, load_recipe, parse_sealed, resolve
+from trainer.recipe import PACKINGS, Recipe, find_recipe, load_recipe, parse_sealed, resolve
 
-__all__ = ["Target", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of", "target_of"]
+__all__ = ["Target", "asked_packing", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of",
+           "target_of"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,17 @@ def recipe_for(keeper: Keeper, stage: str, named: str, base: Version, overrides:
         raise HeirloomError(f"the recipe {named} is for {recipe.stage}, the data is {stage}", subject=named,
                             hint=f"name one of configs/{stage}/")  # fmt: skip
     return resolve(recipe, overrides) if overrides else recipe
+
+
+def asked_packing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job's request has to say when a person asked for a packing; {} when nobody did. Raises UsageError."""
+    packing = arguments.get("packing")
+    if packing is None:
+        return {}
+    if packing not in PACKINGS:
+        raise UsageError(f"--packing {packing}: there is no such packing", subject="packing",
+                         hint=f"one of {', '.join(PACKINGS)}")  # fmt: skip
+    return {"overrides": {"training": {"packing": packing}}}
 
 
 def fork_recipe(recipe: Recipe) -> Recipe:

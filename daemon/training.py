@@ -17,7 +17,7 @@ import orjson
 from daemon.costs import cost_of
 from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
-from daemon.targets import resolve_base, shape_of
+from daemon.targets import asked_packing, resolve_base, shape_of
 from guard.copies import copy_verified
 from guard.durable import fsync_tree, json_bytes, make_dir, remove_tree, rename_new, seal_tree, write_bytes
 from guard.errors import Busy, CheckFailed, Damage, NotFound, UsageError
@@ -36,7 +36,7 @@ from guard.store.versions import GONE, Version, all_versions, line_tip
 from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset
 from trainer.hardware import resolve_numbers
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Recipe, load_recipe, resolve
 from trainer.tokenizer import require_same_tokenizer
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def train(engine: Engine, arguments: Mapping[str, Any]) -> Steps[dict[str, Any]]
     sha256 = yield from admit_steps(keeper, asked.folder, asked.dataset)
     asked = _judge(keeper, arguments)
     base, tip, line, steps = asked.base, asked.tip, asked.line, arguments.get("max_iters")
-    request: dict[str, Any] = {"recipe": str(Path(arguments["config_file"]).absolute()), "origin": "train"}
+    request: dict[str, Any] = {"recipe": str(Path(arguments["config_file"]).absolute()), "origin": "train",
+                               **asked_packing(arguments)}  # fmt: skip
     if steps:
         request["iterations"] = int(steps)
     # Asking for more iterations on what a model knows is asking for the repetition (law 4).
@@ -197,6 +198,8 @@ def _judge(keeper: Keeper, arguments: Mapping[str, Any]) -> _Asked:
         raise NotFound(f"{folder} is not a folder", subject=str(folder), hint="heirloom prepare text|chat makes one")
     dataset = open_dataset(folder)
     recipe = load_recipe(Path(arguments["config_file"]))
+    overrides = asked_packing(arguments).get("overrides")
+    recipe = resolve(recipe, overrides) if overrides else recipe
     if recipe.stage != dataset.stage:
         raise UsageError(f"{arguments['config_file']} is for {recipe.stage}, the dataset is {dataset.stage}",
                          hint=f"name a recipe of configs/{dataset.stage}/")  # fmt: skip
@@ -229,7 +232,7 @@ def _estimate(
     measured = base.record.get("metrics", {}).get("tokens_per_second") if base else None
     tokens = dataset.train.total_tokens
     numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape)
-    steps, cost = cost_of(recipe, shape, numbers, tokens, iterations=iterations, measured=measured)
+    steps, cost = cost_of(recipe, shape, numbers, tokens, examples=dataset.train.count, iterations=iterations, measured=measured)
     return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": cost.staging_bytes + cost.version_bytes}
 
 

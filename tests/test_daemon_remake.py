@@ -6,17 +6,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 from toy import Toy, chat_of, text_of
 from trainer_help import shared_server
 
+from daemon import freezing
 from daemon.remake import remake
 from guard.durable import remove_tree
 from guard.errors import CheckFailed, Damage
 from guard.store.keeper import Keeper
 from guard.store.recovery import recover
+from guard.store.versions import find_version
 
 
 class RealServer:
@@ -74,6 +77,31 @@ def test_a_version_made_again_is_identical(keeper: Keeper, name: str) -> None:
     assert made["verdict"] == "identical", made["reason"]
     assert made["files"]["model.safetensors"] and "metrics.jsonl" not in made["files"]
     assert not list(keeper.home.staging.glob("remake-*"))
+
+
+def test_a_version_of_a_release_without_packing_is_made_again_as_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recipe says nothing of packing: then text was one stream, and a conversation had a sequence of its own."""
+    ask = freezing.prepare_request
+
+    def older(*arguments: Any, **more: Any) -> dict[str, Any]:
+        request = ask(*arguments, **more)
+        del request["recipe"]["training"]["packing"]
+        return request
+
+    monkeypatch.setattr(freezing, "prepare_request", older)
+    toy = RealToy(tmp_path / "older", gate="warn", training__threads=1).make_base()
+    toy.drop("pretrain/b.txt", text_of(1500))
+    toy.settle()
+    monkeypatch.undo()
+    record = find_version(toy.keeper.ledger, "v002").record
+    assert "packing" not in record["recipe"]["training"]
+    assert remake(toy.keeper, "v002", child=real_child)["verdict"] == "identical"
+    toy.drop("pretrain/c.txt", text_of(1500, seed=2))
+    toy.settle()
+    assert find_version(toy.keeper.ledger, "v003").record["recipe"]["training"]["packing"] == "bestfit"
+    toy.die()
 
 
 def test_replay_of_pruned_shards_is_prepared_again(keeper: Keeper) -> None:

@@ -214,7 +214,7 @@ def test_a_newborn_model_is_seen_to_leak_too() -> None:
     rows = [document(1, 12), document(2, 9)]
     require_no_leak(model, SFT, rows)
     model.__class__ = Blind
-    with pytest.raises(CheckFailed, match="packing leak: document 2 .* depends on the token at position 1 of another"):
+    with pytest.raises(CheckFailed, match=r"packing leak: document 2 .* depends on the token at position 1 of another"):
         require_no_leak(model, SFT, rows)
 
 
@@ -241,7 +241,7 @@ def test_a_packed_job_proves_what_it_did_and_learns(home: Path, chat: Any) -> No
     result = run_train(job)
     assert result["consumed_sha256"] == job["consumed_sha256"] and result["steps_executed"] == 12
     assert result["evaluation"][0]["child_loss"] < result["evaluation"][0]["parent_loss"] - 0.3
-    assert result["generation"][0]["prompt"].endswith("<myPT_assistant>") and result["notes"] == []
+    assert result["generation"][0]["prompt"].endswith("<myPT_assistant>") and result["fed_apart"] == ""
     assert 0 < result["loss_tokens"] < result["fed_tokens"]
 
 
@@ -271,7 +271,7 @@ def test_a_model_that_leaks_is_refused_and_one_that_cannot_pack_is_fed_apart(
         return
     assert not takes_documents(tiny(Unable)) and takes_documents(tiny())
     apart = run_train(job)
-    assert "fed by itself" in apart["notes"][0] and apart["consumed_sha256"] == job["consumed_sha256"]
+    assert "fed by itself" in apart["fed_apart"] and apart["consumed_sha256"] == job["consumed_sha256"]
     monkeypatch.undo()
     packed = run_train(packed_job(home, chat, "Able", steps=3))
     assert apart["final_loss"] == pytest.approx(packed["final_loss"], rel=1e-4)

@@ -213,6 +213,8 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "steps": steps,
         "steps_per_epoch": selection.steps_per_epoch(batch),
         "sequences": len(selection.sequences),
+        "packing": {"mode": recipe.training.packing, "documents": selection.document_count(),
+                    "used": round(selection.used(int(job["block_size"])), 4)},
         "selection_sha256": selection.save(staging),
         "consumed_sha256": selection.consumed_hash(seed, steps, batch),
         "learnt": _learnt(ready, chosen, fed),

@@ -22,9 +22,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from guard.errors import NotFound, UsageError
 from trainer.recipe_flat import from_flat, is_flat
 
-__all__ = ["ModelSection", "Recipe", "TrainingSection", "find_recipe", "load_recipe", "parse_recipe", "parse_sealed",
+__all__ = ["PACKINGS", "ModelSection", "Recipe", "TrainingSection", "find_recipe", "load_recipe", "parse_recipe", "parse_sealed",
            "recipe_hash", "resolve"]  # fmt: skip
 
+PACKINGS = ("off", "bestfit")
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 

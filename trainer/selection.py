@@ -99,6 +99,16 @@ class Selection:
         ends = np.concatenate([[0], np.cumsum(self.ranges[:, 2])])
         return ends[self.sequences[:, 1]] - ends[self.sequences[:, 0]]
 
+    def document_count(self) -> int:
+        """Documents (or pieces of them) in all sequences."""
+        inside = 0 if self.documents is None else int((np.diff(self.documents) > 0).sum())
+        return len(self.sequences) + inside
+
+    def used(self, block_size: int) -> float:
+        """Part of what the sequences could hold that is really fed, 0 to 1: padding up to the block counts as unused."""
+        fed = int(self.ranges[:, 2].sum()) - self.document_count()
+        return fed / max(1, len(self.sequences) * block_size)
+
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The permutation of the sequences [S] in an epoch (read-only)."""
         return _order(len(self.sequences), seed, epoch)

@@ -46,7 +46,7 @@ Job = Mapping[str, Any]
 SAMPLES = 2
 SAMPLE_TOKENS = 64
 PROMPT_TOKENS = 16
-_FED_APART = "packing off: this model cannot be told which positions belong together, so each document was fed by itself"
+_FED_APART = "this model cannot be told which positions belong together, so each document was fed by itself"
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     generation = _speak(model, tokenizer, stop_ids(template, tokenizer), feed, job)
     child.tell("writing the version", run)
     files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl")
-    run.notes += [_FED_APART] if shared and apart else []
     result = {
         **_proof(run, feed.selection, job),
+        "fed_apart": _FED_APART if shared and apart else "",
         "parent_weights_sha256": parent_weights,
         "weights_sha256": files[WEIGHTS],
         "finite": weights_are_finite(model),

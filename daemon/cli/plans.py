@@ -28,6 +28,7 @@ from guard.errors import CheckFailed, NotFound
 __all__ = ["add_to", "check_lines", "data_argument", "nobody_works", "plan_lines", "train_plan_lines"]
 
 _SHOWN_FILES = 20
+_PACKING = "Which documents share a sequence; they never see one another."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,6 +47,7 @@ def plan(
     line: Annotated[str | None, typer.Option("--line", help="The line that the new version shall be on.")] = None,
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Train exactly so many steps.")] = None,
     allow_repeat: Annotated[bool, typer.Option("--allow-repeat", help="Train again what was learnt already.")] = False,
+    packing: Annotated[str | None, typer.Option("--packing", metavar="off|bestfit", help=_PACKING)] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Answer the question with yes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
 ) -> None:
@@ -53,7 +55,7 @@ def plan(
     caller: Caller = context.obj
     request = {
         "base": base, "files": [data_argument(caller, item) for item in data], "output": output, "recipe": recipe,
-        "line": line, "allow_repeat": allow_repeat, "iterations": iterations,
+        "line": line, "allow_repeat": allow_repeat, "iterations": iterations, "packing": packing,
     }  # fmt: skip
     found = caller.call("plan", {**request, "dry_run": True})
     caller.console.say(*plan_lines(found, is_tip=_is_tip(caller, found["base"]), free_bytes=caller.home().free_bytes()))
@@ -181,6 +183,7 @@ def train(
     ] = None,
     max_iters: Annotated[int | None, typer.Option("--max-iters", min=1, help="Train exactly so many steps.")] = None,
     allow_repeat: Annotated[bool, typer.Option("--allow-repeat", help="Train again what was learnt already.")] = False,
+    packing: Annotated[str | None, typer.Option("--packing", metavar="off|bestfit", help=_PACKING)] = None,
     yes: Yes = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -194,7 +197,7 @@ def train(
                        hint="heirloom prepare text --input FILE --output-dir DIR makes one")  # fmt: skip
     request = {"model_name": model_name, "dataset_dir": str(dataset.absolute()), "init_from_model": init_from_model,
                "config_file": caller.file_argument(config_file), "max_iters": max_iters,
-               "allow_repeat": allow_repeat, "dry_run": dry_run}  # fmt: skip
+               "allow_repeat": allow_repeat, "packing": packing, "dry_run": dry_run}  # fmt: skip
     queued = caller.call("train", request)
     if dry_run:
         caller.console.emit({**queued, "dry_run": True})
