@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from daemon.cli import prepare_pack
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.flags import DryRun, Yes
 from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, table, visible
@@ -30,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     makers.callback(epilog=EPILOGUE)(prepare)
     makers.command("text", epilog=EPILOGUE)(prepare_text)
     makers.command("chat", epilog=EPILOGUE)(prepare_chat)
+    prepare_pack.add_to(makers)
     app.add_typer(makers, name="prepare", epilog=EPILOGUE)
     indexes = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
     indexes.callback(epilog=EPILOGUE)(index)
