@@ -1,5 +1,6 @@
 """Our shards in other hands: read as nanoGPT reads its own, decoded by tiktoken alone, the masks beside the tokens."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from trainer.prepare import prepare_dataset
 from trainer.tokenizer import GPT2_PATTERN, load_tokenizer
 
 
+@functools.cache
 def stock_gpt2() -> tiktoken.Encoding:
     """GPT-2's encoding as everyone has it, from the vocabulary files and nothing else of ours."""
     ranks = load_tokenizer("gpt2").ranks  # type: ignore[attr-defined]
