@@ -151,7 +151,7 @@ class _Packing:
                 count += len(batch)
                 if self.progress:
                     self.progress(sum(self.examples.values()), sum(self.tokens.values()))
-        if file.container == "text":
+        if _is_one_document(file):
             # A plain text is one document; its segments in a split follow each other, and what is next begins anew.
             for split in (split for split, any_of_it in last.items() if any_of_it):
                 self._add(split, [self._separator])
@@ -160,7 +160,7 @@ class _Packing:
     def _encode(self, batch: Sequence[Example], file: SourceFile) -> list[Ids]:
         """Ids of each example, with the separator behind a row of text. Runs in any thread."""
         texts = self.tokenizer.encode_batch([example.fields["text"] for example in batch])
-        ends = [] if file.container == "text" else [self._separator]
+        ends = [] if _is_one_document(file) else [self._separator]
         return [np.concatenate([ids.astype(np.int64), *ends]) for ids in texts]
 
     def _add(self, split: str, arrays: Sequence[Ids]) -> None:
@@ -169,6 +169,11 @@ class _Packing:
             self.tokens[split] += len(ids)
             for rows in self.rows[split]:
                 rows.add(ids)
+
+
+def _is_one_document(file: SourceFile) -> bool:
+    """A plain text, packed (`text.gz`) or not; everything else holds a document in each row."""
+    return file.container.partition(".")[0] == "text"
 
 
 def _batches(file: SourceFile) -> Iterator[list[Example]]:
