@@ -24,14 +24,15 @@ from trainer.templates.base import Template
 from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["KINDS", "prepare_folder"]
+__all__ = ["KINDS", "check_output", "prepare_folder", "skipped_rows", "source_of"]
 
 KINDS = {"text": "pretrain", "chat": "sft"}
 _LISTED_ROWS = 20
 _Skipped = tuple[int, list[dict[str, Any]]]
 
 
-def _source(path: Path, stage: str) -> SourceFile:
+def source_of(path: Path, stage: str) -> SourceFile:
+    """A file that a person named, looked at and hashed. Raises NotFound, UsageError."""
     if not path.exists():
         raise NotFound(f"no file {path}", subject=str(path), hint="check the path after --input")
     container = container_of(path.name)
@@ -45,7 +46,7 @@ def _source(path: Path, stage: str) -> SourceFile:
     return SourceFile(sha256_file(real), path.name, real)
 
 
-def _skipped_rows(file: SourceFile, stage: str) -> _Skipped:
+def skipped_rows(file: SourceFile, stage: str) -> _Skipped:
     """How many rows cannot be used, and the first ones with line, field and reason."""
     count = 0
     listed: list[dict[str, Any]] = []
@@ -60,7 +61,8 @@ def _skipped_rows(file: SourceFile, stage: str) -> _Skipped:
     return count, listed
 
 
-def _check_output(folder: Path) -> None:
+def check_output(folder: Path) -> None:
+    """Raises UsageError unless the folder is missing or empty."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} is not a folder", subject=str(folder), hint="name a new folder after --output-dir")
     if folder.is_dir() and any(folder.iterdir()):
@@ -86,13 +88,13 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
     if not inputs:
         raise UsageError("no input file", hint="--input FILE, once or more often")
     stage, output_dir = KINDS[kind], Path(output_dir)
-    _check_output(output_dir)
+    check_output(output_dir)
     tokenizer, chosen = _tokenizer_of(tokenization, tokenizer_folder, template)
-    files = [_source(Path(item), stage) for item in inputs]
+    files = [source_of(Path(item), stage) for item in inputs]
     if held_out:
         files = [replace(file, split="train") for file in files]
-        files += [replace(_source(Path(item), stage), split="val") for item in held_out]
-    skipped = [_skipped_rows(file, stage) for file in {file.sha256: file for file in files}.values()]
+        files += [replace(source_of(Path(item), stage), split="val") for item in held_out]
+    skipped = [skipped_rows(file, stage) for file in {file.sha256: file for file in files}.values()]
     output_dir = output_dir.absolute()
     making = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.making")
     make_dir(output_dir.parent)

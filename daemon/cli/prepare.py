@@ -19,6 +19,7 @@ from daemon.cli.output import human_tokens, plural, visible
 __all__ = ["add_to", "dataset_lines"]
 
 _ROOMS = (
+    "prepare_pack",
     "prepare_convert",
     "prepare_checks",
     "prepare_sessions",
