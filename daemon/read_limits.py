@@ -19,7 +19,8 @@ def read_limits(keeper: Keeper, line: str = "") -> dict[str, Any]:
     """The limits in a reader's request; `line`: the one the file is for, "" for the usual one."""
     intake = keeper.settings.intake
     return {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True,
-            "max_unpacked_bytes": int(intake.max_unpacked_gb * 1e9), "vocab_size": vocabulary(keeper, line or DEFAULT_LINE)}  # fmt: skip
+            "max_unpacked_bytes": int(intake.max_unpacked_gb * 1e9),
+            "vocab_size": vocabulary(keeper, line or DEFAULT_LINE)}  # fmt: skip
 
 
 def vocabulary(keeper: Keeper, line: str) -> int:

@@ -55,7 +55,8 @@ def dataset_id(files: Iterable[tuple[str, str]], tokenizer: Tokenizer, stage: st
 
     `files`: (SHA-256 in hex, container) pairs; behind the container stands what else decides about a file's examples: the
     digest of other names (`jsonl:5b2c...`), newer rules than the first (`jsonl:rules2`), a kind that is not called like the
-    stage (`jsonl:mutation`). So datasets of files of old keep their ids. Plain text passes through no template: its id has mypt's.
+    stage (`jsonl:mutation`). So datasets of files of old keep their ids. Plain text passes through no template: its id has
+    mypt's.
     """
     identity = {
         "files": sorted(set(files)),

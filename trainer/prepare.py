@@ -250,8 +250,9 @@ class _FileRun:
                 rows = encoded if self.stage == "pretrain" else self.unsaid.take(self.file.name, batch, encoded)
                 held_out = self._held_out(b"".join(example.fingerprint for example in batch), apart)
                 for side, writer in writers.items():
-                    mine = zip(batch, held_out, rows, strict=True)
-                    writer.add_batch(self.index, [(example, row) for example, held, row in mine if held is side and row is not None])
+                    mine = [(example, row) for example, held, row in zip(batch, held_out, rows, strict=True)
+                            if held is side and row is not None]  # fmt: skip
+                    writer.add_batch(self.index, mine)
                 count += len(batch)
                 if progress:
                     done = writers.values()

@@ -31,8 +31,8 @@ _KEPT_FOR = {
 }
 SUPPORTED = (".jsonl .json .csv .parquet .arrow with 'messages', 'conversations' or 'instruction' and 'output' (sft), 'text' or "
              "'input_ids' (pretrain), 'chosen' and 'rejected' (preference), 'tests' (task), 'buggy_code' and 'fixed_code' "
-             "(mutation); .npy of token ids (pretrain); .txt and .md (docs, or pretrain under pretrain/); each also as .gz or .zst; "
-             "folders of data sets")  # fmt: skip
+             "(mutation); .npy of token ids (pretrain); .txt and .md (docs, or pretrain under pretrain/); each also as .gz or "
+             ".zst; folders of data sets")  # fmt: skip
 CHAT_TAGS = TAGS
 
 SIDE_SUFFIXES = (".meta.yaml", ".meta.yml")

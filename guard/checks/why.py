@@ -84,7 +84,8 @@ def _fault_lines(what: str, count: int, faults: tuple[RowFault, ...], word: str)
     shown = f" (the first {len(faults)})" if count > len(faults) else ""
     lines = ["", f"{count} row{'s' if count > 1 else ''} that {what}{shown}:"]
     for fault in faults:
-        where = printable(fault.place if fault.member else f"{word} {fault.line}") + (f", {printable(fault.field)}" if fault.field else "")
+        where = printable(fault.place if fault.member else f"{word} {fault.line}")
+        where += f", {printable(fault.field)}" if fault.field else ""
         expected = f" (expected: {fault.expected})" if fault.expected else ""
         lines.append(f"  {where}: {printable(fault.reason)}{expected}")
     return lines
