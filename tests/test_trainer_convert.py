@@ -43,9 +43,7 @@ def rows_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "way", [["a.json"], ["a.parquet"], ["arrow"], ["arrow", "a.parquet", "a.json", "x"], ["a.json", "b.parquet"]]
-)
+@pytest.mark.parametrize("way", [["a.json"], ["a.parquet"], ["arrow"], ["arrow", "a.parquet", "a.json", "x"], ["a.json", "b"]])
 def test_nested_rows_survive_every_way_between_json_parquet_and_arrow(rows_file: Path, way: list[str]) -> None:
     here = rows_file
     for name in way:

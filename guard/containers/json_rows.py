@@ -26,9 +26,9 @@ _MAX_NESTING = 1 << 20
 _SHOWN_BYTES = 4096
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _SCALAR = re.compile(rb"[^,\[\]{}\":\s]*+")
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
+_TO_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+(["{}\[\]]|\Z)', re.DOTALL)
 _REST_OF_TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-_CLOSER = {ord("{"): ord("}"), ord("["): ord("]")}
+_CLOSER = {b"{": ord("}"), b"[": ord("]")}
 _WRAPPERS = frozenset({"data", "dataset", "rows", "examples", "items", "records", "instances", "samples", "entries", "train"})
 """Names under which people keep a list of rows. Under any other name its elements must say a kind themselves."""
 _HINT = "each row one JSON object: python -m json.tool FILE tells where it breaks"
@@ -279,7 +279,10 @@ class _Nesting:
             if self.is_scalar or data[at] not in b'"{[':
                 return self._scalar(data, at)
             self._begun = True
-        return self._tokens(data, at)
+            if data[at] == 0x22:
+                self._in_text = True
+                return self._text(data, at + 1)
+        return self._brackets(data, at)
 
     def _text(self, data: bytes, at: int) -> int:
         match = _REST_OF_TEXT.match(data, at)
@@ -288,7 +291,7 @@ class _Nesting:
             return match.end()  # the file goes on, perhaps behind a backslash that was its block's last byte
         self._in_text = False
         self.done = not self._open
-        return match.end() + 1 if self.done else self._tokens(data, match.end() + 1)
+        return match.end() + 1 if self.done else self._brackets(data, match.end() + 1)
 
     def _scalar(self, data: bytes, at: int) -> int:
         match = _SCALAR.match(data, at)
@@ -299,30 +302,27 @@ class _Nesting:
         self.done = match.end() < len(data)
         return match.end()
 
-    def _tokens(self, data: bytes, at: int) -> int:
+    def _brackets(self, data: bytes, at: int) -> int:
+        """From bracket to bracket, over whole texts; a quote that is found is one that this data does not close."""
         stack = self._open
-        for match in _TOKEN.finditer(data, at):
-            if match.end() - match.start() > 1:
-                if stack:
-                    continue
-                self.done = True
-                return match.end()
-            byte = data[match.start()]
-            if byte == 0x22:
-                self._in_text = True
-                return self._text(data, match.end())
-            if byte in _CLOSER:
-                stack.append(_CLOSER[byte])
+        for match in _TO_BRACKET.finditer(data, at):
+            end, mark = match.end(), match[1]
+            if mark in _CLOSER:
+                stack.append(_CLOSER[mark])
                 if len(stack) > _MAX_NESTING:
                     self.fault = "nested too deeply"
-                    return match.end()
-                continue
-            if not stack or stack.pop() != byte:
-                self.fault = f"{chr(byte)!r} closes what is not open"
-                return match.end()
-            if not stack:
+                    return end
+            elif mark == b'"':
+                self._in_text = True
+                return self._text(data, end)
+            elif not mark:
+                break
+            elif not stack or stack.pop() != mark[0]:
+                self.fault = f"{mark.decode()!r} closes what is not open"
+                return end
+            elif not stack:
                 self.done = True
-                return match.end()
+                return end
         return len(data)
 
 
