@@ -19,7 +19,8 @@ from guard.untouchable import asks, evaluation_keys
 
 TASK = {"description": "Merge two sorted vectors.", "starter_code": "fn merge() { todo!() }", "tests": "#[test]\nfn t() {}"}
 MUTATION = {"buggy_code": "fn add(a: i32, b: i32) -> i32 { a - b }", "error_message": "test_add failed: 3 != -1",
-            "fixed_code": "fn add(a: i32, b: i32) -> i32 { a + b }", "repo": "example/math-utils", "file": "src/lib.rs"}  # fmt: skip
+            "fixed_code": "fn add(a: i32, b: i32) -> i32 { a + b }", "repo": "example/math-utils",
+            "file": "src/lib.rs"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "row", "field", "reason"), [
