@@ -143,6 +143,14 @@ class NearSettings:
 
 
 @dataclass(frozen=True, repr=False)
+class SafetySettings:
+    enabled: bool = False
+    """Whether `prepare prefs` leaves out pairs that break a rule."""
+    rules: tuple[object, ...] = ()
+    """What must not stand in a pair: `[{name, pattern, fields}]`; patterns are those of RE2 (`guard/checks/safety.py`)."""
+
+
+@dataclass(frozen=True, repr=False)
 class IndexSettings:
     chunk_size: int = 800
     """Characters in one chunk of a document."""
@@ -169,6 +177,7 @@ class Settings:
     index: IndexSettings = field(default_factory=IndexSettings)
     scrub: ScrubSettings = field(default_factory=ScrubSettings)
     near: NearSettings = field(default_factory=NearSettings)
+    safety: SafetySettings = field(default_factory=SafetySettings)
     gate: str = "enforce"
     """`enforce`, `warn` or `off`."""
     nice: int = 5
@@ -201,6 +210,10 @@ _POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "train
 def _convert(key: str, raw: object, default: object, source: str) -> object:
     """Bring a raw value to the type of the default. Raises UsageError naming key, value and source."""
     try:
+        if isinstance(default, tuple):
+            if not isinstance(raw, list):
+                raise ValueError("a list is needed here, in configs/heirloom.yaml")
+            return tuple(raw)
         if raw is None or isinstance(raw, list | dict):
             raise ValueError("one value is needed here")
         if isinstance(default, bool):
