@@ -19,6 +19,7 @@ from trainer.dataset import open_dataset, verify_dataset
 from trainer.hf_tokenizer import keep_tokenizer, open_tokenizer, write_hf_tokenizer
 from trainer.prepare import planned_id, prepare_dataset
 from trainer.prepare_folder import prepare_folder
+from trainer.stopping import StopRequested
 from trainer.template import encode
 from trainer.templates.harmony_simple import HARMONY_SIMPLE
 from trainer.templates.mypt import MYPT, SPECIAL_TOKENS
@@ -347,6 +348,22 @@ def test_a_set_of_another_tokenizer_is_never_judged(tmp_path: Path, trained: Pat
     wanted = {"name": "old", "role": "ancestry", "dataset": str(foreign), "split": "train", "stage": "pretrain", "max_tokens": 9}
     job = train_job(tmp_path / "job", tmp_path / "base" / "out", dataset, steps=1, evaluation=[wanted])
     with pytest.raises(CheckFailed, match=r"the model uses the tokenizer char .* the set old uses hf"):
+        run_train(job)
+
+
+def test_going_on_with_shards_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    run_base(base_job(tmp_path / "base"))
+    dataset = make_dataset(tmp_path / "data")
+    job = train_job(tmp_path / "job", tmp_path / "base" / "out", dataset, steps=4, evaluation=[],
+                    snapshot={"every_steps": 1, "every_seconds": 0})  # fmt: skip
+    asked = iter(range(100))
+    with pytest.raises(StopRequested):
+        run_train(job, stop=lambda: next(asked) > 4)
+    assert list((tmp_path / "job" / "snapshots").iterdir())
+    for name, key in (("tokenizer_state.json", "content_hash"), ("dataset_metadata.json", "tokenizer_hash")):
+        told = json.loads((dataset.folder / name).read_bytes()) | {key: "0" * 64}
+        (dataset.folder / name).write_text(json.dumps(told))
+    with pytest.raises(CheckFailed, match=r"base uses the tokenizer char .* uses char \(sha256 0000"):
         run_train(job)
 
 
