@@ -89,7 +89,8 @@ def test_the_safety_filter_is_asked_unless_it_is_skipped(run: Run, scratch: Path
     from trainer.pairs import prepare
 
     monkeypatch.setattr(prepare, "safety_rules", lambda _settings: ["no poison"])
-    monkeypatch.setattr(prepare, "_broken_rule", lambda rules, fields: rules[0] if rules and "poison" in fields["chosen"] else "")
+    monkeypatch.setattr(prepare, "_broken_rules", lambda rules, pairs: [
+        rules[0] if rules and "poison" in pair["chosen"] else "" for pair in pairs])  # fmt: skip
     write(scratch / "some.jsonl", [PAIR, PAIR | {"chosen": "poison"}])
     found = json.loads(run("prepare prefs --input some.jsonl --output-dir a --json")[1])
     assert (found["pairs"], found["safety_filter"]) == (1, True)

@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from test_trainer_validate import arrow_folder
 from toy import Toy
 from toy_fixtures import *  # noqa: F403
 from trainer_data import chat_row, jsonl, text_rows
@@ -51,6 +54,16 @@ def test_the_given_val_is_held_out_and_nothing_else(domains: Path, scratch: Path
     assert keys_of(dataset.train) == prints([chat_row(number) for number in range(80)])
     assert found["given_val"] and found["warnings"] == [] and found["kind"] == "sft"
     assert sorted(file["split"] for file in dataset.metadata["files"]) == ["train", "train", "val"]
+
+
+def test_a_domain_may_lie_in_any_container(scratch: Path) -> None:
+    rows = text_rows(30)
+    arrow_folder(scratch / "domain" / "legal" / "train", rows[:20])
+    pq.write_table(pa.Table.from_pylist(rows[20:25]), scratch / "domain" / "legal" / "train" / "more.parquet")
+    lines = ["text", *(row["text"] for row in rows[25:]), ""]
+    write(scratch / "domain" / "legal" / "val" / "a.csv", "\n".join(lines).encode())
+    found = prepare_domain("legal", scratch / "domain", scratch / "ds", "char")
+    assert (found["train"]["examples"], found["val"]["examples"], found["warnings"]) == (25, 5, [])
 
 
 def test_the_same_files_the_other_way_round_are_another_dataset(domains: Path, scratch: Path) -> None:

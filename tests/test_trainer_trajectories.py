@@ -188,3 +188,11 @@ def test_plain_chats_only_when_asked_and_bad_lines_are_counted(scratch: Path) ->
         make_trajectories([scratch / "none"], scratch / "x.jsonl")
     with pytest.raises(UsageError, match="form"):
         make_trajectories([log], scratch / "y.jsonl", form="xml")
+
+
+def test_text_is_simplified_harmony(scratch: Path) -> None:
+    make_trajectories([write(scratch / "log.jsonl", openai_row())], scratch / "out.jsonl", form="text")
+    (row,) = rows_of(scratch / "out.jsonl")
+    assert list(row) == ["text"] and row["text"].startswith("<|user|>") and row["text"].endswith("<|endoftext|>")
+    tags = ("<|thinking|>", "<|tool_call|>", "<|tool_result|>", "<|assistant|>")
+    assert [row["text"].count(tag) for tag in tags] == [1, 2, 2, 2]

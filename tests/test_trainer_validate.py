@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -118,6 +119,18 @@ def test_an_id_beyond_the_vocabulary_is_named() -> None:
     fault = token_fault([1, 50_000, 60_000], 50_000)
     assert fault is not None and fault.reason == "Token ID 50000 out of vocabulary range"
     assert token_fault([0, 49_999], 50_000) is None and token_fault([-1], 5) is not None
+
+
+def test_packed_ids_are_compared_with_the_vocabulary_in_every_container(scratch: Path) -> None:
+    rows = [{"input_ids": [1, 2, number]} for number in (3, 50_000, 7)]
+    arrow_folder(scratch / "train", rows, 1)
+    np.save(scratch / "pretrain.npy", np.array([row["input_ids"] for row in rows]))
+    for path in (scratch / "train", scratch / "pretrain.npy", write(scratch / "x.jsonl", rows)):
+        assert validate_path(path)["ok"], path
+        report = validate_path(path, vocab_size=50_000)
+        assert not report["ok"] and report["kind"] == "pretrain" and report["columns"] == ["input_ids"]
+        fault = report["faults"][0]
+        assert (fault["line"], fault["reason"]) == (2, "Token ID 50000 out of vocabulary range")
 
 
 def test_a_prepared_dataset_is_read_whole(scratch: Path) -> None:

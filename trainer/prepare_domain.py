@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from guard.checks.kinds import detect_columns
+from guard.checks.kinds import container_of, detect_columns, holds_rows
 from guard.errors import DataFault, NotFound, UsageError
 from trainer.dataset import open_dataset
 from trainer.prepare import DEFAULT_SHARD_TOKENS
 from trainer.prepare_folder import prepare_folder
-from trainer.row_files import DataFile, data_files, row_container, rows_of
+from trainer.row_files import DataFile, data_files, rows_of
 
 __all__ = ["prepare_domain"]
 
@@ -25,7 +25,8 @@ _ROWS_TO_LOOK_AT = 100
 
 
 def prepare_domain(domain: str, data_dir: Path, output_dir: Path, tokenization: str = "gpt2", *, val_split: float = 0.1,
-                   shard_size_tokens: int = DEFAULT_SHARD_TOKENS) -> dict[str, Any]:  # fmt: skip
+                   shard_size_tokens: int = DEFAULT_SHARD_TOKENS, tokenizer_folder: Path | None = None,
+                   template: str | None = None) -> dict[str, Any]:  # fmt: skip
     """Prepare `data_dir`/`domain`; the summary of `prepare_folder` with `domain` and `given_val`.
 
     Raises NotFound for a domain that is not there, UsageError for one of mixed kinds or a name that is a path, DataFault
@@ -45,7 +46,8 @@ def prepare_domain(domain: str, data_dir: Path, output_dir: Path, tokenization: 
         raise NotFound(f"there is no training data in {folder}", subject=str(folder), hint=f"put rows into {folder / 'train'}/")
     kind = _kind_of(files)
     found = prepare_folder(_WORDS[kind], [item.path for item in train], output_dir, tokenization,
-                           0.0 if held_out else val_split, shard_size_tokens, held_out=held_out)  # fmt: skip
+                           0.0 if held_out else val_split, shard_size_tokens, held_out=held_out,
+                           tokenizer_folder=tokenizer_folder, template=template)  # fmt: skip
     return found | {"domain": domain, "given_val": bool(held_out), "warnings": found["warnings"] + _leaks(output_dir)}
 
 
@@ -59,7 +61,7 @@ def _kind_of(files: list[DataFile]) -> str:
 
 
 def _kind(item: DataFile) -> str:
-    if row_container(item.path).startswith("text"):
+    if not holds_rows(container_of(item.path.name)):
         return "pretrain"
     for row, _ in zip(rows_of(item.path), range(_ROWS_TO_LOOK_AT), strict=False):
         detected = detect_columns(row.value) if row.value is not None else None

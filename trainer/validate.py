@@ -8,7 +8,7 @@ Not here: words for a person (`daemon/cli/prepare_checks.py`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ import numpy as np
 
 from guard.checks.identify import Identity, identify
 from guard.checks.jsonl import Fault, Row
-from guard.checks.kinds import KINDS, container_of, detect_columns
+from guard.checks.kinds import KINDS, container_of, detect_columns, holds_rows
 from guard.checks.rows import validate
 from guard.errors import Damage, DataFault, NotFound, UsageError
 from trainer.dataset import METADATA, Split, open_dataset, verify_dataset
-from trainer.pairs.fields import pair_fields
-from trainer.row_files import DataFile, data_files, row_container, rows_of
+from trainer.row_files import DataFile, data_files, rows_of
 from trainer.shards import shard_name
 
 __all__ = ["LISTED", "token_fault", "validate_path"]
@@ -66,7 +65,7 @@ class _File:
     def judge(self) -> dict[str, Any]:
         """The report on the file."""
         identity = identify(self.path.resolve(), self.name.rpartition("/")[2], self.kind)
-        base = {"path": str(self.path), "type": "file", "container": row_container(self.path), "reason": identity.reason,
+        base = {"path": str(self.path), "type": "file", "container": container_of(self.path.name), "reason": identity.reason,
                 "hint": identity.hint, "duplicates": identity.duplicates, "tokens": identity.tokens_approx,
                 "verdict": identity.verdict}  # fmt: skip
         if not self._has_rows():
@@ -82,8 +81,7 @@ class _File:
         return report | {"ok": not report["faults_count"] and report["verdict"] == "ok"}
 
     def _has_rows(self) -> bool:
-        container = row_container(self.path)
-        return bool(container) and not container.startswith("text")
+        return holds_rows(container_of(self.path.name))
 
     def _of_text(self, identity: Identity) -> dict[str, Any]:
         """A plain text or document: it has no rows and no columns; its faults are faults of the whole."""
@@ -132,20 +130,13 @@ def _faults_of(kind: str, row: Row, vocab_size: int | None) -> list[Fault]:
         return [row.fault or Fault("", "not valid JSON")]
     if not kind:
         return [Fault("", "the columns say no known kind", "text, messages, chosen and rejected, ...")]
-    found = _fields_of(kind, row.value)
+    if kind == "docs":
+        return [Fault("", "rows are no document", "a text, or another kind")]
+    found = validate(kind, row.value)
     if isinstance(found, list):
         return found
     fault = token_fault(row.value.get("input_ids"), vocab_size) if vocab_size is not None else None
     return [fault] if fault else []
-
-
-def _fields_of(kind: str, value: Mapping[str, Any]) -> dict[str, Any] | list[Fault]:
-    if kind == "preference":
-        return pair_fields(value)
-    try:
-        return validate(kind, value)
-    except KeyError:
-        return [Fault("", f"rows of {kind} cannot be judged by this version")]
 
 
 def token_fault(ids: Any, vocab_size: int) -> Fault | None:

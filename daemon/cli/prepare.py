@@ -73,14 +73,17 @@ def prepare_lora(
     domain: Annotated[str, typer.Option("--domain", help="The domain's folder, such as coding, medical or legal.")],
     output_dir: _Output,
     data_dir: Annotated[str, typer.Option("--data-dir", help="Where the domains' folders lie.")] = "data/domain",
-    tokenization: _Tokens = "gpt2", val_split: _Split = 0.1, shard_size: _Shard = 10_000_000,
+    tokenization: _Tokens = "gpt2", val_split: _Split = 0.1, shard_size: _Shard = 10_000_000, tokenizer: _Folder = None,
+    template: _Template = None,
 ) -> None:  # fmt: skip
     """A domain folder with train/ and val/: rows with `text` or `messages`. The given val/ is the one that is held out."""
     from trainer.prepare_domain import prepare_domain
 
     caller: Caller = context.obj
     found = prepare_domain(domain, caller.folder / Path(data_dir).expanduser(), caller.folder / Path(output_dir).expanduser(),
-                           tokenization, val_split=val_split, shard_size_tokens=shard_size)  # fmt: skip
+                           tokenization, val_split=val_split, shard_size_tokens=shard_size,
+                           tokenizer_folder=caller.folder / Path(tokenizer).expanduser() if tokenizer else None,
+                           template=template)  # fmt: skip
     caller.console.emit(found)
     caller.console.note(*dataset_lines(found))
 

@@ -1,7 +1,7 @@
 """One pair as a line of `pairs_all.jsonl`: `id`, `prefix` {messages}, `chosen`, `rejected`, `src`.
 
 The prefix always ends with the user. The id is a name-based UUID (RFC 9562, version 5) of the pair's canonical form, so
-the same pair has the same id wherever and whenever it is made. Not here: reading a row (`fields.py`).
+the same pair has the same id wherever and whenever it is made. Not here: reading a row (`guard/checks/rows.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def pair_id(fields: Mapping[str, Any]) -> str:
 
 
 def pair_line(fields: Mapping[str, Any], src: str, name: str = "") -> bytes:
-    """The line of a pair, with its end. `fields` as `fields.py` gives them; `name`: an id it had before."""
+    """The line of a pair, with its end: `fields` as `guard.checks.rows.validate` gives them; `name`: an id it had before."""
     prefix = fields["prefix"]
     system = [{"role": "system", "content": prefix["system"]}] if prefix.get("system") else []
     row = {"id": name or pair_id(fields), "prefix": {"messages": system + prefix["messages"]},

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from guard.checks.rows import validate
 from guard.errors import UsageError
-from trainer.pairs.fields import pair_fields
 from trainer.pairs.html_text import html_to_text
 
 __all__ = ["PAIRS_PER_QUESTION", "RULES_VERSION", "SOURCES", "Source", "find_sources"]
@@ -40,7 +40,7 @@ class Source:
 
 
 def _one_pair(row: Mapping[str, Any]) -> Found:
-    fields = pair_fields(row)
+    fields = validate("preference", row)
     return [fields] if isinstance(fields, dict) else fields[0].reason
 
 

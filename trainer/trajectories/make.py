@@ -6,10 +6,7 @@ always give the same bytes. Of an event log all sessions of one file are held in
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +16,13 @@ from typing import Any, BinaryIO
 from guard.durable import make_dir, open_new
 from guard.errors import DataFault, NotFound, UsageError
 from trainer.row_files import data_files, rows_of
+from trainer.templates.harmony_simple import encode_harmony_messages
 from trainer.trajectories.events import Piece, Unreadable, pieces_of, session_key, starts_session, whole_session
 from trainer.trajectories.session import row_of
 
-__all__ = ["FORMATS", "OUTPUT_FILE", "make_trajectories"]
+__all__ = ["OUTPUT_FILE", "make_trajectories"]
 
 OUTPUT_FILE = "trajectories.jsonl"
-FORMATS = ("messages", "text")
 _LISTED = 20
 
 
@@ -152,12 +149,9 @@ def _renderer(form: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """What makes the row that is written. Raises UsageError for a form that is not known here."""
     if form == "messages":
         return lambda row: row
-    module = "trainer.templates.harmony_simple"
-    with contextlib.suppress(ModuleNotFoundError):
-        if form == "text" and importlib.util.find_spec(module):
-            encode = importlib.import_module(module).encode_harmony_messages
-            return lambda row: {"text": encode(_spoken(row), developer_instructions=row.get("developer"))}
-    raise UsageError(f"this version writes no rows of the form {form!r}", hint="--format messages")
+    if form == "text":
+        return lambda row: {"text": encode_harmony_messages(_spoken(row), developer_instructions=row.get("developer"))}
+    raise UsageError(f"there is no form {form!r}", hint="--format messages, or --format text")
 
 
 def _spoken(row: Mapping[str, Any]) -> list[dict[str, Any]]:

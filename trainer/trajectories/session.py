@@ -11,13 +11,12 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from guard.checks import rows
+from guard.checks.rows import validate
 from trainer.trajectories.events import Piece
 
 __all__ = ["NO_TOOLS", "row_of"]
 
 NO_TOOLS = "no tool was used"
-_FIRST_RULES = 1  # under these no row with tool calls is usable, so they cannot judge one
 
 
 class _Refused(Exception):
@@ -115,8 +114,5 @@ def row_of(pieces: Iterable[Piece], *, tools: Any = None, plain: bool = False) -
         return str(refused)
     except UnicodeEncodeError:
         return "half a character (a lone surrogate)"
-    if rows.RULES_VERSION > _FIRST_RULES:
-        judged = rows.validate("sft", row)
-        if isinstance(judged, list):
-            return f"{judged[0].field}: {judged[0].reason}"
-    return row
+    judged = validate("sft", row)
+    return f"{judged[0].field}: {judged[0].reason}" if isinstance(judged, list) else row
