@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from guard.checks.columns import Reading
-from guard.checks.identify import Identity, Limits, identify
+from guard.checks.identify import identify
+from guard.checks.identity import Identity, Limits
 from guard.checks.kinds import TRAINABLE_KINDS, stage_of
 from guard.checks.tail import tail_problem
 from guard.checks.why import why_text

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from guard.checks.identify import Identity, identify
+from guard.checks.identify import identify
+from guard.checks.identity import Identity
 from guard.checks.jsonl import Fault, Row
 from guard.checks.kinds import KINDS, container_of, detect_columns, holds_rows
 from guard.checks.rows import validate

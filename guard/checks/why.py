@@ -12,7 +12,7 @@ from guard.checks.kinds import SIDE_REASON, counts_lines
 from guard.checks.scan import RowFault
 
 if TYPE_CHECKING:
-    from guard.checks.identify import Identity
+    from guard.checks.identity import Identity
 
 __all__ = ["DUPLICATE_ADVICE", "ignored_remedy", "printable", "returned_text", "why_text"]
 
