@@ -39,7 +39,7 @@ def find_splits(source: Path) -> dict[str, list[Path]]:
         if not holds_rows(container_of(source.name)):
             reason = container_reason(source.name) if not container_of(source.name) else "it is plain text and holds no rows"
             raise UsageError(f"{source} cannot be converted: {reason}", subject=str(source), hint="name a file of rows")
-        return {"": [source.resolve()]}
+        return {"": [source]}
     if (source / _SPLIT_LIST).is_file():
         names = _names_in(source / _SPLIT_LIST, lambda found: found["splits"])
         return {name: _files_of(source / name) for name in names}
@@ -66,7 +66,7 @@ def _files_of(folder: Path, *, must: bool = True) -> list[Path]:
                  and not ignored_name(path.name) and path.name != "dataset_info.json"]  # fmt: skip
     if must and not paths:
         raise DataFault(f"{folder} holds no rows", subject=str(folder), hint="copy the folder again, whole")
-    return [path.resolve() for path in paths]
+    return paths
 
 
 def _names_in(path: Path, pick: Callable[[Any], Any]) -> list[str]:
@@ -97,7 +97,7 @@ class RowFiles:
         for place, path in enumerate(self.paths):
             container = container_of(path.name)
             known = unpacked_container(container) in ("jsonl", "json", "csv", "npy")
-            with open_regular(path) as stream:
+            with open_regular(path.resolve()) as stream:  # readers follow no link; its own name says what it is
                 for row in read_container(stream, container):
                     count += 1
                     if count % _ROWS_TOGETHER == 0:
@@ -162,7 +162,7 @@ class RowFiles:
 
     def _stored(self) -> Iterator[pa.RecordBatch]:
         for path in self.paths:
-            with open_regular(path) as stream, unpacked(stream, container_of(path.name)) as (plain, inner):
+            with open_regular(path.resolve()) as stream, unpacked(stream, container_of(path.name)) as (plain, inner):
                 yield from parquet_batches(plain, everything=True) if inner == "parquet" else arrow_batches(plain)
 
     def _first_batches(self) -> Iterator[pa.RecordBatch]:
