@@ -60,7 +60,7 @@ def prepare_text(
     context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
     val_split: _Split = 0.1, shard_size: _Shard = 10_000_000,
 ) -> None:  # fmt: skip
-    """Plain text, Markdown, or JSONL rows with `text`."""
+    """Plain text, Markdown, or rows with `text` in any container."""
     _prepare(context.obj, "text", input, output_dir, tokenization, val_split, shard_size)
 
 
@@ -68,7 +68,7 @@ def prepare_chat(
     context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
     val_split: _Split = 0.1, shard_size: _Shard = 10_000_000,
 ) -> None:  # fmt: skip
-    """Conversations: JSONL rows with `messages`, optional `system` and `context`; only answers are trained."""
+    """Conversations: rows with `messages`, optional `system` and `context`; only answers are trained."""
     _prepare(context.obj, "chat", input, output_dir, tokenization, val_split, shard_size)
 
 
