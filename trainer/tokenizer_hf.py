@@ -19,8 +19,9 @@ import orjson
 from numpy.typing import NDArray
 
 from guard.errors import CheckFailed, UsageError
+from trainer.runs import RUN_PATTERN, split_runs, valid_unicode
 from trainer.templates.mypt import END_OF_TURN
-from trainer.tokenizer import RUN_PATTERN, Tokenizer, split_runs, valid_unicode
+from trainer.tokenizer import Tokenizer
 from trainer.tokenizer_folder import TokenizerFolder, added_token, read_tokenizer_folder
 
 __all__ = ["HfTokenizer", "hf_tokenizer"]
