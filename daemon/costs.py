@@ -49,11 +49,12 @@ def tokens_approx(target: Target) -> int:
 
 
 def needed_bytes(keeper: Keeper, target: Target, tokens: int) -> int:
-    """Room beside the models for shards (3 bytes a token at most), snapshots, the new version, and its backup where the
-    vault lies on the same device."""
+    """Room beside the models for shards (3 bytes a token at most, 5 where ids may need uint32), snapshots, the new version,
+    and its backup where the vault lies on the same device."""
     _steps, cost = _cost(keeper, target, tokens)
+    per_token = 5 if target.base.record["tokenization"] == "hf" else 3
     shared = keeper.settings.backup.auto and not other_device(keeper, vault_of(keeper))
-    return cost.staging_bytes + cost.version_bytes + 3 * tokens + (backup_bytes(keeper, target, tokens) if shared else 0)
+    return cost.staging_bytes + cost.version_bytes + per_token * tokens + (backup_bytes(keeper, target, tokens) if shared else 0)
 
 
 def backup_bytes(keeper: Keeper, target: Target, tokens: int) -> int:

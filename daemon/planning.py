@@ -187,8 +187,10 @@ def train_request(
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
-        **{key: request[key] for key in ("schema", "job", "stage", "objective", "staging", "tokenization", "tokenizer_folder",
-                                         "files", "block_size", "recipe", "seed", "nice")},
+        **{key: request[key] for key in ("schema", "job", "stage", "objective", "staging", "tokenization", "files",
+                                         "block_size", "recipe", "seed", "nice")},
+        # A plan frozen by an earlier release names no folder: it needs none.
+        "tokenizer_folder": request.get("tokenizer_folder"),
         **dataclasses.asdict(numbers), "task": "train", "dataset": dataset, "output": dict(output),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": target.base.record["files"]["model.safetensors"]},

@@ -29,6 +29,7 @@ SHIPPED_READMES = frozenset({
     "50b998f98aeae4c5214899f82ab4c4dd2ac4fc6818ae6bf055e1196318648123",
     "bd4101a00132c4e2293d7f7e88783d6e31920dca07fd6ed82bb3ba2c925f8584",
     "eec67d415dd9a93c50261ad5da804dbc74656e4d135f5cafe591059651dccc21",
+    "56579de151dad1baf8d5bd92cdeffd6b158669d13ad056658a3a3cf061e99d19",
 })  # fmt: skip
 """SHA-256 of every inbox/README.md that a release came with: a checkout may be a home, and its own README is no data."""
 _README_BYTES = 8192

@@ -341,3 +341,14 @@ def test_an_ascii_terminal_and_a_closed_pipe_end_no_command(home: Path) -> None:
 def test_the_module_is_the_command_too() -> None:
     told = subprocess.run([sys.executable, "-m", "daemon.cli.main", "--version"], capture_output=True, text=True, check=True)
     assert told.stdout.startswith("heirloom ")
+
+
+def test_a_tokenizer_is_trained_on_the_command_line_and_a_base_can_be_planned_with_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("heirloom keeps learning " * 200)
+    told = _object(run(f"tokenizer train --input {tmp_path}/a.txt --vocab_size 300 --out_dir {tmp_path}/tok --json")[1])
+    assert told["template"] == "mypt" and told["special_tokens"]["<|endoftext|>"] < told["vocab_size"] <= 300
+    assert run(f"tokenizer train --input {tmp_path}/a.txt --out-dir {tmp_path}/tok")[0] == 2  # never over another one
+    plan = f"init {tmp_path}/fresh --recipe pretrain/micro --dry-run --json --tokenization hf"
+    found = _object(run(f"{plan} --tokenizer {tmp_path}/tok")[1])
+    assert found["tokenization"] == "hf" and not (tmp_path / "fresh").exists()
+    assert run(plan)[0] == 2 and run(f"{plan} --tokenizer {tmp_path}/nothing")[0] == 4

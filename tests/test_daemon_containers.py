@@ -22,6 +22,7 @@ from guard.checks.kinds import container_of
 from guard.checks.rows import iter_examples
 from guard.checks.tail import tail_problem
 from guard.store.files import find_file, stored_path, trained_in
+from trainer.retrieval.documents import documents_below, read_document
 
 
 @pytest.fixture
@@ -176,6 +177,14 @@ def test_a_bomb_is_rejected_and_the_setting_caps_what_is_none(toy: Toy, tmp_path
     toy.settle()
     (drop,) = toy.drops()
     assert drop[1] == "rejected" and "unpacks to more than 0.001 GB" in drop[2]
+
+
+def test_a_packed_document_is_searched_like_a_plain_one(tmp_path: Path) -> None:
+    (tmp_path / "guide.md.zst").write_bytes(zstandard.compress(b"# A guide\n"))
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(b"text\nx\n"))
+    documents, skipped = documents_below(tmp_path)
+    assert [(item.name, read_document(item)) for item in documents] == [("guide.md.zst", "# A guide\n")]
+    assert [item["name"] for item in skipped] == ["rows.csv.gz"]
 
 
 def test_an_array_that_ends_in_zeroes_is_not_taken_for_one_that_was_never_written(tmp_path: Path) -> None:

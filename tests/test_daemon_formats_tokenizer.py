@@ -10,8 +10,10 @@ from hf_help import corpus, foreign_folder
 from homes import no_syncing
 from toy import RECIPE, Toy, chat_of, text_of
 
+from daemon.cli.sample import sample_lines, sample_of
 from daemon.training import _kept_folder
-from guard.errors import CheckFailed
+from guard.errors import CheckFailed, NotFound
+from guard.store.files import find_file
 from guard.store.jobs import add_job
 from guard.store.versions import all_versions
 from trainer.dataset import open_dataset
@@ -58,6 +60,29 @@ def test_the_whole_line_speaks_the_bases_template_with_its_tokenizer(tmp_path: P
     assert dataset.metadata["template"] == "chat_template"
     ids = dataset.train.tokens(0, int(dataset.train.examples[0, 3])).tolist()
     assert load_tokenizer("hf", toy.home.models / base.name).decode(ids).startswith("<|im_start|>user\nwhat is 1 plus ")
+    toy.die()
+
+
+def test_a_sample_is_what_the_active_model_sees(tmp_path: Path) -> None:
+    toy = toy_of(tmp_path, foreign_folder(tmp_path / "hf"))
+    row = {"context": "keeps learning " * 60, "messages": [{"role": "user", "content": "q <|im_end|>"},
+                                                           {"role": "assistant", "content": "a"}]}  # fmt: skip
+    toy.drop("chat.jsonl", chat_of(20) + json.dumps(row) + "\n")
+    toy.settle()
+    file = find_file(toy.keeper.ledger, "chat.jsonl")
+    found = sample_of(toy.keeper, file, 2)
+    parts, about = found["sample"], found["sample_about"]
+    assert "".join(part["text"] for part in parts if part["trained"]) == "2<|im_end|>"
+    assert [part["text"] for part in parts if part["control"]] == ["<|im_start|>", "<|im_end|>"] * 2
+    assert (about["template"], about["tokenization"], about["version"], about["trained_tokens"]) == (
+        "chat_template", "hf", "v002_chat", 2)  # fmt: skip
+    assert about["tokens"] > 10 and not about["cut_tokens"]
+    cut = sample_of(toy.keeper, file, 21)
+    assert cut["sample_about"]["tokens"] - cut["sample_about"]["cut_tokens"] == 129 and not cut["sample_about"]["too_long"]
+    told = sample_lines(cut["sample"], cut["sample_about"], lambda text, *names: text)
+    assert any(line.startswith("⟦a<|im_end|>⟧") for line in told) and any("are cut to fit 128" in line for line in told)
+    with pytest.raises(NotFound, match="no example 22"):
+        sample_of(toy.keeper, file, 22)
     toy.die()
 
 

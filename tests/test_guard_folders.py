@@ -196,10 +196,10 @@ WHOLE = (("set/train/a.jsonl", ROWS), ("set/val/a.jsonl", ROWS))
     (lambda path: path.write_bytes(tar_of(path, *WHOLE).read_bytes()[:2048]), "the tar is cut off"),
     (lambda path: path.write_bytes(tar_of(path, *WHOLE).read_bytes()[:1024] + b"?" * 512 + bytes(1024)), "near byte 1,024"),
     (lambda path: path.write_bytes(b"no tar at all, but long enough to be asked" * 30), "no tar that can be read"),
-    (lambda path: tar_of(path, ("train/a.csv", b"text\na\n"), ("val/a.jsonl", ROWS)), "train/a.csv: csv in a folder is not"),
-    (lambda path: tar_of(path, ("train/a.parquet", b"PAR1 and no more"), ("val/a.jsonl", ROWS)), "a.parquet cannot be read as"),
-    (lambda path: tar_of(path, ("train/a.arrow", b"ARROW1 and no more"), ("val/a.jsonl", ROWS)), "a.arrow cannot be read as"),
-    (lambda path: tar_of(path, ("train/a.npy", b"\x93NUMPY\1\0v\0{"), ("val/a.jsonl", ROWS)), "a.npy cannot be read as npy"),
+    (lambda path: tar_of(path, ("train/a.csv", b'text\n"a\n'), ("val/a.jsonl", ROWS)), "^train/a.csv: .*quote"),
+    (lambda path: tar_of(path, ("train/a.parquet", b"PAR1 and no more"), ("val/a.jsonl", ROWS)), "^train/a.parquet: "),
+    (lambda path: tar_of(path, ("train/a.arrow", b"ARROW1 and no more"), ("val/a.jsonl", ROWS)), "^train/a.arrow: "),
+    (lambda path: tar_of(path, ("train/a.npy", b"\x93NUMPY\1\0v\0{"), ("val/a.jsonl", ROWS)), "^train/a.npy: .*cut short"),
 ])  # fmt: skip
 def test_a_tar_that_is_no_whole_data_set_is_refused_with_the_reason(spoil: Callable[[Path], object], reason: str,
                                                                     scratch: Path) -> None:  # fmt: skip

@@ -12,7 +12,7 @@ from hf_help import CHATML_TOKENS, corpus, foreign_folder, trained_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_data import chat_row, jsonl, store, text_rows
-from trainer_help import base_job, make_dataset, train_job
+from trainer_help import SHAPE, base_job, make_dataset, train_job
 
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from trainer.dataset import open_dataset, verify_dataset
@@ -374,3 +374,16 @@ def test_chatml_ids_are_those_of_the_template(tmp_path: Path) -> None:
     controls = [tokenizer.special(name) for name in CHATML_TOKENS]
     assert [value for value in ids.tolist() if value in controls] == controls * 2
     assert tokenizer.decode(ids[mask == 1]) == "x<|im_end|>"
+
+
+def test_a_model_is_trained_from_ids_beyond_uint16(tmp_path: Path) -> None:
+    folder = keep_tokenizer(wide_folder(tmp_path / "hf"), tmp_path / "kept")
+    shape = {**SHAPE, "vocab_size": None, "width": 8, "heads": 1, "kv_heads": 1, "hidden": 8, "layers": 1}
+    run_base({**base_job(tmp_path / "base", shape), "tokenization": "hf", "tokenizer_folder": str(folder)})
+    (tmp_path / "chat.jsonl").write_bytes(jsonl([chat_row(number) for number in range(12)]))
+    prepare_folder("chat", [tmp_path / "chat.jsonl"], tmp_path / "ds", "hf", 0.1, tokenizer_folder=folder)
+    job = train_job(tmp_path / "job", tmp_path / "base" / "out", open_dataset(tmp_path / "ds"), steps=1)
+    result = run_train(job)
+    assert result["steps_executed"] == 1 and result["evaluation"][0]["child_loss"] > 0
+    model, tokenizer = load_version(tmp_path / "job" / "out")
+    assert model.config.vocab_size == tokenizer.padded_vocab_size == 151_680

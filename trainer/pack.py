@@ -34,7 +34,7 @@ __all__ = ["FORMATS", "PackPlan", "expand", "pack_folder"]
 FORMATS: dict[str, Callable[[Path, int, int], PackedRows]] = {"npy": NpyRows, "arrow": ArrowRows}
 _FORMAT_VERSION = "packed-1"
 _BATCH_EXAMPLES = 1024
-_BATCH_CHARACTERS = 1 << 20
+_BATCH_CHARACTERS = 1 << 18
 _LISTED_ROWS = 20
 _MOST_LENGTH = 1 << 20
 

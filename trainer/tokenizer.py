@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,9 @@ import tiktoken
 from numpy.typing import NDArray
 
 from guard.errors import CheckFailed, UsageError
+from trainer.runs import RUN_LIMIT_CHARACTERS, RUN_PATTERN
+from trainer.runs import split_runs as _split_runs
+from trainer.runs import valid_unicode as _valid_unicode
 from trainer.templates.mypt import END_OF_TURN, SPECIAL_TOKENS
 from trainer.vocabulary import gpt2_ranks
 
@@ -35,58 +37,15 @@ __all__ = [
     "Tokenizer",
     "load_tokenizer",
     "require_same_tokenizer",
-    "split_runs",
-    "valid_unicode",
 ]
 
 # GPT-2's split pattern in the form tiktoken 0.14 uses (possessive where it can be). Kept here, because tiktoken
 # rewrites it from time to time and our tokenizer's hash must not move with an upgrade.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-RUN_LIMIT_CHARACTERS = 16_384
-"""A run of white space, or of anything else, is cut after so many characters before GPT-2 encoding. Without it a
-million spaces before a letter overflow tiktoken's regex stack (a panic), and older tiktoken needs quadratic time for
-one long word. Texts without such a run, which is to say all prose and code, encode exactly as tiktoken does."""
-# Spelt out, because what \s matches differs between regex engines and the Hugging Face files use this pattern too.
-RUN_PATTERN = rf"[ \t\n\r]{{{RUN_LIMIT_CHARACTERS}}}|[^ \t\n\r]{{{RUN_LIMIT_CHARACTERS}}}"
-_RUN = re.compile(RUN_PATTERN)
-_SPACE, _NOT_SPACE = re.compile(r"[ \t\n\r]"), re.compile(r"[^ \t\n\r]")
 _STATE_SCHEMA = 1
 # Its first character stands in it once, so that no end of a text can be taken for the beginning of a seam.
 _SEAM, _SEAM_ID = "\0heirloom seam", 2**32 - 1
 _SEAMS = frozenset([_SEAM])
-
-
-def valid_unicode(text: str) -> str:
-    """Text without lone surrogates (JSON can smuggle them in): they become U+FFFD, as in tiktoken."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _has_long_run(text: str) -> bool:
-    """Could there be a run over the limit? Looks at aligned half-length blocks: a long run fills at least one."""
-    if len(text) < RUN_LIMIT_CHARACTERS:
-        return False
-    half = RUN_LIMIT_CHARACTERS // 2
-    for start in range(0, len(text) - half + 1, half):
-        end = start + half
-        if not _SPACE.search(text, start, end) or not _NOT_SPACE.search(text, start, end):
-            return True
-    return False
-
-
-def split_runs(text: str) -> list[str]:
-    """The text in pieces that are safe to encode; one piece nearly always."""
-    if not _has_long_run(text):
-        return [text]
-    pieces: list[str] = []
-    position = 0
-    for match in _RUN.finditer(text):
-        pieces += [text[position : match.start()], match.group()]
-        position = match.end()
-    return [piece for piece in (*pieces, text[position:]) if piece]
 
 
 class Tokenizer(ABC):
@@ -214,8 +173,8 @@ class Gpt2Tokenizer(Tokenizer):
         self._encoding = tiktoken.Encoding("heirloom-gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=self.ranks,
                                            special_tokens={_SEAM: _SEAM_ID})  # fmt: skip
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[Any]]:
-        pieces = [split_runs(valid_unicode(text)) for text in texts]
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.uint16]]:
+        pieces = [_split_runs(_valid_unicode(text)) for text in texts]
         flat = [piece for parts in pieces for piece in parts]
         if threads > 1 and len(flat) > 1:
             size = -(-len(flat) // threads)
@@ -262,7 +221,7 @@ class CharTokenizer(Tokenizer):
         self.separator_id = self.special(END_OF_TURN)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[Any]]:
-        return [np.frombuffer(valid_unicode(text).encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
+        return [np.frombuffer(_valid_unicode(text).encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
 
     def token_bytes(self) -> list[bytes]:
         return [bytes([value]) for value in range(256)]

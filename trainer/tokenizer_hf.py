@@ -19,12 +19,15 @@ import orjson
 from numpy.typing import NDArray
 
 from guard.errors import CheckFailed, UsageError
+from trainer.runs import RUN_PATTERN, split_runs, valid_unicode
 from trainer.templates.mypt import END_OF_TURN
-from trainer.tokenizer import RUN_PATTERN, Tokenizer, split_runs, valid_unicode
+from trainer.tokenizer import Tokenizer
 from trainer.tokenizer_folder import TokenizerFolder, added_token, read_tokenizer_folder
 
 __all__ = ["HfTokenizer", "hf_tokenizer"]
 
+_BETWEEN_DOCUMENTS = ("<|endoftext|>", "<|end_of_text|>")
+"""Before eos_token, which chat models have moved to the end of a turn."""
 _ROWS = 64
 """The embedding table is made a multiple of this: a vocabulary of odd size is slow to multiply by."""
 
@@ -101,7 +104,7 @@ class HfTokenizer(Tokenizer):
     def _separator(self, files: TokenizerFolder, name: str) -> int:
         if files.separator_id is not None and files.separator_id in self._names:
             return files.separator_id
-        for candidate in (files.named.get("eos_token"), "<|endoftext|>", END_OF_TURN):
+        for candidate in (*_BETWEEN_DOCUMENTS, files.named.get("eos_token"), END_OF_TURN):
             if candidate in self._specials:
                 return self._specials[candidate]
         raise CheckFailed(f"the tokenizer of {name} has no token that ends a document (eos_token)", subject=name,

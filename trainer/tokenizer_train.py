@@ -19,9 +19,9 @@ from guard.durable import fsync_tree, make_dir, remove_tree, rename_new
 from guard.errors import DataFault, NotFound, UsageError
 from guard.segment import iter_segments
 from trainer.hf_tokenizer import write_hf_tokenizer
+from trainer.runs import RUN_PATTERN, split_runs
 from trainer.templates.base import Template
 from trainer.templates.find import template_from
-from trainer.tokenizer import RUN_PATTERN, split_runs
 from trainer.tokenizer_folder import TokenizerFolder, added_token
 from trainer.tokenizer_hf import HfTokenizer
 

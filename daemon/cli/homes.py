@@ -68,7 +68,7 @@ def init(
     caller.console.note(
         f"✅ {visible(found.get('version', 'v001_baseline'))} is sealed in {visible(target / 'models')}",
         f"   Drop data into {visible(target / 'inbox')}, then: heirloom{there} run",
-        "   (.jsonl is learnt; .txt and .md are learnt in inbox/pretrain/ and become searchable documents elsewhere)",
+        "   (rows are learnt; .txt and .md too in inbox/pretrain/, elsewhere they become searchable documents)",
     )
 
 

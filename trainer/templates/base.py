@@ -16,7 +16,10 @@ from typing import Any
 
 from guard.errors import DataFault
 
-__all__ = ["Example", "Inexpressible", "Part", "Template", "joined", "text_of"]
+__all__ = ["FROZEN_DATE", "Example", "Inexpressible", "Part", "Template", "joined", "text_of"]
+
+FROZEN_DATE = "2025-06-28"
+"""What a template is told of today unless another day was chosen when the base was made."""
 
 Example = Mapping[str, Any]
 """The fields of a conversation: messages, and system, context, developer, tools where there are any."""

@@ -17,15 +17,13 @@ from typing import Any
 from jinja2 import TemplateError
 
 from guard.errors import CheckFailed
-from trainer.templates.base import Example, Inexpressible, Part, Template, joined
+from trainer.templates.base import FROZEN_DATE, Example, Inexpressible, Part, Template, joined
 from trainer.templates.conversation import Conversation, Turn, read_conversation
 from trainer.templates.jinja_bounds import GENERATED_CLOSE, GENERATED_OPEN, environment_of
 from trainer.templates.marks import Marks, Slot, matched, trained_places
 
-__all__ = ["FROZEN_DATE", "ChatTemplate"]
+__all__ = ["ChatTemplate"]
 
-FROZEN_DATE = "2025-06-28"
-"""What a template is told of today unless another day was chosen when the base was made."""
 _PROBE: Example = {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"},
                                 {"role": "user", "content": "v"}, {"role": "assistant", "content": "b"}]}  # fmt: skip
 

@@ -16,8 +16,7 @@ import json
 from typing import Any
 
 from guard.errors import UsageError
-from trainer.templates.base import Example, Part, Template, joined
-from trainer.templates.chat import FROZEN_DATE
+from trainer.templates.base import FROZEN_DATE, Example, Part, Template, joined
 from trainer.templates.conversation import Call, Conversation, Turn, read_conversation
 from trainer.templates.harmony_jinja import harmony_jinja
 from trainer.templates.typescript import functions_section
