@@ -2,8 +2,8 @@
 
 A data set that `datasets` saved (`state.json`, `dataset_dict.json`), one in the hub's layout (`train-00000-of-00002.parquet`,
 in `data/` or not), and one whose sub-folders or files are its splits (`train/` and `val/`, `train_512/` and `train_1024/`,
-`train.jsonl` and `test.jsonl`) is one drop. Pure: names in, answers with reasons out, the same for a folder and for a tar of it. Not here: listing a folder
-(`guard/folder_tree.py`), reading its rows (`members.py`).
+`train.jsonl` and `test.jsonl`) is one drop. Pure: names in, answers with reasons out, the same for a folder and for a tar
+of it. Not here: listing a folder (`guard/folder_tree.py`), reading its rows (`members.py`).
 """
 
 from __future__ import annotations
