@@ -72,13 +72,14 @@ def _within(base: Identity, tally: Tally, limits: Limits) -> Identity:
     Such rows are not left out as unusable ones are: what is usable would then depend on the model of the day, and ordinals
     with it.
     """
-    if not limits.vocab_size or tally.max_token_id < limits.vocab_size:
+    vocab_size = limits.vocab_sizes.get(str(base.settings.get("line") or ""), limits.vocab_size)
+    if not vocab_size or tally.max_token_id < vocab_size:
         return base
     fault = RowFault(tally.max_token_line, "input_ids", f"Token ID {tally.max_token_id} out of vocabulary range",
-                     f"ids from 0 to {limits.vocab_size - 1}", tally.max_token_in)  # fmt: skip
+                     f"ids from 0 to {vocab_size - 1}", tally.max_token_in)  # fmt: skip
     return dataclasses.replace(
         base, verdict="reject", reason=f"{fault.place}: {fault.reason}", unusable_rows=(fault,), unusable_rows_count=1,
-        hint=f"it was made with another tokenizer; the model's has the ids 0 to {limits.vocab_size - 1}")  # fmt: skip
+        hint=f"it was made with another tokenizer; the model's has the ids 0 to {vocab_size - 1}")  # fmt: skip
 
 
 def _foreign_hint(reason: str) -> str:
