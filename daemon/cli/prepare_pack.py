@@ -29,19 +29,21 @@ def prepare_pack(
     output_dir: Annotated[str, typer.Option("--output-dir", "--output", help="A new or empty folder.")],
     seq_length: Annotated[str, typer.Option("--seq-length", metavar="N,N...", help="Tokens in a sequence.")] = "512,1024,2048",
     format: Annotated[str, typer.Option("--format", metavar="npy|arrow", help="What the sequences are written as.")] = "npy",
-    tokenization: Annotated[str, typer.Option("--tokenization", metavar="gpt2|char", help="Must be the model's own.")] = "gpt2",
+    tokenization: Annotated[str, typer.Option("--tokenization", metavar="gpt2|char|hf", help="The model's own.")] = "gpt2",
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="Its folder, with hf.")] = None,
     val_split: Annotated[float, typer.Option("--val-split", min=0.0, max=1.0, help="Share held out for judging.")] = 0.1,
     shard_rows: Annotated[int, typer.Option("--shard-rows", min=0, help="Most sequences in one file; 0: no limit.")] = 0,
 ) -> None:  # fmt: skip
     """Text into sequences of equal length: train_512/ ... val_2048/, as .npy or Arrow, for a curriculum or other programs."""
     from trainer.pack import PackPlan, expand, pack_folder
-    from trainer.tokenizer import load_tokenizer
+    from trainer.prepare_folder import tokenizer_of
 
     caller: Caller = context.obj
     plan = PackPlan(_lengths(seq_length), format, val_split, shard_rows)
     plan.check()
     target = caller.folder / Path(output_dir).expanduser()
-    found = pack_folder(expand(input, caller.folder), target, load_tokenizer(tokenization), plan,
+    named = caller.folder / Path(tokenizer).expanduser() if tokenizer else None
+    found = pack_folder(expand(input, caller.folder), target, tokenizer_of(tokenization, named, None)[0], plan,
                         threads=len(os.sched_getaffinity(0)), progress=_teller(caller.console.progress))  # fmt: skip
     caller.console.emit(found)
     caller.console.note(*pack_lines(found))

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import orjson
+
 from guard.checks.columns import PLAIN, RULES_VERSION, Reading
 from guard.checks.field_faults import missing, text_fault
 from guard.checks.first_rules import FIRST_RULES
@@ -31,8 +33,8 @@ from guard.fingerprint import example_fingerprint
 from guard.segment import iter_segments
 
 __all__ = [
-    "RULES_VERSION", "Example", "Fault", "Fields", "Row", "iter_examples", "iter_rows", "open_regular", "read_fields",
-    "text_chunks", "text_examples", "validate", "validate_pretrain", "validate_sft",
+    "RULES_VERSION", "Example", "Fault", "Fields", "Row", "highest_id", "iter_examples", "iter_rows", "open_regular",
+    "read_fields", "text_chunks", "text_examples", "validate", "validate_pretrain", "validate_sft",
 ]  # fmt: skip
 
 _READ_BYTES = 1 << 20
@@ -90,7 +92,17 @@ def _token_ids(ids: Any) -> Fields | list[Fault]:
     if min(ids) < 0:
         place = next(place for place, item in enumerate(ids) if item < 0)
         return [Fault(f"input_ids[{place}]", f"the token id {ids[place]} is negative", expected)]
-    return {"input_ids": " ".join(map(str, ids))}
+    try:
+        text = orjson.dumps(ids)[1:-1].replace(b",", b" ").decode()  # a sixteenth of the time of str() for each
+    except orjson.JSONEncodeError:  # beyond 64 bits
+        text = " ".join(map(str, ids))
+    return {"input_ids": text}
+
+
+def highest_id(text: str) -> int:
+    """The highest id of a field `input_ids`."""
+    highest = max(orjson.loads(b"[" + text.replace(" ", ",").encode() + b"]"))
+    return highest if type(highest) is int else max(map(int, text.split(" ")))  # beyond 64 bits it gives a float
 
 
 _VALIDATORS: dict[str, Callable[[Mapping[str, Any]], Fields | list[Fault]]] = {

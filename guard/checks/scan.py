@@ -16,7 +16,7 @@ from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.quick_rows import QuickRows
 from guard.checks.row_plans import form_bytes
-from guard.checks.rows import Fields, read_fields, text_chunks, text_examples
+from guard.checks.rows import Fields, highest_id, read_fields, text_chunks, text_examples
 from guard.checks.task_rows import is_evaluation_task
 from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, fingerprints_of
 
@@ -113,7 +113,7 @@ class Tally:
     def note(self, row: Row, fields: Fields) -> None:
         """Remember what else is worth knowing of a usable row: its highest token id, and whether it only judges models."""
         if "input_ids" in fields:
-            highest = max(map(int, fields["input_ids"].split(" ")))
+            highest = highest_id(fields["input_ids"])
             if highest > self.max_token_id:
                 self.max_token_id, self.max_token_line = highest, row.line_number
         self.evaluation_only += is_evaluation_task(fields)
