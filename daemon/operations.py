@@ -172,15 +172,16 @@ def _register(engine: Engine, arguments: Arguments) -> dict[str, Any]:
         options |= {"untouchable": True, "queue": False}
     for text in arguments["paths"]:
         path = Path(text)
-        folder = path.is_dir() and not path.is_symlink()
-        if not path.is_absolute() or not (path.is_file() or folder) or path.is_symlink():
+        real = path.resolve() if path.is_symlink() else path  # what is taken into the house is never a link
+        folder = real.is_dir()
+        if not path.is_absolute() or not (real.is_file() or folder):
             raise NotFound(f"{text} is not a regular file", subject=str(text), hint="heirloom register FILE")
         if folder:
-            _require_room(engine.keeper, path)
+            _require_room(engine.keeper, real)
         side = only_beside(path)
         named = {**options, "dropped_as": safe_name(path.name), **({"side": side.as_dict()} if side else {})}
-        drops.append(claim(engine.keeper, path, origin="register", move=False, forced_kind=arguments.get("kind"),
-                           options=named))  # fmt: skip
+        drops.append(claim(engine.keeper, real, origin="register", move=False, forced_kind=arguments.get("kind"),
+                           options=named, name=path.name))  # fmt: skip
     return {"drops": drops}
 
 

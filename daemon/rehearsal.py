@@ -8,6 +8,7 @@ the second is a copy of the first is told only by the real thing. Not here: the 
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ def _read_all(
     try:
         for number, path in enumerate(paths):
             side = only_beside(Path(path))
-            body = {"id": number, "task": "identify", "path": path, "name": safe_name(Path(path).name),
+            body = {"id": number, "task": "identify", "path": os.path.realpath(path), "name": safe_name(Path(path).name),
                     "out_folder": str(folders[number]), "packed": str(folders[number].with_suffix(".tar")), "limits": limits,
                     "side": str(side.path) if side else None,
                     **more[number]}  # fmt: skip

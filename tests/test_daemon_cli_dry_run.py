@@ -140,6 +140,19 @@ def test_a_link_is_registered_as_what_it_points_to(run: Run, tmp_path: Path) -> 
     assert json.loads(run(f"register {tmp_path / 'link.jsonl'} --dry-run --json")[1])["name"] == "real.jsonl"
 
 
+def test_a_link_says_what_a_file_is_whose_own_name_does_not(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy, run = Toy(scratch / "home"), _runner(capsys)
+    (scratch / "5f3a09c1").write_text(chat_of(30))
+    (scratch / "train.jsonl").symlink_to(scratch / "5f3a09c1")
+    asked = f"--home {scratch / 'home'} register {scratch / 'train.jsonl'} --dry-run --json"
+    assert json.loads(run(asked)[1])["name"] == "train.jsonl"
+    perform(toy.engine, "register", {"paths": [str(scratch / "train.jsonl")]})
+    toy.settle()
+    assert [item[:2] for item in toy.drops()] == [("train.jsonl", "registered")]
+    assert (scratch / "train.jsonl").is_symlink() and (scratch / "5f3a09c1").read_text() == chat_of(30)
+    toy.die()
+
+
 def test_registering_an_empty_file_comes_to_an_end(scratch: Path) -> None:
     toy = Toy(scratch / "home")
     (scratch / "empty.jsonl").write_text("")

@@ -38,6 +38,15 @@ SHARD = "train-00000-of-00001.parquet"
     ([f"x/{SHARD}.gz"], ["x"]),
     (["x/dev-00000-of-00001.jsonl.zst"], ["x"]),
     (["sales-00000-of-00001.parquet"], []),
+    (["data/train_prefs-00000-of-00001-0a1b.parquet", "data/test_prefs-00000-of-00001-0a1b.parquet"], [""]),
+    (["trainers-00000-of-00001.parquet"], []),
+    (["train.jsonl", "test.jsonl", "README.md"], [""]),
+    (["hh/harmless/train.jsonl.gz", "hh/harmless/test.jsonl.gz", "hh/README.md"], ["hh/harmless"]),
+    (["data/train.tsv", "data/dev.ndjson", "notes.md"], [""]),
+    (["train.jsonl", "test.jsonl", "notes.md"], []),
+    (["train.jsonl", "test_cases.jsonl"], []),
+    (["train.jsonl", "test.txt"], []),
+    (["train.jsonl", "training.jsonl"], []),
     (["train/a.jsonl", "val/a.jsonl"], [""]),
     (["train/a.arrow", "train/state.json", "train/dataset_info.json", "validation/a.arrow"], [""]),
     (["coding/train/a.jsonl", "coding/val/a.jsonl", "legal/train/a.npy", "legal/val/a.npy"], ["coding", "legal"]),
@@ -67,10 +76,16 @@ def test_train_is_read_first_and_lengths_ascend() -> None:
     ("data/validation-00000-of-00001.parquet", "val", "parquet"), ("dev/train-of-thought.jsonl", "val", "jsonl"),
     ("data/test.csv.gz", "val", "csv.gz"), ("data-00000-of-00001.arrow", "train", "arrow"),
     ("train/test_cases.jsonl", "train", "jsonl"), ("eval-00000-of-00001.json", "val", "json"),
-    ("data/developers.jsonl", "train", "jsonl"), ("coding/val/x.jsonl.zst", "val", "jsonl.zst"),
+    ("data/developers.jsonl", "train", "jsonl"), ("data/test_gen-00000-of-00001.parquet", "val", "parquet"),
+    ("valid.tsv", "val", "csv"), ("coding/val/x.jsonl.zst", "val", "jsonl.zst"),
 ])  # fmt: skip
 def test_a_file_belongs_to_the_split_of_its_nearest_folder_else_of_its_name(name: str, split: str, container: str) -> None:
     assert members_of([name]) == [(name, split, container)]
+
+
+def test_what_is_hidden_is_no_file_of_rows() -> None:
+    names = ["train/a.jsonl", "train/.ipynb_checkpoints/a-checkpoint.jsonl", "val/.old.jsonl", "val/a.jsonl", "train/set.tar"]
+    assert [item.name for item in members_of(names)] == ["train/a.jsonl", "val/a.jsonl"]
 
 
 def test_what_is_missing_is_named() -> None:

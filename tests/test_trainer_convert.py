@@ -92,6 +92,33 @@ def test_splits_are_kept(tmp_path: Path) -> None:
         convert(tmp_path / "dict", tmp_path / "one.jsonl")
 
 
+@pytest.mark.parametrize("names", [
+    ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"),
+    ("data/train-00000-of-00001.parquet", "data/train_extra.parquet", "data/validation-00000-of-00001.parquet", "README.md"),
+    ("train.parquet", "training.parquet", "dev.parquet"), ("train/a.parquet", "train/b.parquet", "testing/a.parquet"),
+])  # fmt: skip
+def test_splits_that_names_say_are_never_mixed(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = any(word in name for word in ("test", "validation", "dev"))
+        pq.write_table(pa.table({"text": ["held out" if held else "trained"]}), path)
+    found = convert(tmp_path / "set", tmp_path / "out", "jsonl")
+    assert len(found["splits"]) in (2, 3) and found["rows"] == len([name for name in names if name != "README.md"])
+    for name in found["splits"]:
+        texts = {row["text"] for row in lines_of(tmp_path / "out" / name / "data.jsonl")}
+        assert texts == {"trained" if name.startswith("train") else "held out"}
+    with pytest.raises(UsageError, match="has the splits"):
+        convert(tmp_path / "set", tmp_path / "one.jsonl")
+
+
+def test_a_heap_of_files_is_converted_as_one(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "test_cases.jsonl"):
+        (tmp_path / "heap" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "heap" / name).write_text('{"text": "x"}\n')
+    assert convert(tmp_path / "heap", tmp_path / "out.jsonl")["rows"] == 2
+
+
 def test_csv_goes_both_ways_and_refuses_what_is_nested(tmp_path: Path, rows_file: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([*FLAT, {"text": "only"}]))
     for here, there in (("a.json", "b.csv"), ("b.csv", "c.parquet"), ("c.parquet", "d.csv"), ("d.csv", "e.jsonl")):

@@ -14,7 +14,7 @@ from trainer_data import chat_row, jsonl, make, store, text_rows
 
 from guard.durable import json_bytes
 from guard.errors import NotFound, UsageError
-from trainer.row_files import data_files, rows_of, split_of
+from trainer.row_files import data_files, rows_of
 from trainer.validate import LISTED, token_fault, validate_path
 
 
@@ -107,12 +107,15 @@ def test_parquet_and_both_forms_of_arrow_give_the_same_rows(scratch: Path) -> No
 
 
 def test_splits_are_known_by_their_names(scratch: Path) -> None:
-    held_out = ("val/a.jsonl", "data/test-00000-of-00001.parquet", "val_512/x.npy", "Validation/x")
-    assert [split_of(name) for name in held_out] == ["val"] * 4
-    assert [split_of(name) for name in ("train/a.jsonl", "data/values.jsonl", "evaluate.jsonl")] == ["train"] * 3
-    write(scratch / ".cache" / "x.jsonl", text_rows(1))
-    write(scratch / "b" / "x.jsonl", text_rows(1))
-    assert [item.name for item in data_files(scratch)] == ["b/x.jsonl"]
+    held_out = ("val/a.jsonl", "data/test-00000-of-00001.parquet", "val_512/x.npy", "Validation/x.csv")
+    trained = ("train/a.jsonl", "data/values.jsonl", "evaluate.jsonl", "train/test-questions.jsonl", "a.txt")
+    for name in (*held_out, *trained):
+        write(scratch / "splits" / name, text_rows(1))
+    assert {item.name: item.split for item in data_files(scratch / "splits")} == {
+        **dict.fromkeys(held_out, "val"), **dict.fromkeys(trained, "train")}  # fmt: skip
+    write(scratch / "hidden" / ".cache" / "x.jsonl", text_rows(1))
+    write(scratch / "hidden" / "b" / "x.jsonl", text_rows(1))
+    assert [item.name for item in data_files(scratch / "hidden")] == ["b/x.jsonl"]
 
 
 def test_an_id_beyond_the_vocabulary_is_named() -> None:

@@ -62,7 +62,7 @@ def convert(source: Path, output: Path, form: str = "", progress: Progress | Non
     named = [name for name in splits if name]
     if named and not form == "arrow" and output.suffix.lower() in _SUFFIXES:
         raise UsageError(f"{source} has the splits {', '.join(named)}, and {output.name} is one file", subject=str(source),
-                         hint=f"convert one of them ({source / named[0]}), or name a folder and --to {form}")  # fmt: skip
+                         hint=f"name a folder and --to {form}, or convert the files of one split")  # fmt: skip
     if os.path.lexists(output):
         raise UsageError(f"{output} exists already", subject=str(output), hint="name a new file or folder; nothing is replaced")
     output = output.absolute()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from guard.checks.folders import dataset_folders, row_container, split_of, split_word
 from guard.checks.jsonl import Row
 from guard.checks.kinds import container_of, container_reason, holds_rows, ignored_name, unpacked_container
 from guard.checks.rows import open_regular
@@ -22,9 +23,8 @@ from guard.containers.read import read_container
 from guard.containers.unpack import unpacked
 from guard.errors import DataFault, NotFound, UsageError
 
-__all__ = ["SPLITS", "RowFiles", "find_splits"]
+__all__ = ["RowFiles", "find_splits"]
 
-SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 _STATE, _SPLIT_LIST = "state.json", "dataset_dict.json"
 _ROWS_TOGETHER, _BYTES_TOGETHER = 1000, 8 << 20
 _ONE_TYPE = "Parquet and Arrow want one type of value in a column; make them all text, or convert to .jsonl"
@@ -39,18 +39,28 @@ def find_splits(source: Path) -> dict[str, list[Path]]:
         if not holds_rows(container_of(source.name)):
             reason = container_reason(source.name) if not container_of(source.name) else "it is plain text and holds no rows"
             raise UsageError(f"{source} cannot be converted: {reason}", subject=str(source), hint="name a file of rows")
-        return {"": [source.resolve()]}
+        return {"": [source]}
     if (source / _SPLIT_LIST).is_file():
         names = _names_in(source / _SPLIT_LIST, lambda found: found["splits"])
         return {name: _files_of(source / name) for name in names}
-    here = _files_of(source, must=False)
-    if here:
-        return {"": here}
-    found = {name: _files_of(source / name) for name in SPLITS if (source / name).is_dir()}
+    for folder in (source, source / "data"):  # the hub's layout has its files in either
+        if here := _files_of(folder, must=False):
+            return {"": here} if (folder / _STATE).is_file() else _by_word(here)
+    found = {path.name: _files_of(path) for path in sorted(source.iterdir()) if path.is_dir() and split_of(path.name)}
     if not found:
         raise UsageError(f"{source} holds no rows", subject=str(source),
                          hint="name a file, an Arrow folder (save_to_disk), or a folder with train/ and val/")  # fmt: skip
     return found
+
+
+def _by_word(paths: list[Path]) -> dict[str, list[Path]]:
+    """Files by the split that their names say (`train-00000-of-00002.parquet`, `test.jsonl`); all together where none is said."""
+    if "" not in dataset_folders(path.name for path in paths):
+        return {"": paths}
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(split_word(path.name) or "train", []).append(path)
+    return found if len(found) > 1 else {"": paths}
 
 
 def _files_of(folder: Path, *, must: bool = True) -> list[Path]:
@@ -62,11 +72,10 @@ def _files_of(folder: Path, *, must: bool = True) -> list[Path]:
             raise DataFault(f"{folder / _STATE} names {missing.name}, which is not there", hint="copy the folder again, whole")
     else:
         listed = sorted(folder.iterdir()) if folder.is_dir() else []
-        paths = [path for path in listed if path.is_file() and holds_rows(container_of(path.name))
-                 and not ignored_name(path.name) and path.name != "dataset_info.json"]  # fmt: skip
+        paths = [path for path in listed if path.is_file() and row_container(path.name) and not ignored_name(path.name)]
     if must and not paths:
         raise DataFault(f"{folder} holds no rows", subject=str(folder), hint="copy the folder again, whole")
-    return [path.resolve() for path in paths]
+    return paths
 
 
 def _names_in(path: Path, pick: Callable[[Any], Any]) -> list[str]:
@@ -97,7 +106,7 @@ class RowFiles:
         for place, path in enumerate(self.paths):
             container = container_of(path.name)
             known = unpacked_container(container) in ("jsonl", "json", "csv", "npy")
-            with open_regular(path) as stream:
+            with open_regular(path.resolve()) as stream:  # readers follow no link; its own name says what it is
                 for row in read_container(stream, container):
                     count += 1
                     if count % _ROWS_TOGETHER == 0:
@@ -162,7 +171,7 @@ class RowFiles:
 
     def _stored(self) -> Iterator[pa.RecordBatch]:
         for path in self.paths:
-            with open_regular(path) as stream, unpacked(stream, container_of(path.name)) as (plain, inner):
+            with open_regular(path.resolve()) as stream, unpacked(stream, container_of(path.name)) as (plain, inner):
                 yield from parquet_batches(plain, everything=True) if inner == "parquet" else arrow_batches(plain)
 
     def _first_batches(self) -> Iterator[pa.RecordBatch]:

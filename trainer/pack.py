@@ -180,7 +180,7 @@ def _batches(file: SourceFile) -> Iterator[list[Example]]:
     """Examples in batches of bounded size."""
     batch: list[Example] = []
     characters = 0
-    for example in iter_examples(file.path, "pretrain", file.reading):
+    for example in iter_examples(file.path, "pretrain", file.reading, name=file.called):
         if "text" not in example.fields:
             raise DataFault(f"{file.name}, line {example.line_number}: the row holds token ids, not text", subject=file.name,
                             hint="it is packed already; drop it as it is, or give the text it was made from")  # fmt: skip

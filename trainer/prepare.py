@@ -69,13 +69,15 @@ class SourceFile:
     reading: Reading = PLAIN
     kind: str = ""
     """Its kind, where that is not called like the stage it is trained in."""
+    called: str = ""
+    """The name that says what it is, where its bytes lie under another: those of a link lie wherever it points."""
     split: str = ""
     """`train` or `val`: all its examples belong there, as whoever gave it says; "": drawn by fingerprint."""
 
     @property
     def container(self) -> str:
         """What holds its rows, each of which is a document; `text`: the file is one, and its segments are the examples."""
-        return container_of(self.path.name) or "text"
+        return container_of(self.called or self.path.name) or "text"
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -144,7 +146,7 @@ def _batches(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bool
     batch: list[Example] = []
     characters = 0
     try:
-        for example in iter_examples(file.path, file.kind or stage, file.reading):
+        for example in iter_examples(file.path, file.kind or stage, file.reading, name=file.called):
             # One example is always held back, so that the last batch is known to be the last.
             if len(batch) >= _BATCH_EXAMPLES or characters >= _BATCH_CHARACTERS:
                 yield batch, False

@@ -43,14 +43,14 @@ def source_of(path: Path, stage: str) -> SourceFile:
                          hint="give it the name of what it is, or convert it to JSONL, one object per line")  # fmt: skip
     # A person may name a link; readers below follow none.
     real = path.resolve()
-    return SourceFile(sha256_file(real), path.name, real)
+    return SourceFile(sha256_file(real), path.name, real, called=path.name)
 
 
 def skipped_rows(file: SourceFile, stage: str) -> _Skipped:
     """How many rows cannot be used, and the first ones with line, field and reason."""
     count = 0
     listed: list[dict[str, Any]] = []
-    for row in iter_rows(file.path) if holds_rows(file.container) else ():
+    for row in iter_rows(file.path, name=file.called) if holds_rows(file.container) else ():
         found = [row.fault] if row.fault else read_fields(stage, row.value or {})
         if isinstance(found, dict):
             continue

@@ -1,8 +1,8 @@
 """Files and folders of rows by hand: which data files a folder holds, to which split each belongs, and their rows.
 
 Used by the commands of `heirloom prepare` that take folders as other programs leave them: `save_to_disk` folders, folders
-in the hub's layout, `train/` and `val/` beside one another. A folder's own words are believed where it has some
-(`state.json`), else names decide. Not here: what a row means, and drops, which intake reads in its own way.
+in the hub's layout, `train/` and `val/` beside one another, and heaps of files, plain texts among them. Which names are
+data and which split they say is told by `guard/checks/folders.py`, as for drops. Not here: what a row means.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import NamedTuple
 
 import orjson
 
+from guard.checks.folders import is_junk, named_missing, row_container, split_of
 from guard.checks.jsonl import Row
-from guard.checks.kinds import container_of, holds_rows
+from guard.checks.kinds import container_of, holds_rows, unpacked_container
 from guard.checks.rows import open_regular
 from guard.containers.read import read_container
 from guard.errors import DataFault
 
-__all__ = ["DataFile", "data_files", "rows_of", "split_of"]
+__all__ = ["DataFile", "data_files", "rows_of"]
 
-VAL_NAMES = ("val", "valid", "validation", "dev", "test", "eval")
-_WORDS_ONLY = {"state.json", "dataset_info.json", "dataset_dict.json", "dataset_infos.json", "tokenizer_state.json",
-               "dataset_metadata.json", "readme.md", "license.txt", "license.md"}  # fmt: skip
+_WORDS_ONLY = {"tokenizer_state.json", "dataset_metadata.json", "readme.md", "license.txt", "license.md"}
 
 
 class DataFile(NamedTuple):
@@ -34,50 +33,31 @@ class DataFile(NamedTuple):
     split: str
 
 
-def split_of(name: str) -> str:
-    """`val` for a path below a folder, or of a file, that is called so (`val_512`, `test-00000-of-00001.parquet`)."""
-    for part in name.lower().split("/"):
-        word = part.partition(".")[0].replace("-", "_").partition("_")[0]
-        if word in VAL_NAMES:
-            return "val"
-    return "train"
-
-
 def data_files(folder: Path) -> list[DataFile]:
     """The data files below a folder, by name, without hidden ones. Raises DataFault for a piece that is missing."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if any(part.startswith(".") for part in parts) or not path.is_file() or not _is_data(path):
-            continue
-        name = "/".join(parts)
-        found.append(DataFile(path, name, split_of(name)))
-    _missing_pieces(folder)
-    return found
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    _missing_pieces(folder, names)
+    return [DataFile(folder / name, name, split_of(name) or "train") for name in names if _is_data(name)]
 
 
-def _is_data(path: Path) -> bool:
-    if path.name.lower() in _WORDS_ONLY or not container_of(path.name):
+def _is_data(name: str) -> bool:
+    if is_junk(name) or name.rpartition("/")[2].lower() in _WORDS_ONLY:
         return False
-    told = _told_pieces(path.parent)
-    return not told or path.suffix != ".arrow" or path.name in told
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return bool(row_container(name)) or (unpacked_container(container_of(name)) == "text" and not hidden)
 
 
-def _told_pieces(folder: Path) -> list[str]:
-    """The Arrow files that a `save_to_disk` folder says it has; what else lies there is its cache."""
-    try:
-        state = orjson.loads((folder / "state.json").read_bytes())
-        return [str(item["filename"]) for item in state["_data_files"]]
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-        return []  # no such folder, or somebody else's state.json: names decide
-
-
-def _missing_pieces(folder: Path) -> None:
-    for state in sorted([folder / "state.json", *folder.glob("*/state.json")]):
-        missing = [name for name in _told_pieces(state.parent) if not (state.parent / name).is_file()]
-        if missing:
-            raise DataFault(f"{state.parent} says that it holds {missing[0]}, which is not there", subject=str(state.parent),
-                            hint="copy the whole folder again")  # fmt: skip
+def _missing_pieces(folder: Path, names: list[str]) -> None:
+    for name in names:
+        place, _, last = name.rpartition("/")
+        if last not in ("state.json", "dataset_dict.json"):
+            continue
+        try:
+            told = orjson.loads((folder / name).read_bytes())
+        except orjson.JSONDecodeError:
+            continue  # somebody else's state.json: names decide
+        if problem := named_missing(place, told, names):
+            raise DataFault(f"{folder} is not whole: {problem}", subject=str(folder), hint="copy the whole folder again")
 
 
 def rows_of(path: Path) -> Iterator[Row]:

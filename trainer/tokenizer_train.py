@@ -53,7 +53,7 @@ def _texts(path: Path) -> Iterator[str]:
         with open_regular(path.resolve()) as stream:
             yield from iter_segments(text_chunks(stream))
         return
-    for row in iter_rows(path.resolve()):
+    for row in iter_rows(path.resolve(), name=path.name):
         if row.value is not None:
             yield from _strings(row.value)
 

@@ -15,6 +15,7 @@ import typer
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.flags import DryRun, Yes
 from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, visible
+from guard.checks.kinds import container_of
 from guard.errors import CheckFailed, Duplicate, NotFound, UsageError
 
 __all__ = ["add_to", "exit_code_of", "register_lines", "register_record", "story_lines"]
@@ -78,8 +79,8 @@ def _file_or_data_set(path: Path) -> str:
     elif not path.is_file():
         raise UsageError(f"{visible(path)} is not a regular file", subject=str(path),
                          hint="name the files in it: heirloom register DIR/*.jsonl")  # fmt: skip
-    # A link is meant as what it points to; what is taken into the house is never a link.
-    return str(path.resolve() if path.is_symlink() else path.absolute())
+    # A link is meant as what it points to, unless only its own name says what that is: so it is in the hub's cache.
+    return str(path.resolve() if path.is_symlink() and container_of(path.resolve().name) else path.absolute())
 
 
 def register_record(result: Mapping[str, Any]) -> dict[str, Any]:

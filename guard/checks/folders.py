@@ -1,9 +1,9 @@
 """Which folders are one data set and not a heap of files, told by the names in them alone; and what of one is data.
 
 A data set that `datasets` saved (`state.json`, `dataset_dict.json`), one in the hub's layout (`train-00000-of-00002.parquet`,
-in `data/` or not), and one whose sub-folders are its splits (`train/` and `val/`, `train_512/` and `train_1024/`) is one
-drop. Pure: names in, answers with reasons out, the same for a folder and for a tar of it. Not here: listing a folder
-(`guard/folder_tree.py`), reading its rows (`members.py`).
+in `data/` or not), and one whose sub-folders or files are its splits (`train/` and `val/`, `train_512/` and `train_1024/`,
+`train.jsonl` and `test.jsonl`) is one drop. Pure: names in, answers with reasons out, the same for a folder and for a tar
+of it. Not here: listing a folder (`guard/folder_tree.py`), reading its rows (`members.py`).
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from guard.checks.kinds import forced_kind_of, ignored_name, kind_reason
+from guard.checks.kinds import container_of, forced_kind_of, holds_rows, ignored_name, kind_reason, unpacked_container
 
 __all__ = ["LACKS", "PLAIN_FOLDER", "Member", "dataset_folders", "ignored_folder", "is_junk", "members_of", "named_missing",
-           "shown_name", "waits_for"]  # fmt: skip
+           "row_container", "shown_name", "split_of", "split_word", "waits_for"]  # fmt: skip
 
 LACKS = "it lacks "
 """How the reason begins when pieces are not there yet: such a folder waits for them however long it takes."""
 PLAIN_FOLDER = "a plain folder: every file in it is a drop of its own"
 _TRAIN, _VAL = "train|training", "val|valid|validation|dev|test|testing|eval|evaluation"
 _WORD = re.compile(rf"(?:(?P<train>{_TRAIN})|(?P<val>{_VAL}))(?![a-z])", re.IGNORECASE)
+_WORDS = frozenset(f"{_TRAIN}|{_VAL}".split("|"))
 _CURRICULUM = re.compile(r"train[_-]?\d+", re.IGNORECASE)
-_SHARD = re.compile(rf"(?:{_TRAIN}|{_VAL})-\d{{5}}-of-\d{{5}}[^/.]*\.(?:parquet|arrow|jsonl|json|csv)(?:\.gz|\.zst)?",
-                    re.IGNORECASE)  # fmt: skip
+# `train-00000-of-00002.parquet`, and `train_prefs-00000-of-00001.parquet` where a set has several of a kind.
+_SHARD = re.compile(rf"(?:{_TRAIN}|{_VAL})(?![a-z])[^/.]*-\d{{5}}-of-\d{{5}}[^/.]*\..+", re.IGNORECASE)
 _PIECE = re.compile(r"(.*)-(\d{5})-of-(\d{5})[^/.]*(\..*)", re.DOTALL)
-_CONTAINERS = {"jsonl": "jsonl", "json": "json", "csv": "csv", "parquet": "parquet", "arrow": "arrow", "npy": "npy"}
-_PACKED = (".gz", ".zst")
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json",
                            "config.json", "stats.json", "info.json"})  # fmt: skip
 _JUNK = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".git", "__macosx"})
@@ -101,9 +100,14 @@ def _why(folder: str, files: dict[str, set[str]], folders: dict[str, set[str]]) 
         return "a data set saved by datasets, with its splits"
     if {"state.json", "dataset_info.json"} <= here:
         return "a data set saved by datasets"
-    if any(_SHARD.fullmatch(name) for name in (*here, *data)):
+    if any(_SHARD.fullmatch(name) and row_container(name) for name in (*here, *data)):
         return "a data set in the hub's layout"
-    words = {own: found for own in folders.get(folder, ()) if (found := _split_of(own))}
+    for place in (folder, _below(folder, "data")):
+        named = {name: split_of(name) for name in files.get(place, ())
+                 if row_container(name) and name.partition(".")[0].lower() in _WORDS}  # fmt: skip
+        if set(named.values()) == {"train", "val"} and _only_data(place, files):
+            return f"its files are splits: {', '.join(sorted(named))[:_SHOWN]}"
+    words = {own: found for own in folders.get(folder, ()) if (found := split_of(own))}
     whole = {own for own in words if _only_data(_below(folder, own), files)}
     train = {own for own in whole if words[own] == "train"}
     if whole == words.keys() and train and (len(train) < len(words) or any(_CURRICULUM.fullmatch(own) for own in train)):
@@ -111,16 +115,22 @@ def _why(folder: str, files: dict[str, set[str]], folders: dict[str, set[str]]) 
     return ""
 
 
-def _split_of(word: str) -> str:
-    """`train` or `val` when a folder's or file's name begins with such a word; "" otherwise."""
-    found = _WORD.match(word)
-    return "" if not found else "train" if found["train"] else "val"
+def split_word(name: str) -> str:
+    """The word that says the split of a file: that of the nearest folder that begins with one, else its own; "" for none."""
+    *parts, last = name.split("/")
+    return next((found[0].lower() for part in (*reversed(parts), last) if (found := _WORD.match(part))), "")
+
+
+def split_of(name: str) -> str:
+    """`train` or `val` by `split_word`; "" when nothing says a split."""
+    word = split_word(name)
+    return "" if not word else "train" if word in _TRAIN.split("|") else "val"
 
 
 def _only_data(folder: str, files: dict[str, set[str]]) -> bool:
     """Whether a sub-folder holds files of rows and nothing but what describes them."""
     names = files.get(folder, set())
-    data = {name for name in names if _container(name)}
+    data = {name for name in names if row_container(name)}
     return bool(data) and all(name in data or name in _DESCRIPTIONS or _describes(name) for name in names)
 
 
@@ -128,14 +138,15 @@ def _describes(name: str) -> bool:
     return name.lower() in ("readme.md", "license", "license.md", "license.txt") or name.startswith(".git")
 
 
-def _container(name: str) -> str:
-    """The container of a file of rows by its last name, "" for any other."""
-    lower = name.lower()
-    packed = next((suffix for suffix in _PACKED if lower.endswith(suffix)), "")
-    stem, dot, suffix = lower.removesuffix(packed).rpartition(".")
-    found = _CONTAINERS.get(suffix, "") if dot and stem else ""
+def row_container(name: str) -> str:
+    """The container of a file of rows in a data set, "" for any other: what is hidden or only describes is none."""
+    last = name.rpartition("/")[2]
+    container = container_of(last)
     # `cache-0123456789abcdef.arrow`: what `datasets` remembers of a computation, beside the data.
-    return "" if not found or name in _DESCRIPTIONS or (found == "arrow" and lower.startswith("cache-")) else found + packed
+    cache = unpacked_container(container) == "arrow" and last.lower().startswith("cache-")
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    other = not holds_rows(container) or unpacked_container(container) == "tar"
+    return "" if other or cache or hidden or last in _DESCRIPTIONS else container
 
 
 def members_of(names: Iterable[str]) -> list[Member]:
@@ -146,13 +157,10 @@ def members_of(names: Iterable[str]) -> list[Member]:
     """
     found = []
     for name in names:
-        *parts, last = name.split("/")
-        container = "" if is_junk(name) else _container(last)
-        by_folder = next((split for part in reversed(parts) if (split := _split_of(part))), "")
-        by_file = _split_of(last)
-        if not container or (container.partition(".")[0] == "json" and not by_folder and not by_file):
+        container, split = "" if is_junk(name) else row_container(name), split_of(name)
+        if not container or (unpacked_container(container) == "json" and not split):
             continue  # settings beside the data
-        found.append(Member(name, by_folder or by_file or "train", container))
+        found.append(Member(name, split or "train", container))
     return sorted(found, key=lambda member: (member.split, _natural(member.name)))
 
 

@@ -73,16 +73,18 @@ class Wish:
     move: bool = True
     forced_kind: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    """What the drop is called, where that is not the name its bytes lie under."""
 
 
 def claim(keeper: Keeper, source: Path, *, origin: str = "inbox", move: bool = True, forced_kind: str | None = None,
-          options: Mapping[str, Any] | None = None) -> int:  # fmt: skip
+          options: Mapping[str, Any] | None = None, name: str = "") -> int:  # fmt: skip
     """Take a settled file out of the inbox (or copy one, `move=False`) into a folder of its own; returns the drop id.
 
     A file that has gone closes its row. Raises OSError for the environment's faults (the row stays open and
     `resume_claim` tries again).
     """
-    drop, problem = claim_many(keeper, [Wish(source, origin, move, forced_kind, dict(options or {}))])[0]
+    drop, problem = claim_many(keeper, [Wish(source, origin, move, forced_kind, dict(options or {}), name)])[0]
     if problem is not None:
         raise problem
     return drop
@@ -112,7 +114,7 @@ def claim_many(keeper: Keeper, wishes: Sequence[Wish]) -> list[tuple[int, OSErro
 
 def _open_drop(keeper: Keeper, wish: Wish) -> int:
     """The row and the event of an intended claim; inside a transaction."""
-    now, name, mode = keeper.clock.utc(), safe_name(wish.source.name), "move" if wish.move else "copy"
+    now, name, mode = keeper.clock.utc(), safe_name(wish.name or wish.source.name), "move" if wish.move else "copy"
     drop = keeper.ledger.run(
         "INSERT INTO drops (name, source, origin, mode, state, forced_kind, options, seen, updated) "
         "VALUES (?, ?, ?, ?, 'claiming', ?, ?, ?, ?)",
