@@ -26,6 +26,7 @@ from guard.errors import Damage, DataFault, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
 from guard.splits import KeptBack, recorded_splits, val_keys
+from guard.token_ids import highest_id, ids_of
 from guard.trained import texts_of, trained_fields
 from trainer.dataset import (
     FORMAT_VERSION,
@@ -175,10 +176,10 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
 
 def _given_ids(example: Example, file: SourceFile, tokenizer: Tokenizer) -> NDArray[Any]:
     """The ids of a row that was packed elsewhere, as they are: its separators are in it. Raises DataFault."""
-    ids = np.array(example.fields["input_ids"].split(" "), dtype=np.float64)  # an id may be of any length
-    highest = float(ids.max())
-    if highest >= tokenizer.vocab_size:
-        raise DataFault(f"{file.name}, line {example.line_number}: Token ID {highest:.0f} out of vocabulary range",
+    text = example.fields["input_ids"]
+    ids = ids_of(text)
+    if int(ids.max()) >= tokenizer.vocab_size:
+        raise DataFault(f"{file.name}, line {example.line_number}: Token ID {highest_id(text)} out of vocabulary range",
                         subject=file.name, hint=f"it was made with another tokenizer; the ids of {tokenizer.tokenization} go "
                         f"from 0 to {tokenizer.vocab_size - 1}")  # fmt: skip
     return ids.astype(tokenizer.dtype)
