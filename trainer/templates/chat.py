@@ -175,13 +175,29 @@ class ChatTemplate(Template):
 
 
 def _json_texts(talk: Conversation) -> Iterable[tuple[str, str]]:
+    """What a template is given of tools and calls: as it was written, and every text in it as JSON reads it (`\\u003c`)."""
     for tool in talk.tools:
-        yield "tools", json.dumps(tool, ensure_ascii=False)
+        yield from (("tools", text) for text in _leaves(tool))
     for number, turn in enumerate(talk.turns):
         for call in turn.calls:
-            yield f"messages[{number}].tool_calls", f"{call.name} {call.id} {call.arguments}"
+            where = f"messages[{number}].tool_calls"
+            yield where, f"{call.name} {call.id} {call.arguments}"
+            yield from ((where, text) for text in _leaves(_arguments(call.arguments)))
         if turn.name or turn.call_id:
             yield f"messages[{number}]", f"{turn.name} {turn.call_id}"
+
+
+def _leaves(value: Any) -> Iterable[str]:
+    """Every text of a JSON value, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield name
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
 
 
 def _messages(talk: Conversation, text: Any) -> list[dict[str, Any]]:
