@@ -95,7 +95,7 @@ def test_a_whole_call_is_trained() -> None:
         template.parts(talk)
 
 
-@pytest.mark.parametrize("arguments", ['{"a": "\\u003cs>"}', '{"\\u003ce\\u003e": 1}', '{"a": [{"b": "\\u003c/call>"}]}'])
+@pytest.mark.parametrize("arguments", [r'{"a": "\u003cs>"}', r'{"\u003ce\u003e": 1}', r'{"a": [{"b": "\u003c/call>"}]}'])
 def test_a_control_token_that_json_spells_with_escapes_is_refused_too(arguments: str) -> None:
     """A template writes arguments out again, and then the escapes are gone (law 11)."""
     template = ChatTemplate(THINKING, {"eos_token": "<e>"}, THINKING_TOKENS)

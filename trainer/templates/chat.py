@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from guard.errors import CheckFailed
-from trainer.templates.base import Example, Inexpressible, Part, Template, joined
+from trainer.templates.base import Example, Inexpressible, Part, Template, joined, unlearnt
 from trainer.templates.conversation import Conversation, Turn, read_conversation
 from trainer.templates.jinja_bounds import GENERATED_CLOSE, GENERATED_OPEN, environment_of
 from trainer.templates.marks import Marks, Slot, matched, trained_places
@@ -67,19 +67,18 @@ class ChatTemplate(Template):
     def parts(self, example: Example) -> list[Part]:
         talk = read_conversation(example)
         marks = Marks(self._texts_of(talk), self.source)
-        messages = _messages(talk, marks.mark)
-        shape = self._rendered(talk, messages, generated=True)
-        if GENERATED_OPEN in shape:
-            shape, trained = _generated(shape)
-        else:
-            trained = self._turns_of(talk, messages, shape)
-        return self._parts(talk, marks, shape, trained, prompt=False)
+        shape, made = self._made(talk, marks, prompt=False)
+        return self._parts(talk, marks, shape, made, prompt=False)
 
     def prompt_parts(self, example: Example) -> list[Part]:
         talk = read_conversation(example)
         marks = Marks(self._texts_of(talk), self.source)
-        shape = self._rendered(talk, _messages(talk, marks.mark), prompt=True)
-        return self._parts(talk, marks, shape, [], prompt=True)
+        try:
+            shape, made = self._made(talk, marks, prompt=True)
+        except Inexpressible:
+            # Nobody can be trained on such a conversation; how its texts are cut is free then.
+            shape, made = self._rendered(talk, _messages(talk, marks.mark), prompt=True), []
+        return unlearnt(self._parts(talk, marks, shape, made, prompt=True))
 
     # --- rendering ---------------------------------------------------------------------------------------------------
 
@@ -105,6 +104,12 @@ class ChatTemplate(Template):
             raise Inexpressible(f"the model's chat template refuses it: {error}", subject="messages") from error
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise Inexpressible(f"the model's chat template fails on it: {error}", subject="messages") from error
+
+    def _made(self, talk: Conversation, marks: Marks, *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+        """The rendering with marks, and where the assistant's turns lie in it."""
+        messages = _messages(talk, marks.mark)
+        shape = self._rendered(talk, messages, prompt=prompt, generated=True)
+        return _generated(shape) if GENERATED_OPEN in shape else (shape, self._turns_of(talk, messages, shape))
 
     def _turns_of(self, talk: Conversation, messages: Sequence[Mapping[str, Any]], shape: str) -> list[tuple[int, int]]:
         """Where the assistant's turns lie in `shape`: from the end of the prompt for each to its own end."""
