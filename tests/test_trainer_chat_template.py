@@ -100,7 +100,7 @@ def test_a_control_token_that_json_spells_with_escapes_is_refused_too(arguments:
     """A template writes arguments out again, and then the escapes are gone (law 11)."""
     template = ChatTemplate(THINKING, {"eos_token": "<e>"}, THINKING_TOKENS)
     talk = {"messages": [{"role": "user", "content": "q"},
-                         {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": arguments}]}]}  # fmt: skip
+                         {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": arguments}]}]}
     with pytest.raises(Inexpressible, match="contains the control token"):
         template.parts(talk)
     tools = [{"name": "f", "description": "d", "parameters": json.loads(arguments)}]
