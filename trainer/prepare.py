@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from guard.checks.columns import PLAIN, RULES_VERSION, Reading
 from guard.checks.kinds import container_of, holds_rows
-from guard.checks.rows import Example, highest_id, iter_examples
+from guard.checks.rows import Example, iter_examples
 from guard.durable import fsync_dir, make_dir, write_json
 from guard.errors import Damage, DataFault, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
 from guard.splits import KeptBack, recorded_splits, val_keys
+from guard.token_ids import highest_id, ids_of
 from guard.trained import texts_of, trained_fields
 from trainer.dataset import (
     FORMAT_VERSION,
@@ -177,10 +178,10 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
 
 def _given_ids(example: Example, file: SourceFile, tokenizer: Tokenizer) -> NDArray[Any]:
     """The ids of a row that was packed elsewhere, as they are: its separators are in it. Raises DataFault."""
-    ids = np.fromstring(example.fields["input_ids"], dtype=np.int64, sep=" ")  # what is too long for 64 bits is their greatest
+    text = example.fields["input_ids"]
+    ids = ids_of(text)
     if int(ids.max()) >= tokenizer.vocab_size:
-        highest = highest_id(example.fields["input_ids"])
-        raise DataFault(f"{file.name}, line {example.line_number}: Token ID {highest} out of vocabulary range",
+        raise DataFault(f"{file.name}, line {example.line_number}: Token ID {highest_id(text)} out of vocabulary range",
                         subject=file.name, hint=f"it was made with another tokenizer; the ids of {tokenizer.tokenization} go "
                         f"from 0 to {tokenizer.vocab_size - 1}")  # fmt: skip
     return ids.astype(tokenizer.dtype)

@@ -16,9 +16,10 @@ from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, line
 from guard.checks.kinds import Detected, detect_columns
 from guard.checks.quick_rows import QuickRows
 from guard.checks.row_plans import form_bytes
-from guard.checks.rows import Fields, highest_id, read_fields, text_chunks, text_examples
+from guard.checks.rows import Fields, read_fields, text_chunks, text_examples
 from guard.checks.task_rows import is_evaluation_task
 from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, fingerprints_of
+from guard.token_ids import highest_id
 
 __all__ = [
     "LISTED_FAULTS", "ROWS_TO_DETECT", "RowFault", "Tally", "detect_kind", "scan_document", "scan_jsonl", "scan_rows",
