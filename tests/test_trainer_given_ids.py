@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from trainer_data import jsonl, make, store
 
+from guard.checks.rows import iter_examples, validate
 from guard.errors import DataFault
-from guard.token_ids import highest_id, iter_examples, validate
+from guard.token_ids import highest_id
 from trainer.dataset import LENGTH, START
 from trainer.prepare import SourceFile
 from trainer.tokenizer import load_tokenizer
