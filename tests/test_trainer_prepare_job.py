@@ -241,7 +241,7 @@ def test_a_text_that_cannot_be_read_is_the_datas_fault(tmp_path: Path) -> None:
 def test_ids_that_another_tokenizer_made_are_refused_before_anything_is_prepared(tmp_path: Path) -> None:
     file = store(tmp_path / "files", "a.jsonl", jsonl([{"input_ids": [index, index + 1]} for index in range(40)]), "pretrain")
     job = job_of(tmp_path, [file])
-    job["files"][0]["tokenizer"] = {"tokenization": "gpt2", "content_hash": "ab" * 32}
+    job["files"][0] |= {"tokenizer": {"tokenization": "gpt2", "content_hash": "ab" * 32}, "reading": {"rules": 2}}
     with pytest.raises(CheckFailed, match="made with the tokenizer gpt2"):
         run_prepare(job)
     assert not (tmp_path / "staging" / "prepare").exists()
