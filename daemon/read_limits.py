@@ -10,17 +10,18 @@ from typing import Any
 
 from guard.store.estimate import tip_of
 from guard.store.keeper import Keeper
-from guard.store.versions import DEFAULT_LINE, version_by_id
+from guard.store.versions import DEFAULT_LINE, tips, version_by_id
 
 __all__ = ["read_limits", "vocabulary"]
 
 
 def read_limits(keeper: Keeper, line: str = "") -> dict[str, Any]:
-    """The limits in a reader's request; `line`: the one the file is for, "" for the usual one."""
+    """The limits in a reader's request; `line`: the one a flag names, "" where the file's side file may name one."""
     intake = keeper.settings.intake
+    others = {} if line else {name: vocabulary(keeper, name) for name in tips(keeper.ledger) if name != DEFAULT_LINE}
     return {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True,
             "max_unpacked_bytes": int(intake.max_unpacked_gb * 1e9),
-            **vocabulary(keeper, line or DEFAULT_LINE)}  # fmt: skip
+            **vocabulary(keeper, line or DEFAULT_LINE), "of_lines": others}  # fmt: skip
 
 
 def vocabulary(keeper: Keeper, line: str) -> dict[str, Any]:

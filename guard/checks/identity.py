@@ -36,8 +36,14 @@ class Limits:
     # The tokenizer that the ids must be of: its name and its hash; "": not known.
     tokenization: str = ""
     content_hash: str = ""
+    # vocab_size, tokenization and content_hash for other lines, for a file whose side file names one.
+    of_lines: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     # The time to wait is over: what would be `wait` for a truncated or zero-filled file is `reject`.
     final: bool = False
+
+    def of_line(self, line: str) -> Limits:
+        """The limits for a file that is meant for this line, "" for the usual one."""
+        return dataclasses.replace(self, **self.of_lines.get(line, {}))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Limits:

@@ -37,6 +37,7 @@ def counted(base: Identity, tally: Tally) -> Identity:
 def judged(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> Identity:
     """The identity with its verdict, `base` being counted; what was said of a tokenizer stays only where there are ids."""
     base = _judge(dataclasses.replace(base, tokenizer=base.tokenizer if tally.max_token_id >= 0 else {}), tally, columns, limits)
+    limits = limits.of_line(str(base.settings.get("line") or ""))
     return _within(_of_the_model(base, limits), tally, limits) if base.verdict == "ok" else base
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from guard.checks.columns import Reading, reading_of
 from guard.checks.jsonl import foreign_bytes
-from guard.checks.kinds import KINDS
+from guard.checks.kinds import KINDS, SIDE_SUFFIXES
 from guard.checks.made_with import NAMED, said_by_side
 from guard.errors import DataFault
 
-__all__ = ["KEYS", "MAX_BYTES", "parse_side", "read_side", "reading_in"]
+__all__ = ["KEYS", "MAX_BYTES", "parse_side", "read_side", "reading_in", "sides_beside"]
 
 MAX_BYTES = 16 << 10
 MAX_DEPTH = 8
@@ -84,6 +84,12 @@ _CHECKS: dict[str, Callable[[object], str]] = {
     "columns": lambda _value: "", "roles": lambda _value: "", "tokenization": _tokenization,
 }  # fmt: skip
 KEYS = tuple(_CHECKS)
+
+
+def sides_beside(data: Path) -> list[Path]:
+    """The side files that lie beside a file or folder now, whatever they are."""
+    named = [data.with_name(data.name + suffix) for suffix in SIDE_SUFFIXES if len(os.fsencode(data.name)) + len(suffix) < 256]
+    return [path for path in named if os.path.lexists(path)]
 
 
 def read_side(path: Path | str) -> dict[str, Any]:
