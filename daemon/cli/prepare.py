@@ -42,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def prepare() -> None:
-    """Turn files into token shards; works without a home."""
+    """Look at data, convert it, turn it into token shards; works without a home."""
 
 
 _Input = Annotated[list[str], typer.Option("--input", metavar="FILE...", help="Files to prepare, one or several.")]
@@ -58,7 +58,7 @@ def prepare_text(
     context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
     val_split: _Split = 0.1, shard_size: _Shard = 10_000_000, tokenizer: _Folder = None, template: _Template = None,
 ) -> None:  # fmt: skip
-    """Plain text, Markdown, or JSONL rows with `text`."""
+    """Plain text, Markdown, or rows with `text`, as token shards."""
     _prepare(context.obj, "text", input, output_dir, tokenization, val_split, shard_size, tokenizer, template)
 
 
@@ -66,7 +66,7 @@ def prepare_chat(
     context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
     val_split: _Split = 0.1, shard_size: _Shard = 10_000_000, tokenizer: _Folder = None, template: _Template = None,
 ) -> None:  # fmt: skip
-    """Conversations: JSONL rows with `messages`, optional `system` and `context`; only answers are trained."""
+    """Conversations in any usual spelling, as token shards; only answers are trained."""
     _prepare(context.obj, "chat", input, output_dir, tokenization, val_split, shard_size, tokenizer, template)
 
 
