@@ -73,8 +73,8 @@ def test_packed_token_ids_train_as_they_are_and_others_than_the_models_are_refus
     assert "0 to 264" in (toy.home.rejected / "other.jsonl.why.txt").read_text()
     with toy.keeper.ledger.transaction():
         toy.keeper.ledger.run("INSERT INTO lines (name, tip_id, created) SELECT 'side', tip_id, created FROM lines LIMIT 1")
-    assert read_limits(toy.keeper)["vocab_sizes"] == {"side": 265}
-    assert read_limits(toy.keeper, "side")["vocab_size"] == 265 and not read_limits(toy.keeper, "side")["vocab_sizes"]
+    assert {name: item["vocab_size"] for name, item in read_limits(toy.keeper)["of_lines"].items()} == {"side": 265}
+    assert read_limits(toy.keeper, "side")["vocab_size"] == 265 and not read_limits(toy.keeper, "side")["of_lines"]
 
 
 def test_pairs_and_tasks_are_registered_with_their_fingerprints_and_say_what_they_are_kept_for(toy: Toy) -> None:

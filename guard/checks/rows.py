@@ -29,10 +29,11 @@ from guard.containers.unpack import unpacked
 from guard.errors import DataFault
 from guard.fingerprint import example_fingerprint
 from guard.segment import iter_segments
+from guard.token_ids import ids_text
 
 __all__ = [
-    "RULES_VERSION", "Example", "Fault", "Fields", "Row", "iter_examples", "iter_rows", "open_regular", "read_fields",
-    "text_chunks", "text_examples", "validate", "validate_pretrain", "validate_sft",
+    "RULES_VERSION", "Example", "Fault", "Fields", "Row", "iter_examples", "iter_rows", "open_regular",
+    "read_fields", "text_chunks", "text_examples", "validate", "validate_pretrain", "validate_sft",
 ]  # fmt: skip
 
 _READ_BYTES = 1 << 20
@@ -84,13 +85,16 @@ def _token_ids(ids: Any) -> Fields | list[Fault]:
         return [Fault("input_ids", "Field 'input_ids' must be a list", expected)]
     if not ids:
         return [Fault("input_ids", "Field 'input_ids' is empty", expected)]
+    text = ids_text(ids)
+    if text:
+        return {"input_ids": text}
     if set(map(type, ids)) != {int}:
         place = next(place for place, item in enumerate(ids) if type(item) is not int)
         return [Fault(f"input_ids[{place}]", f"{ids[place]!r:.40} is no token id", expected)]
     if min(ids) < 0:
         place = next(place for place, item in enumerate(ids) if item < 0)
         return [Fault(f"input_ids[{place}]", f"the token id {ids[place]} is negative", expected)]
-    return {"input_ids": " ".join(map(str, ids))}
+    return {"input_ids": " ".join(map(str, ids))}  # some number is longer than 64 bits
 
 
 _VALIDATORS: dict[str, Callable[[Mapping[str, Any]], Fields | list[Fault]]] = {

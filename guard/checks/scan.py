@@ -19,6 +19,7 @@ from guard.checks.row_plans import form_bytes
 from guard.checks.rows import Fields, read_fields, text_chunks, text_examples
 from guard.checks.task_rows import is_evaluation_task
 from guard.fingerprint import FINGERPRINT_BYTES, canonical_bytes, fingerprints_of
+from guard.token_ids import highest_id
 
 __all__ = [
     "LISTED_FAULTS", "ROWS_TO_DETECT", "RowFault", "Tally", "detect_kind", "scan_document", "scan_jsonl", "scan_rows",
@@ -113,7 +114,7 @@ class Tally:
     def note(self, row: Row, fields: Fields) -> None:
         """Remember what else is worth knowing of a usable row: its highest token id, and whether it only judges models."""
         if "input_ids" in fields:
-            highest = max(map(int, fields["input_ids"].split(" ")))
+            highest = highest_id(fields["input_ids"])
             if highest > self.max_token_id:
                 self.max_token_id, self.max_token_line = highest, row.line_number
         self.evaluation_only += is_evaluation_task(fields)

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 from guard.checks.columns import Reading
 from guard.checks.folders import shown_name
-from guard.checks.kinds import Detected, detect_columns
+from guard.checks.kinds import Detected
 from guard.checks.members import DataSet, read_member
-from guard.checks.scan import ROWS_TO_DETECT, Tally, scan_jsonl, scan_rows
+from guard.checks.scan import Tally, detect_kind, scan_jsonl, scan_rows
 from guard.tars import open_part
 
 __all__ = ["FolderTally", "detect_folder_kind", "scan_folder"]
@@ -33,13 +33,10 @@ def detect_folder_kind(stream: BinaryIO, found: DataSet, max_line_bytes: int,
     columns: list[str] = []
     for member, file in found.members:
         with open_part(stream, file) as part:
-            for row, _ in zip(read_member(part, member, max_line_bytes), range(ROWS_TO_DETECT), strict=False):
-                if row.value is None:
-                    continue
-                columns = columns or list(row.value)
-                detected = detect_columns(reading.apply(row.value) if reading else row.value)
-                if detected:
-                    return detected, columns
+            detected, first = detect_kind(read_member(part, member, max_line_bytes), reading)
+        columns = columns or first
+        if detected:
+            return detected, columns
     return None, columns
 
 

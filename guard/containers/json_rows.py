@@ -16,19 +16,14 @@ from typing import Any, BinaryIO
 from guard.checks.jsonl import EXPLAINED_FAULTS, Fault, Row, foreign_bytes, read_row
 from guard.checks.kinds import detect_columns
 from guard.containers.faults import CutShort
+from guard.containers.json_nesting import Nesting, Parts, end_of_value
 from guard.errors import DataFault
 
 __all__ = ["read_json"]
 
 _BLOCK_BYTES = 1 << 20
-_MAX_NESTING = 1 << 20
-"""Beyond it not even the brackets are kept; rows may be nested 100 deep."""
 _SHOWN_BYTES = 4096
 _SPACE = re.compile(rb"[ \t\r\n]*+")
-_SCALAR = re.compile(rb"[^,\[\]{}\":\s]*+")
-_TO_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+(["{}\[\]]|\Z)', re.DOTALL)
-_REST_OF_TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-_CLOSER = {b"{": ord("}"), b"[": ord("]")}
 _WRAPPERS = frozenset({"data", "dataset", "rows", "examples", "items", "records", "instances", "samples", "entries", "train"})
 """Names under which people keep a list of rows. Under any other name its elements must say a kind themselves."""
 _HINT = "each row one JSON object: python -m json.tool FILE tells where it breaks"
@@ -196,7 +191,7 @@ class _Scanner:
         """All bytes from here on if the value that begins here is no longer than `most_bytes`, else None; nothing is passed."""
         self.peek()
         while len(self._data) - self._at <= most_bytes + _BLOCK_BYTES:
-            end = _end_of_value(self._data, self._at)
+            end = end_of_value(self._data, self._at)
             if end is not None:
                 return self._data[self._at : end] if end - self._at <= most_bytes else None
             if not self._more():
@@ -231,7 +226,7 @@ class _Scanner:
         first, begun = self.peek(), self.line()
         if not first:
             raise CutShort(f"the file ends at line {begun}, where a row was to begin", line=begun)
-        nesting, parts = _Nesting(), _Parts(keep)
+        nesting, parts = Nesting(), Parts(keep)
         while True:
             stop = nesting.scan(self._data, self._at)
             parts.add(self._data[self._at : stop])
@@ -244,90 +239,3 @@ class _Scanner:
                 if nesting.is_scalar:
                     return parts.joined()
                 raise CutShort(f"the file ends inside the row that begins at line {begun}", line=begun)
-
-
-class _Parts:
-    """Pieces of a value, up to a size."""
-
-    def __init__(self, keep: int) -> None:
-        self._keep, self._size = keep, 0
-        self._parts: list[bytes] = []
-
-    def add(self, part: bytes) -> None:
-        if self._size <= self._keep:
-            self._parts.append(part)
-            self._size += len(part)
-
-    def joined(self) -> bytes:
-        return b"".join(self._parts)
-
-
-class _Nesting:
-    """How deep a value is open after what was seen of it."""
-
-    def __init__(self) -> None:
-        self._open = bytearray()
-        self._in_text = self._begun = False
-        self.done = self.is_scalar = False
-        self.fault = ""
-
-    def scan(self, data: bytes, at: int) -> int:
-        """Read on; returns up to where. `done` when the value ends there, else all of `data` but a split escape was taken."""
-        if self._in_text:
-            return self._text(data, at)
-        if not self._begun or self.is_scalar:
-            if self.is_scalar or data[at] not in b'"{[':
-                return self._scalar(data, at)
-            self._begun = True
-            if data[at] == 0x22:
-                self._in_text = True
-                return self._text(data, at + 1)
-        return self._brackets(data, at)
-
-    def _text(self, data: bytes, at: int) -> int:
-        match = _REST_OF_TEXT.match(data, at)
-        assert match is not None
-        if match.end() == len(data) or data[match.end()] != 0x22:
-            return match.end()  # the file goes on, perhaps behind a backslash that was its block's last byte
-        self._in_text = False
-        self.done = not self._open
-        return match.end() + 1 if self.done else self._brackets(data, match.end() + 1)
-
-    def _scalar(self, data: bytes, at: int) -> int:
-        match = _SCALAR.match(data, at)
-        assert match is not None
-        if match.end() == at and not self.is_scalar:
-            self.fault = f"a row was expected, and {ascii(data[at : at + 1])[1:]} stands there"
-        self._begun = self.is_scalar = True
-        self.done = match.end() < len(data)
-        return match.end()
-
-    def _brackets(self, data: bytes, at: int) -> int:
-        """From bracket to bracket, over whole texts; a quote that is found is one that this data does not close."""
-        stack = self._open
-        for match in _TO_BRACKET.finditer(data, at):
-            end, mark = match.end(), match[1]
-            if mark in _CLOSER:
-                stack.append(_CLOSER[mark])
-                if len(stack) > _MAX_NESTING:
-                    self.fault = "nested too deeply"
-                    return end
-            elif mark == b'"':
-                self._in_text = True
-                return self._text(data, end)
-            elif not mark:
-                break
-            elif not stack or stack.pop() != mark[0]:
-                self.fault = f"{mark.decode()!r} closes what is not open"
-                return end
-            elif not stack:
-                self.done = True
-                return end
-        return len(data)
-
-
-def _end_of_value(data: bytes, at: int) -> int | None:
-    """Where the value at `at` ends, None when it goes on beyond the data."""
-    nesting = _Nesting()
-    stop = nesting.scan(data, at)
-    return stop if nesting.done or nesting.fault else None

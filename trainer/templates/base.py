@@ -11,12 +11,12 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from guard.errors import DataFault
 
-__all__ = ["FROZEN_DATE", "Example", "Inexpressible", "Part", "Template", "joined", "text_of"]
+__all__ = ["FROZEN_DATE", "Example", "Inexpressible", "Part", "Template", "joined", "text_of", "unlearnt"]
 
 FROZEN_DATE = "2025-06-28"
 """What a template is told of today unless another day was chosen when the base was made."""
@@ -61,6 +61,11 @@ def joined(parts: Iterable[Part]) -> list[Part]:
         else:
             found.append(part)
     return found
+
+
+def unlearnt(parts: Iterable[Part]) -> list[Part]:
+    """The same pieces for a prompt, with nothing trained: after `joined`, so that earlier answers are encoded as in training."""
+    return [replace(part, trained=False) for part in parts]
 
 
 class Template(ABC):

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from guard.errors import CheckFailed
-from trainer.templates.base import FROZEN_DATE, Example, Inexpressible, Part, Template, joined
+from trainer.templates.base import FROZEN_DATE, Example, Inexpressible, Part, Template, joined, unlearnt
 from trainer.templates.conversation import Conversation, Turn, read_conversation
 from trainer.templates.jinja_bounds import GENERATED_CLOSE, GENERATED_OPEN, environment_of
 from trainer.templates.marks import Marks, Slot, matched, trained_places
@@ -65,19 +65,18 @@ class ChatTemplate(Template):
     def parts(self, example: Example) -> list[Part]:
         talk = read_conversation(example)
         marks = Marks(self._texts_of(talk), self.source)
-        messages = _messages(talk, marks.mark)
-        shape = self._rendered(talk, messages, generated=True)
-        if GENERATED_OPEN in shape:
-            shape, trained = _generated(shape)
-        else:
-            trained = self._turns_of(talk, messages, shape)
-        return self._parts(talk, marks, shape, trained, prompt=False)
+        shape, made = self._made(talk, marks, prompt=False)
+        return self._parts(talk, marks, shape, made, prompt=False)
 
     def prompt_parts(self, example: Example) -> list[Part]:
         talk = read_conversation(example)
         marks = Marks(self._texts_of(talk), self.source)
-        shape = self._rendered(talk, _messages(talk, marks.mark), prompt=True)
-        return self._parts(talk, marks, shape, [], prompt=True)
+        try:
+            shape, made = self._made(talk, marks, prompt=True)
+        except Inexpressible:
+            # Nobody can be trained on such a conversation; how its texts are cut is free then.
+            shape, made = self._rendered(talk, _messages(talk, marks.mark), prompt=True), []
+        return unlearnt(self._parts(talk, marks, shape, made, prompt=True))
 
     # --- rendering ---------------------------------------------------------------------------------------------------
 
@@ -103,6 +102,12 @@ class ChatTemplate(Template):
             raise Inexpressible(f"the model's chat template refuses it: {error}", subject="messages") from error
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise Inexpressible(f"the model's chat template fails on it: {error}", subject="messages") from error
+
+    def _made(self, talk: Conversation, marks: Marks, *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+        """The rendering with marks, and where the assistant's turns lie in it."""
+        messages = _messages(talk, marks.mark)
+        shape = self._rendered(talk, messages, prompt=prompt, generated=True)
+        return _generated(shape) if GENERATED_OPEN in shape else (shape, self._turns_of(talk, messages, shape))
 
     def _turns_of(self, talk: Conversation, messages: Sequence[Mapping[str, Any]], shape: str) -> list[tuple[int, int]]:
         """Where the assistant's turns lie in `shape`: from the end of the prompt for each to its own end."""
@@ -173,13 +178,29 @@ class ChatTemplate(Template):
 
 
 def _json_texts(talk: Conversation) -> Iterable[tuple[str, str]]:
+    """What a template is given of tools and calls: as it was written, and every text in it as JSON reads it (`\\u003c`)."""
     for tool in talk.tools:
-        yield "tools", json.dumps(tool, ensure_ascii=False)
+        yield from (("tools", text) for text in _leaves(tool))
     for number, turn in enumerate(talk.turns):
         for call in turn.calls:
-            yield f"messages[{number}].tool_calls", f"{call.name} {call.id} {call.arguments}"
+            where = f"messages[{number}].tool_calls"
+            yield where, f"{call.name} {call.id} {call.arguments}"
+            yield from ((where, text) for text in _leaves(_arguments(call.arguments)))
         if turn.name or turn.call_id:
             yield f"messages[{number}]", f"{turn.name} {turn.call_id}"
+
+
+def _leaves(value: Any) -> Iterable[str]:
+    """Every text of a JSON value, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield name
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
 
 
 def _messages(talk: Conversation, text: Any) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import json
 from typing import Any
 
 from guard.errors import UsageError
-from trainer.templates.base import FROZEN_DATE, Example, Part, Template, joined
+from trainer.templates.base import FROZEN_DATE, Example, Part, Template, joined, unlearnt
 from trainer.templates.conversation import Call, Conversation, Turn, read_conversation
 from trainer.templates.harmony_jinja import harmony_jinja
 from trainer.templates.typescript import functions_section
@@ -148,8 +148,7 @@ class HarmonyTemplate(Template):
         parts = self._head(talk)
         for number in range(len(talk.turns)):
             parts += self._turn(talk, number, "<|end|>")
-        unlearnt = [dataclasses.replace(part, trained=False) for part in parts]
-        return joined([*unlearnt, _control("<|start|>", False), Part("assistant")])
+        return unlearnt(joined([*parts, _control("<|start|>", False), Part("assistant")]))
 
     def answer(self, generated: str) -> str:
         """The text of the channel final, else of the last message there is."""

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.templates.base import Example, Part, Template, text_of
+from trainer.templates.base import Example, Part, Template, text_of, unlearnt
 from trainer.templates.conversation import Call, Conversation, Turn, compact, read_conversation
 
 __all__ = ["HARMONY_SIMPLE", "SIMPLE_TOKENS", "HarmonySimpleTemplate", "encode_harmony_messages"]
@@ -142,8 +142,8 @@ class HarmonySimpleTemplate(Template):
         return [*_body(read_conversation(example)), Part(_END, _END, trained=True)]
 
     def prompt_parts(self, example: Example) -> list[Part]:
-        parts = [Part(part.text, part.control, False, part.cuttable) for part in _body(read_conversation(example))]
-        return [*parts, Part("<|assistant|>", "<|assistant|>"), Part("\n")]
+        parts = _body(read_conversation(example))
+        return unlearnt([*parts, Part("<|assistant|>", "<|assistant|>"), Part("\n")])
 
     def jinja(self) -> str:
         return _CHAT_TEMPLATE

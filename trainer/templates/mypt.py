@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from guard.errors import DataFault
-from trainer.templates.base import Example, Inexpressible, Part, Template
+from trainer.templates.base import Example, Inexpressible, Part, Template, unlearnt
 
 __all__ = ["ASSISTANT_CLOSE", "ASSISTANT_OPEN", "END_OF_TURN", "MYPT", "SPECIAL_TOKENS", "MyptTemplate"]
 
@@ -153,7 +153,7 @@ class MyptTemplate(Template):
         return _join([*_elements(example), [Part(END_OF_TURN, END_OF_TURN)]])
 
     def prompt_parts(self, example: Example) -> list[Part]:
-        return _join([*_elements(example), [Part(ASSISTANT_OPEN, ASSISTANT_OPEN)]])
+        return unlearnt(_join([*_elements(example), [Part(ASSISTANT_OPEN, ASSISTANT_OPEN)]]))
 
     @property
     def hash(self) -> str:
