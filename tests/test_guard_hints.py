@@ -54,3 +54,10 @@ def test_a_few_rows_too_many_are_told_how_to_be_found_and_how_to_be_left_out(tmp
     (tmp_path / "a.jsonl").write_bytes(lines([{"text": " "}] * 9))
     hint = identify(tmp_path / "a.jsonl", "a.jsonl", "pretrain").hint
     assert "heirloom prepare validate FILE --all" in hint and "intake.max_unusable_rows" not in hint
+
+
+def test_a_file_without_rows_is_not_said_to_be_white_space(tmp_path: Path) -> None:
+    for name, data, words in (("a.json", "[]", "there is no row in it"), ("a.csv", "text\n", "there is no row in it"),
+                              ("a.jsonl", "\n", "only white space")):  # fmt: skip
+        (tmp_path / name).write_text(data)
+        assert words in identify(tmp_path / name, name).reason

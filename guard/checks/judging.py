@@ -64,7 +64,8 @@ def _judge(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> 
 
 def _reject_reason(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> tuple[str, str]:
     if not tally.rows:
-        return "no usable example: the file is only white space", ""
+        lines = kinds.unpacked_container(base.container) == "jsonl"
+        return f"no usable example: {'the file is only white space' if lines else 'there is no row in it'}", ""
     if tally.bad_rows and tally.bad_rows[0].reason.startswith(FOREIGN):  # A70: the encoding, or the format, by its name
         return tally.bad_rows[0].reason, _foreign_hint(tally.bad_rows[0].reason)
     for count, limit, what in ((tally.bad, limits.max_bad_rows, "cannot be read"),
