@@ -111,14 +111,18 @@ def test_parquet_and_both_forms_of_arrow_give_the_same_rows(scratch: Path) -> No
 
 def test_splits_are_known_by_their_names(scratch: Path) -> None:
     held_out = ("val/a.jsonl", "data/test-00000-of-00001.parquet", "val_512/x.npy", "Validation/x.csv")
-    trained = ("train/a.jsonl", "data/values.jsonl", "evaluate.jsonl", "train/test-questions.jsonl", "a.txt")
+    trained = ("train/a.jsonl", "data/values.jsonl", "evaluate.jsonl", "train/test-questions.jsonl")
     for name in (*held_out, *trained):
         write(scratch / "splits" / name, text_rows(1))
     assert {item.name: item.split for item in data_files(scratch / "splits")} == {
         **dict.fromkeys(held_out, "val"), **dict.fromkeys(trained, "train")}  # fmt: skip
+    for name in ("train/a.jsonl", "val/a.jsonl", "settings.json", "notes.txt"):
+        write(scratch / "set" / name, text_rows(1))
+    assert [item.name for item in data_files(scratch / "set")] == ["train/a.jsonl", "val/a.jsonl"]
     write(scratch / "hidden" / ".cache" / "x.jsonl", text_rows(1))
-    write(scratch / "hidden" / "b" / "x.jsonl", text_rows(1))
-    assert [item.name for item in data_files(scratch / "hidden")] == ["b/x.jsonl"]
+    for name in ("b/x.jsonl", "a.txt"):
+        write(scratch / "hidden" / name, text_rows(1))
+    assert [item.name for item in data_files(scratch / "hidden")] == ["a.txt", "b/x.jsonl"]
 
 
 def test_an_id_beyond_the_vocabulary_is_named() -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import orjson
 
 from guard.checks.columns import PLAIN, Reading
-from guard.checks.folders import is_junk, named_missing, row_container, split_of
+from guard.checks.folders import dataset_folders, is_junk, members_of, named_missing, row_container, split_of
 from guard.checks.jsonl import Row
 from guard.checks.kinds import container_of, holds_rows, unpacked_container
 from guard.checks.rows import open_regular
@@ -40,6 +40,8 @@ def data_files(folder: Path) -> list[DataFile]:
     """The data files below a folder, by name, without hidden ones. Raises DataFault for a piece that is missing."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     _missing_pieces(folder, names)
+    if "" in dataset_folders(names):  # one drop: what lies beside its rows is settings
+        return [DataFile(folder / member.name, member.name, member.split) for member in members_of(names)]
     return [DataFile(folder / name, name, split_of(name) or "train") for name in names if _is_data(name)]
 
 
