@@ -12,32 +12,30 @@ from guard.store.estimate import tip_of
 from guard.store.keeper import Keeper
 from guard.store.versions import DEFAULT_LINE, version_by_id
 
-__all__ = ["read_limits"]
+__all__ = ["read_limits", "vocabulary"]
 
 
 def read_limits(keeper: Keeper, line: str = "") -> dict[str, Any]:
     """The limits in a reader's request; `line`: the one the file is for, "" for the usual one."""
     intake = keeper.settings.intake
     return {"max_bad_rows": intake.max_bad_rows, "max_unusable_rows": intake.max_unusable_rows, "final": True,
-            "max_unpacked_bytes": int(intake.max_unpacked_gb * 1e9), **_token_ids(keeper, line or DEFAULT_LINE)}  # fmt: skip
+            "max_unpacked_bytes": int(intake.max_unpacked_gb * 1e9),
+            "vocab_size": vocabulary(keeper, line or DEFAULT_LINE)}  # fmt: skip
 
 
-def _token_ids(keeper: Keeper, line: str) -> dict[str, Any]:
-    """How many token ids the tip of a line uses, and which tokenizer's they are; nothing before there is a tip, or where
-    its tokenizer cannot be read now.
+def vocabulary(keeper: Keeper, line: str) -> int:
+    """How many token ids the tip of a line uses; 0 before there is one, or where its tokenizer cannot be read now.
 
     Asked for every file that comes, so it is remembered for each version, which never changes.
     """
     tip = tip_of(keeper, line)
     if tip is None:
-        return {}
-    known: dict[int, dict[str, Any]] = keeper.memory.setdefault("token ids", {})
-    if tip not in known:
+        return 0
+    sizes: dict[int, int] = keeper.memory.setdefault("vocabularies", {})
+    if tip not in sizes:
         path = keeper.home.models / version_by_id(keeper.ledger, tip).name / "tokenizer_state.json"
         try:
-            state = json.loads(path.read_text("utf-8"))
-            known[tip] = {"vocab_size": int(state["vocab_size"]), "tokenization": str(state["tokenization"]),
-                          "tokenizer_hash": str(state["content_hash"])}  # fmt: skip
+            sizes[tip] = int(json.loads(path.read_text("utf-8"))["vocab_size"])
         except (OSError, ValueError, KeyError):
-            return {}  # the job itself compares tokenizer and data once more, and says what is wrong with the version
-    return known[tip]
+            return 0  # the job itself compares tokenizer and data once more, and says what is wrong with the version
+    return sizes[tip]

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guard.checks.columns import PLAIN, RULES_VERSION, Reading
 from guard.checks.kinds import container_of, holds_rows
 from guard.checks.rows import Example, iter_examples
 from guard.durable import fsync_dir, make_dir, write_json
-from guard.errors import Damage, UsageError
+from guard.errors import Damage, DataFault, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
 from guard.splits import KeptBack, recorded_splits, val_keys
+from guard.token_ids import highest_id, ids_of
 from guard.trained import texts_of, trained_fields
 from trainer.dataset import (
     FORMAT_VERSION,
@@ -35,7 +37,6 @@ from trainer.dataset import (
     maker_versions,
     open_dataset,
 )
-from trainer.given_ids import GivenIds, given_ids
 from trainer.pipeline import in_order
 from trainer.split_writer import SplitWriter
 from trainer.stopping import StopRequested
@@ -166,13 +167,24 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
     texts = iter(tokenizer.encode_batch([example.fields["text"] for example in batch if "text" in example.fields]))
     for position, example in enumerate(batch):
         if "input_ids" in example.fields:
-            ids = given_ids(example, file.name, tokenizer)
+            ids = _given_ids(example, file, tokenizer)
         else:
             ids = next(texts)
             if holds_rows(file.container) or (last and position == len(batch) - 1):
                 ids = np.concatenate([ids, separator])
         rows.append(Encoded(ids, _NO_MASK, 0, 0))
     return rows
+
+
+def _given_ids(example: Example, file: SourceFile, tokenizer: Tokenizer) -> NDArray[Any]:
+    """The ids of a row that was packed elsewhere, as they are: its separators are in it. Raises DataFault."""
+    text = example.fields["input_ids"]
+    ids = ids_of(text)
+    if int(ids.max()) >= tokenizer.vocab_size:
+        raise DataFault(f"{file.name}, line {example.line_number}: Token ID {highest_id(text)} out of vocabulary range",
+                        subject=file.name, hint=f"it was made with another tokenizer; the ids of {tokenizer.tokenization} go "
+                        f"from 0 to {tokenizer.vocab_size - 1}")  # fmt: skip
+    return ids.astype(tokenizer.dtype)
 
 
 def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folder: Path | str, *, stage: str,
@@ -196,7 +208,7 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
         writers = {held_out: SplitWriter(out_folder / name, tokenizer, shard_size_tokens, stage == "sft", stack)
                    for name, held_out in (("train", False), ("val", True))}  # fmt: skip
         counts, unsaid = [], Unsaid()
-        given = GivenIds(tokenizer)
+        given: dict[str, None] = {}
         for index, file in enumerate(files):
             run = _FileRun(index, file, stage, salt, validation_fraction, threads, stop, template, unsaid, given)
             counts.append(run.write(tokenizer, writers, progress))
@@ -227,7 +239,8 @@ class _FileRun:
     stop: Callable[[], bool]
     template: Template
     unsaid: Unsaid
-    given: GivenIds
+    given: dict[str, None]
+    """The names of files with rows that were token ids already."""
 
     def write(self, tokenizer: Tokenizer, writers: dict[bool, SplitWriter], progress: Progress | None) -> int:
         """Encode and write all examples of the file; returns how many there were.
@@ -241,7 +254,8 @@ class _FileRun:
             batches = in_order(self._proven(sidecar), lambda batch: self._encode(*batch, tokenizer), self.threads)
             for (batch, _last), encoded in stack.enter_context(contextlib.closing(batches)):
                 rows = encoded if self.stage == "pretrain" else self.unsaid.take(self.file.name, batch, encoded)
-                self.given.see(self.file.name, self.file.path, self.file.container, batch)
+                if any("input_ids" in example.fields for example in batch):
+                    self.given[self.file.name] = None
                 held_out = self._held_out(b"".join(example.fingerprint for example in batch), apart)
                 for side, writer in writers.items():
                     mine = [(example, row) for example, held, row in zip(batch, held_out, rows, strict=True)
@@ -280,7 +294,7 @@ class _FileRun:
 
 def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Template, options: dict[str, Any],
               files: Sequence[SourceFile], counts: Sequence[int], writers: dict[bool, SplitWriter],
-              unsaid: Unsaid, given: GivenIds) -> dict[str, Any]:  # fmt: skip
+              unsaid: Unsaid, given: Iterable[str]) -> dict[str, Any]:  # fmt: skip
     splits = {"train": writers[False].record(), "val": writers[True].record()}
     tokens = sum(split["tokens"] for split in splits.values())
     loss_tokens = sum(split["loss_tokens"] for split in splits.values())
@@ -306,8 +320,13 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Templat
         "splits": splits,
         "mask_ratio": ratio,
         **({"inexpressible": {"count": unsaid.count, "first": unsaid.listed}} if unsaid.count else {}),
-        "warnings": [*given.warnings(), *unsaid.warnings(template.name), *([_low_ratio(ratio)] if low else [])],
+        "warnings": [*(_taken_on_trust(name, tokenizer) for name in given),
+                     *unsaid.warnings(template.name), *([_low_ratio(ratio)] if low else [])],
     }  # fmt: skip
+
+
+def _taken_on_trust(name: str, tokenizer: Tokenizer) -> str:
+    return f"{name} holds token ids and says no tokenizer: they were taken to be those of {tokenizer.tokenization}"
 
 
 def _low_ratio(ratio: float) -> str:

@@ -216,7 +216,6 @@ def _folder(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: L
     """A packed data set. Raises DataFault for what is none."""
     from guard.checks.members import card_text, data_set_in
     from guard.checks.scan_folder import detect_folder_kind, scan_folder
-    from guard.checks.token_source import PACK_AGAIN, another_tokenizer, told_tokenizers
 
     reading = Reading(**base.reading)
     found = data_set_in(stream)
@@ -227,11 +226,7 @@ def _folder(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: L
         return ignore(base, kinds.kind_reason(kind, base.container))
     hopeless = _hopeless(base.size_bytes, limits)
     tally = scan_folder(stream, found, kind or None, limits.max_line_bytes, write, reading, hopeless)
-    base = judged(dataclasses.replace(counted(base, tally), splits=tuple(tally.splits)), tally, columns, limits)
-    if base.verdict != "ok" or base.max_token_id < 0 or not limits.tokenization:
-        return base
-    problem = another_tokenizer(told_tokenizers(stream, found.files), limits.tokenization, limits.tokenizer_hash)
-    return dataclasses.replace(base, verdict="reject", reason=problem, hint=PACK_AGAIN) if problem else base
+    return judged(dataclasses.replace(counted(base, tally), splits=tuple(tally.splits)), tally, columns, limits)
 
 
 def _hopeless(size_bytes: int, limits: Limits) -> int:

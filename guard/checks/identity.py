@@ -33,9 +33,6 @@ class Limits:
     max_unpacked_bytes: int = 100_000_000_000
     # Ids of tokens lie below it; 0: not known. A row with another makes the whole file one of another tokenizer.
     vocab_size: int = 0
-    # The model's tokenizer, by its name and content hash; "": not known.
-    tokenization: str = ""
-    tokenizer_hash: str = ""
     # The time to wait is over: what would be `wait` for a truncated or zero-filled file is `reject`.
     final: bool = False
 

@@ -16,7 +16,7 @@ from guard.checks.jsonl import MAX_LINE_BYTES, Row
 from guard.errors import DataFault
 from guard.tars import Stored, open_part, stored_files
 
-__all__ = ["DataSet", "card_text", "data_set_in", "description", "folder_rows", "read_member"]
+__all__ = ["DataSet", "card_text", "data_set_in", "folder_rows", "read_member"]
 
 _CARD_BYTES = 1 << 16
 _CARD_CHARACTERS = 500
@@ -55,13 +55,12 @@ def _told_missing(stream: BinaryIO, files: dict[str, Stored]) -> str:
     """What the set's own descriptions name and is not there."""
     for name, file in files.items():
         folder, _, last = name.rpartition("/")
-        if last in _TOLD and (problem := named_missing(folder, description(stream, file), files)):
+        if last in _TOLD and (problem := named_missing(folder, _json(stream, file), files)):
             return problem
     return ""
 
 
-def description(stream: BinaryIO, file: Stored) -> object:
-    """What a file of JSON beside the rows says; None for what is no JSON."""
+def _json(stream: BinaryIO, file: Stored) -> object:
     with open_part(stream, file) as part:
         try:
             return json.loads(part.read(_DESCRIPTION_BYTES))
