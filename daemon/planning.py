@@ -77,7 +77,7 @@ def _file_entry(keeper: Keeper, file: StoredFile) -> dict[str, Any]:
     path = stored_path(keeper.home, file)
     return {"sha256": file.sha256, "name": file.name, "path": str(path), "kind": file.kind,
             "sidecar": str(keeper.home.files / file.sha256), "prepared": bool(file.record.get("prepared")),
-            "reading": file.record.get("reading") or {}}  # fmt: skip
+            "reading": file.record.get("reading") or {}, "tokenizer": file.record.get("tokenizer") or {}}  # fmt: skip
 
 
 def dataset_folder(keeper: Keeper, version: Version) -> Path | None:

@@ -20,7 +20,8 @@ import orjson
 
 from daemon.scan import Sweep, forced_kind, has_writer
 from daemon.settle import Settler, Sighting
-from guard.checks.kinds import ROW_KINDS, SIDE_SUFFIXES, TRAINABLE_KINDS, container_of, holds_rows, kind_reason, stage_of
+from guard.checks.kinds import ROW_KINDS, TRAINABLE_KINDS, container_of, holds_rows, kind_reason, stage_of
+from guard.checks.side import sides_beside
 from guard.errors import HeirloomError, UsageError
 from guard.names import safe_name
 from guard.store.files import get_file
@@ -131,9 +132,8 @@ class Sides:
 
 def beside(data: Path, known: list[Path]) -> list[Path]:
     """The side files that lie beside a file now: the ones that were seen, if they are still there, and new ones."""
-    fresh = [data.with_name(data.name + suffix) for suffix in SIDE_SUFFIXES if len(os.fsencode(data.name)) + len(suffix) < 256]
-    return [path for path in known if os.path.lexists(path)] + [
-        path for path in fresh if path not in known and os.path.lexists(path)]  # fmt: skip
+    fresh = [path for path in sides_beside(data) if path not in known]
+    return [path for path in known if os.path.lexists(path)] + fresh
 
 
 def only_beside(data: Path) -> Side | None:

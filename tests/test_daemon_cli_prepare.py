@@ -86,11 +86,10 @@ def test_validating_pairs_writes_nothing(run: Run, scratch: Path) -> None:
 
 
 def test_the_safety_filter_is_asked_unless_it_is_skipped(run: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.pairs import prepare
-
-    monkeypatch.setattr(prepare, "safety_rules", lambda _settings: ["no poison"])
-    monkeypatch.setattr(prepare, "_broken_rules", lambda rules, pairs: [
-        rules[0] if rules and "poison" in pair["chosen"] else "" for pair in pairs])  # fmt: skip
+    create_home(Home(scratch / "home"), clock=ManualClock(), recipes=Path(__file__).parent.parent / "configs")
+    (scratch / "home" / "configs" / "heirloom.yaml").write_text(
+        "safety: {enabled: true, rules: [{name: no poison, pattern: poison, fields: [chosen]}]}\n")
+    monkeypatch.setenv("HEIRLOOM_HOME", str(scratch / "home"))
     write(scratch / "some.jsonl", [PAIR, PAIR | {"chosen": "poison"}])
     found = json.loads(run("prepare prefs --input some.jsonl --output-dir a --json")[1])
     assert (found["pairs"], found["safety_filter"]) == (1, True)

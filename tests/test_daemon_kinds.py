@@ -14,6 +14,7 @@ from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fi
 from daemon.cli.files import register_record
 from daemon.cli.main import main
 from daemon.client import wait_for_drops
+from daemon.read_limits import read_limits
 from daemon.story import tell_story
 from guard.bitmap import bitmap_bits
 from guard.checks.columns import Reading
@@ -70,6 +71,10 @@ def test_packed_token_ids_train_as_they_are_and_others_than_the_models_are_refus
     assert toy.drops()[-1][:2] == ("other.jsonl", "rejected")
     assert toy.drops()[-1][2] == "line 2: Token ID 50000 out of vocabulary range"
     assert "0 to 264" in (toy.home.rejected / "other.jsonl.why.txt").read_text()
+    with toy.keeper.ledger.transaction():
+        toy.keeper.ledger.run("INSERT INTO lines (name, tip_id, created) SELECT 'side', tip_id, created FROM lines LIMIT 1")
+    assert {name: item["vocab_size"] for name, item in read_limits(toy.keeper)["of_lines"].items()} == {"side": 265}
+    assert read_limits(toy.keeper, "side")["vocab_size"] == 265 and not read_limits(toy.keeper, "side")["of_lines"]
 
 
 def test_pairs_and_tasks_are_registered_with_their_fingerprints_and_say_what_they_are_kept_for(toy: Toy) -> None:

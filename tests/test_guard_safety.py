@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from guard.checks.rows import validate
-from guard.checks.safety import Rule, broken_rule, broken_rules, load_rules
+from guard.checks.safety import Rule, broken_rules, load_rules
 from guard.errors import UsageError
 from guard.settings import load_settings
 
@@ -41,8 +41,7 @@ def test_the_first_rule_that_is_broken_is_named(tmp_path: Path) -> None:
     found = [pair(), pair(rejected="my API key"), pair(chosen="you fool"), pair(rejected="you fool"), pair("fool, api_key"),
              pair(chosen="foolish")]  # fmt: skip
     assert broken_rules(rules, found) == ["", "keys", "insults", "", "keys", ""]
-    assert [broken_rule(rules, fields) for fields in found] == broken_rules(rules, found)
-    assert broken_rule([], found[1]) == ""
+    assert broken_rules([], found[:2]) == ["", ""]
 
 
 def test_it_is_off_unless_it_was_switched_on(tmp_path: Path) -> None:
@@ -52,6 +51,7 @@ def test_it_is_off_unless_it_was_switched_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rules", "words"), [
+    ("[]", "there is no rule"),
     ("[{name: a}]", "has a name, a pattern"), ("[a]", "has a name, a pattern"), ("[{name: a, pattern: 7}]", "must be text"),
     ("[{name: a, pattern: b, fields: [text]}]", "looks in"), ("[{name: a, pattern: b}, {name: a, pattern: c}]", "are called 'a'"),
     ("[{name: a, pattern: '('}]", "no regular expression of RE2"), ("[{name: a, pattern: '(?=a)'}]", "expression of RE2"),
@@ -72,5 +72,5 @@ def test_rules_are_a_list_in_the_file(tmp_path: Path) -> None:
 
 def test_no_pattern_takes_long_on_any_text() -> None:
     begun = time.process_time()
-    assert broken_rule([Rule("bomb", "(a+)+$")], pair(chosen="a" * 20_000 + "b")) == ""
+    assert broken_rules([Rule("bomb", "(a+)+$")], [pair(chosen="a" * 20_000 + "b")]) == [""]
     assert time.process_time() - begun < 2.0

@@ -117,6 +117,15 @@ def test_a_token_id_that_the_model_has_not_refuses_the_file_and_names_the_row(tm
     assert drop(tmp_path, rows, limits=Limits(vocab_size=50001)).verdict == "ok"
 
 
+def test_ids_are_those_of_the_line_that_the_side_file_names(tmp_path: Path) -> None:
+    limits = Limits(vocab_size=300, of_lines={"large": {"vocab_size": 60000}})
+    (tmp_path / "side.yaml").write_text("line: large\n")
+    assert drop(tmp_path, [{"input_ids": [50000]}], limits=limits).verdict == "reject"
+    assert drop(tmp_path, [{"input_ids": [50000]}], limits=limits, side=tmp_path / "side.yaml").verdict == "ok"
+    refused = drop(tmp_path, [{"input_ids": [60000]}], limits=limits, side=tmp_path / "side.yaml")
+    assert refused.verdict == "reject" and "0 to 59999" in refused.hint
+
+
 # --- the rules of old -------------------------------------------------------------------------------------------------
 
 OLD_AND_NEW = [

@@ -49,6 +49,12 @@ def test_the_written_form_of_ids_is_exact_however_long_they_are(ids: list[int]) 
     assert fields == {"input_ids": " ".join(map(str, ids))} and highest_id(fields["input_ids"]) == max(ids)
 
 
+def test_whoever_said_the_tokenizer_is_not_warned(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"input_ids": [1]}\n')
+    file = SourceFile("0" * 64, "a.jsonl", tmp_path / "a.jsonl", says_tokenizer=True)
+    assert make(tmp_path / "d", [file]).metadata["warnings"] == []
+
+
 def test_text_has_no_such_warning(tmp_path: Path) -> None:
     file = store(tmp_path / "f", "a.jsonl", jsonl([{"text": "abc"}]), "pretrain")
     assert make(tmp_path / "d", [file]).metadata["warnings"] == []

@@ -236,3 +236,14 @@ def test_a_text_that_cannot_be_read_is_the_datas_fault(tmp_path: Path) -> None:
     with pytest.raises(DataFault, match="UTF-8"):
         run_prepare(job_of(tmp_path, [SourceFile("0" * 64, "a.txt", path)]))
     shutil.rmtree(tmp_path / "staging")
+
+
+def test_ids_that_another_tokenizer_made_are_refused_before_anything_is_prepared(tmp_path: Path) -> None:
+    file = store(tmp_path / "files", "a.jsonl", jsonl([{"input_ids": [index, index + 1]} for index in range(40)]), "pretrain")
+    job = job_of(tmp_path, [file])
+    job["files"][0] |= {"tokenizer": {"tokenization": "gpt2", "content_hash": "ab" * 32}, "reading": {"rules": 2}}
+    with pytest.raises(CheckFailed, match="made with the tokenizer gpt2"):
+        run_prepare(job)
+    assert not (tmp_path / "staging" / "prepare").exists()
+    job["files"][0]["tokenizer"] = {"tokenization": "char", "content_hash": ""}
+    assert run_prepare(job)["warnings"] == []

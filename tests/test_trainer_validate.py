@@ -13,7 +13,10 @@ import pytest
 from trainer_data import chat_row, jsonl, make, store, text_rows
 
 from guard.durable import json_bytes
-from guard.errors import NotFound, UsageError
+from guard.errors import DataFault, NotFound, UsageError
+from trainer.dataset import open_dataset
+from trainer.pairs.prepare import prepare_pairs
+from trainer.prepare_folder import prepare_folder
 from trainer.row_files import data_files, rows_of
 from trainer.validate import LISTED, token_fault, validate_path
 
@@ -165,3 +168,55 @@ def test_what_is_not_there_and_what_is_no_kind_are_said(scratch: Path) -> None:
     assert not validate_path(scratch / "empty.jsonl")["ok"]
     (scratch / "notes.txt").write_text("Some words.\n")
     assert validate_path(scratch / "notes.txt")["ok"]
+
+
+QUESTIONS = [{"q": f"question {number}", "a": f"answer {number}"} for number in range(9)]
+COLUMNS = "columns: {q: user, a: assistant}\n"
+
+
+def test_a_file_is_judged_with_the_side_file_that_lies_beside_it(scratch: Path) -> None:
+    path = write(scratch / "qa.jsonl", [*QUESTIONS, {"q": "nothing said", "a": " "}])
+    assert not validate_path(path)["kind"]
+    (scratch / "qa.jsonl.meta.yaml").write_text(COLUMNS)
+    for everything in (False, True):
+        report = validate_path(path, everything=everything)
+        assert (report["kind"], report["rows"], report["examples"], report["columns"]) == ("sft", 10, 9, ["q", "a"])
+        assert [(fault["line"], fault["field"]) for fault in report["faults"]] == [(10, "messages[1].content")]
+    (scratch / "qa.jsonl.meta.yaml").write_text("columns: {q: nobody}\n")
+    report = validate_path(path)
+    assert not report["ok"] and report["reason"].startswith("its side file: ") and report["hint"]
+    (scratch / "qa.jsonl.meta.yml").write_text(COLUMNS)
+    with pytest.raises(UsageError, match="two side files"):
+        validate_path(path)
+
+
+def test_the_side_file_of_a_folder_is_that_of_its_files(scratch: Path) -> None:
+    for split in ("train", "val"):
+        write(scratch / "set" / split / "a.jsonl", QUESTIONS)
+    (scratch / "set.meta.yaml").write_text(COLUMNS)
+    report = validate_path(scratch / "set")
+    assert report["ok"] and (report["kind"], report["splits"]) == ("sft", {"train": 9, "val": 9})
+
+
+def test_files_are_prepared_as_their_side_files_say(scratch: Path) -> None:
+    path = write(scratch / "qa.jsonl", QUESTIONS)
+    write(scratch / "plain.jsonl", [{"messages": [{"role": role, "content": row[key]} for role, key in
+                                                  (("user", "q"), ("assistant", "a"))]} for row in QUESTIONS])  # fmt: skip
+    with pytest.raises(DataFault, match="no row can be used"):
+        prepare_folder("chat", [path], scratch / "without", "char", 0.0)
+    (scratch / "qa.jsonl.meta.yaml").write_text(COLUMNS)
+    prepare_folder("chat", [path], scratch / "one", "char", 0.0)
+    prepare_folder("chat", [scratch / "plain.jsonl"], scratch / "two", "char", 0.0)
+    one, two = (open_dataset(scratch / name).train for name in ("one", "two"))
+    assert one.count == 9 and one.fingerprints.tobytes() == two.fingerprints.tobytes()
+    with pytest.raises(UsageError, match="columns are those of sft"):
+        prepare_folder("text", [path], scratch / "three", "char", 0.0)
+    (scratch / "qa.jsonl.meta.yaml").write_text("columns: 7\n")
+    with pytest.raises(DataFault, match=r"qa\.jsonl\.meta\.yaml"):
+        prepare_folder("chat", [path], scratch / "three", "char", 0.0)
+
+
+def test_pairs_are_read_as_their_side_file_says(scratch: Path) -> None:
+    path = write(scratch / "p.jsonl", [{"ask": "q", "good": "a", "bad": "b"}])
+    (scratch / "p.jsonl.meta.yaml").write_text("columns: {ask: prompt, good: chosen, bad: rejected}\n")
+    assert prepare_pairs([path], None)["pairs"] == 1

@@ -74,6 +74,8 @@ class SourceFile:
     """The name that says what it is, where its bytes lie under another: those of a link lie wherever it points."""
     split: str = ""
     """`train` or `val`: all its examples belong there, as whoever gave it says; "": drawn by fingerprint."""
+    says_tokenizer: bool = False
+    """Whether somebody said which tokenizer made its token ids, so that they were compared with this one."""
 
     @property
     def container(self) -> str:
@@ -254,7 +256,7 @@ class _FileRun:
             batches = in_order(self._proven(sidecar), lambda batch: self._encode(*batch, tokenizer), self.threads)
             for (batch, _last), encoded in stack.enter_context(contextlib.closing(batches)):
                 rows = encoded if self.stage == "pretrain" else self.unsaid.take(self.file.name, batch, encoded)
-                if any("input_ids" in example.fields for example in batch):
+                if not self.file.says_tokenizer and any("input_ids" in example.fields for example in batch):
                     self.given[self.file.name] = None
                 held_out = self._held_out(b"".join(example.fingerprint for example in batch), apart)
                 for side, writer in writers.items():

@@ -16,7 +16,7 @@ from guard.errors import DataFault, NotFound, UsageError
 from trainer.dataset import open_dataset
 from trainer.prepare import DEFAULT_SHARD_TOKENS
 from trainer.prepare_folder import prepare_folder
-from trainer.row_files import DataFile, data_files, rows_of
+from trainer.row_files import DataFile, data_files, reading_beside, rows_of
 
 __all__ = ["prepare_domain"]
 
@@ -63,8 +63,9 @@ def _kind_of(files: list[DataFile]) -> str:
 def _kind(item: DataFile) -> str:
     if not holds_rows(container_of(item.path.name)):
         return "pretrain"
+    reading = reading_beside(item.path, "")
     for row, _ in zip(rows_of(item.path), range(_ROWS_TO_LOOK_AT), strict=False):
-        detected = detect_columns(row.value) if row.value is not None else None
+        detected = detect_columns(reading.apply(row.value)) if row.value is not None else None
         if detected and detected.kind in _WORDS:
             return detected.kind
     raise DataFault(f"{item.name} says no kind that an adapter learns", subject=str(item.path),

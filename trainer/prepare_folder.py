@@ -14,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from guard.checks.columns import PLAIN
 from guard.checks.kinds import container_of, container_reason, holds_rows, kind_reason
 from guard.checks.rows import iter_rows, read_fields
 from guard.durable import make_dir, remove_tree, rename_new, sha256_file
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from trainer.hf_tokenizer import open_tokenizer
 from trainer.prepare import DEFAULT_SHARD_TOKENS, Progress, SourceFile, prepare_dataset
+from trainer.row_files import reading_beside
 from trainer.templates.base import Template
 from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer, load_tokenizer
@@ -32,7 +34,10 @@ _Skipped = tuple[int, list[dict[str, Any]]]
 
 
 def source_of(path: Path, stage: str) -> SourceFile:
-    """A file that a person named, looked at and hashed. Raises NotFound, UsageError."""
+    """A file that a person named, looked at and hashed, with what its side file says of its rows.
+
+    Raises NotFound, UsageError, DataFault for a side file that says it wrongly.
+    """
     if not path.exists():
         raise NotFound(f"no file {path}", subject=str(path), hint="check the path after --input")
     container = container_of(path.name)
@@ -43,7 +48,8 @@ def source_of(path: Path, stage: str) -> SourceFile:
                          hint="give it the name of what it is, or convert it to JSONL, one object per line")  # fmt: skip
     # A person may name a link; readers below follow none.
     real = path.resolve()
-    return SourceFile(sha256_file(real), path.name, real, called=path.name)
+    reading = reading_beside(path, stage) if holds_rows(container) else PLAIN
+    return SourceFile(sha256_file(real), path.name, real, reading=reading, called=path.name)
 
 
 def skipped_rows(file: SourceFile, stage: str) -> _Skipped:
@@ -51,7 +57,7 @@ def skipped_rows(file: SourceFile, stage: str) -> _Skipped:
     count = 0
     listed: list[dict[str, Any]] = []
     for row in iter_rows(file.path, name=file.called) if holds_rows(file.container) else ():
-        found = [row.fault] if row.fault else read_fields(stage, row.value or {})
+        found = [row.fault] if row.fault else read_fields(stage, row.value or {}, file.reading)
         if isinstance(found, dict):
             continue
         count += 1

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from guard.bitmap import pack_bitmap
 from guard.checks.columns import Reading
 from guard.checks.kinds import stage_of
+from guard.checks.made_with import other_tokenizer
 from guard.durable import json_bytes, make_dir, publish, remove_tree, write_json
 from guard.errors import CheckFailed, HeirloomError, UsageError
 from guard.fingerprint import CANONICAL_VERSION
@@ -57,7 +58,7 @@ class _Ready:
 def _sources(files: Sequence[Mapping[str, Any]]) -> list[SourceFile]:
     return [SourceFile(str(item["sha256"]), str(item["name"]), Path(item["path"]),
                        Path(item["sidecar"]) if item.get("sidecar") else None, Reading(**item.get("reading") or {}),
-                       _kind_apart(str(item.get("kind") or "")))
+                       _kind_apart(str(item.get("kind") or "")), says_tokenizer=bool(item.get("tokenizer")))
             for item in files]  # fmt: skip
 
 
@@ -192,6 +193,11 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     recipe = parse_sealed(job["recipe"], "the job's recipe")
     tokenizer = load_tokenizer(str(job["tokenization"]), job.get("tokenizer_folder"))
     template = load_template(job.get("tokenizer_folder"))
+    for item in job["files"]:
+        problem = other_tokenizer(item.get("tokenizer") or {}, tokenizer.state())
+        if problem:
+            raise CheckFailed(f"{item['name']}: {problem}", subject=str(item["name"]),
+                              hint="plan it on a base with that tokenizer, or pack the text again with this one's")  # fmt: skip
     ready = _ready_dataset(job, tokenizer, template, stop)
     batch, seed = recipe.training.batch_sequences, int(job["seed"])
     chosen, warnings = _choose(job, ready, tokenizer, recipe)

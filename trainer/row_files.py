@@ -8,19 +8,22 @@ data and which split they say is told by `guard/checks/folders.py`, as for drops
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 
+from guard.checks.columns import PLAIN, Reading
 from guard.checks.folders import is_junk, named_missing, row_container, split_of
 from guard.checks.jsonl import Row
 from guard.checks.kinds import container_of, holds_rows, unpacked_container
 from guard.checks.rows import open_regular
+from guard.checks.side import read_side, reading_in, sides_beside
 from guard.containers.read import read_container
-from guard.errors import DataFault
+from guard.errors import DataFault, UsageError
 
-__all__ = ["DataFile", "data_files", "rows_of"]
+__all__ = ["DataFile", "data_files", "reading_beside", "rows_of", "side_beside"]
 
 _WORDS_ONLY = {"tokenizer_state.json", "dataset_metadata.json", "readme.md", "license.txt", "license.md"}
 
@@ -58,6 +61,32 @@ def _missing_pieces(folder: Path, names: list[str]) -> None:
             continue  # somebody else's state.json: names decide
         if problem := named_missing(place, told, names):
             raise DataFault(f"{folder} is not whole: {problem}", subject=str(folder), hint="copy the whole folder again")
+
+
+def side_beside(path: Path) -> Path | None:
+    """The side file of a file that a person names, or of the folder it was found in. Raises UsageError when there are two."""
+    found = sides_beside(path)
+    if len(found) > 1:
+        raise UsageError(f"{path.name} has two side files", subject=str(path), hint=f"take {found[1].name} away")
+    return found[0] if found else None
+
+
+def reading_beside(path: Path, kind: str) -> Reading:
+    """How the side file beside a file says that its rows are read; `kind`: what they are to become, "" for any.
+
+    Raises UsageError for columns of another kind, DataFault for a side file that says it wrongly.
+    """
+    side = side_beside(path)
+    if side is None:
+        return PLAIN
+    try:
+        reading = reading_in(read_side(side))
+    except DataFault as fault:
+        raise DataFault(f"{side.name}: {fault.message}", subject=str(side), hint=fault.hint) from fault
+    if kind and not reading.fits(kind):
+        raise UsageError(f"{side.name}: its columns are those of {reading.kind()}, and {kind} is asked for", subject=str(side),
+                         hint=f"name the columns of {kind}")  # fmt: skip
+    return replace(reading, rules=PLAIN.rules)
 
 
 def rows_of(path: Path) -> Iterator[Row]:

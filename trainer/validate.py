@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from guard.checks.columns import PLAIN, Reading
 from guard.checks.identify import identify
 from guard.checks.identity import Identity
 from guard.checks.jsonl import Fault, Row
 from guard.checks.kinds import KINDS, container_of, detect_columns, holds_rows
-from guard.checks.rows import validate
+from guard.checks.rows import read_fields
 from guard.errors import Damage, DataFault, NotFound, UsageError
 from trainer.dataset import METADATA, Split, open_dataset, verify_dataset
-from trainer.row_files import DataFile, data_files, rows_of
+from trainer.row_files import data_files, rows_of, side_beside
 from trainer.shards import shard_name
 
 __all__ = ["LISTED", "token_fault", "validate_path"]
@@ -44,7 +45,7 @@ def validate_path(path: Path, kind: str | None = None, *, everything: bool = Fal
     if not path.exists():
         raise NotFound(f"there is nothing at {path}", subject=str(path), hint="check the path")
     if path.is_file():
-        return _File(path, path.name, kind, everything, vocab_size).judge()
+        return _File(path, path.name, kind, everything, vocab_size, side_beside(path)).judge()
     if (path / METADATA).is_file():
         return _prepared(path, everything)
     return _folder(path, kind, everything, vocab_size)
@@ -62,17 +63,21 @@ class _File:
     kind: str | None
     everything: bool
     vocab_size: int | None
+    side: Path | None
+    """The side file that goes with it, or with the folder it lies in."""
+    reading: Reading = PLAIN
 
     def judge(self) -> dict[str, Any]:
         """The report on the file."""
-        identity = identify(self.path.resolve(), self.name.rpartition("/")[2], self.kind)
+        identity = identify(self.path.resolve(), self.name.rpartition("/")[2], self.kind, side=self.side)
+        self.reading = Reading(**identity.reading) if identity.reading else PLAIN
         base = {"path": str(self.path), "type": "file", "container": container_of(self.path.name), "reason": identity.reason,
                 "hint": identity.hint, "duplicates": identity.duplicates, "tokens": identity.tokens_approx,
                 "verdict": identity.verdict}  # fmt: skip
         if not self._has_rows():
             return base | self._of_text(identity)
         try:
-            columns, sample, detected = _first_rows(self.path)
+            columns, sample, detected = _first_rows(self.path, self.reading)
             found = self._found(identity, detected)
         except DataFault as fault:
             return base | {"ok": False, "kind": self.kind or "", "rows": 0, "examples": 0, "columns": [], "sample": None,
@@ -115,7 +120,7 @@ class _File:
         listed: list[dict[str, Any]] = []
         for row in rows_of(self.path):
             rows += 1
-            faults = _faults_of(kind, row, self.vocab_size)
+            faults = _faults_of(kind, row, self.vocab_size, self.reading)
             examples += not faults
             count += bool(faults)
             if self.everything or len(listed) < LISTED:
@@ -126,17 +131,18 @@ class _File:
                 "faults": listed if self.everything else listed[:LISTED]}  # fmt: skip
 
 
-def _faults_of(kind: str, row: Row, vocab_size: int | None) -> list[Fault]:
+def _faults_of(kind: str, row: Row, vocab_size: int | None, reading: Reading) -> list[Fault]:
     if row.value is None:
         return [row.fault or Fault("", "not valid JSON")]
     if not kind:
         return [Fault("", "the columns say no known kind", "text, messages, chosen and rejected, ...")]
     if kind == "docs":
         return [Fault("", "rows are no document", "a text, or another kind")]
-    found = validate(kind, row.value)
+    found = read_fields(kind, row.value, reading)
     if isinstance(found, list):
-        return found
-    fault = token_fault(row.value.get("input_ids"), vocab_size) if vocab_size is not None else None
+        return reading.told(found)
+    ids = reading.apply(row.value).get("input_ids") if "input_ids" in found else None
+    fault = token_fault(ids, vocab_size) if vocab_size is not None else None
     return [fault] if fault else []
 
 
@@ -150,7 +156,7 @@ def token_fault(ids: Any, vocab_size: int) -> Fault | None:
     return Fault("input_ids", f"Token ID {wrong} out of vocabulary range", f"0 to {vocab_size - 1}")
 
 
-def _first_rows(path: Path) -> tuple[list[str], dict[str, Any] | None, str]:
+def _first_rows(path: Path, reading: Reading) -> tuple[list[str], dict[str, Any] | None, str]:
     """The columns, the first row, and the kind that the first row to say one says."""
     columns: list[str] = []
     sample = None
@@ -158,7 +164,7 @@ def _first_rows(path: Path) -> tuple[list[str], dict[str, Any] | None, str]:
         if row.value is None:
             continue
         sample, columns = sample or row.value, columns or list(row.value)
-        detected = detect_columns(row.value)
+        detected = detect_columns(reading.apply(row.value))
         if detected:
             return columns, sample, detected.kind
     return columns, sample, ""
@@ -179,7 +185,9 @@ def _folder(path: Path, kind: str | None, everything: bool, vocab_size: int | No
         return _hopeless(path, fault)
     if not files:
         return _hopeless(path, DataFault("there is no data file in it", hint="rows: .jsonl, .parquet or Arrow"))
-    reports = [_of_member(item, kind, everything, vocab_size) for item in files]
+    side = side_beside(path)
+    reports = [_File(item.path, item.name, kind, everything, vocab_size, side_beside(item.path) or side).judge() |
+               {"split": item.split} for item in files]  # fmt: skip
     faults = [fault for report in reports for fault in report["faults"]]
     first = reports[0]
     splits = {name: sum(report["rows"] for report in reports if report["split"] == name) for name in ("train", "val")}
@@ -192,10 +200,6 @@ def _folder(path: Path, kind: str | None, everything: bool, vocab_size: int | No
         "faults": faults if everything else faults[:LISTED], "files": reports,
         "reason": next((report["reason"] for report in reports if not report["ok"]), ""), "hint": "",
     }  # fmt: skip
-
-
-def _of_member(item: DataFile, kind: str | None, everything: bool, vocab_size: int | None) -> dict[str, Any]:
-    return _File(item.path, item.name, kind, everything, vocab_size).judge() | {"split": item.split}
 
 
 def _hopeless(path: Path, fault: DataFault) -> dict[str, Any]:

@@ -7,7 +7,7 @@ its own beside this one, which puts it on the group with `add_to(makers)`. Nothi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,9 @@ import typer
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_tokens, plural, visible
 
-__all__ = ["add_to", "dataset_lines"]
+__all__ = ["add_to", "dataset_lines", "teller"]
+
+_TELL_TOKENS = 2_000_000
 
 _ROOMS = (
     "prepare_pack",
@@ -40,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def prepare() -> None:
-    """Turn files into token shards; works without a home."""
+    """Look at data, convert it, turn it into token shards; works without a home."""
 
 
 _Input = Annotated[list[str], typer.Option("--input", metavar="FILE...", help="Files to prepare, one or several.")]
@@ -56,7 +58,7 @@ def prepare_text(
     context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
     val_split: _Split = 0.1, shard_size: _Shard = 10_000_000, tokenizer: _Folder = None, template: _Template = None,
 ) -> None:  # fmt: skip
-    """Plain text, Markdown, or JSONL rows with `text`."""
+    """Plain text, Markdown, or rows with `text`, as token shards."""
     _prepare(context.obj, "text", input, output_dir, tokenization, val_split, shard_size, tokenizer, template)
 
 
@@ -64,7 +66,7 @@ def prepare_chat(
     context: typer.Context, input: _Input, output_dir: _Output, tokenization: _Tokens = "gpt2",
     val_split: _Split = 0.1, shard_size: _Shard = 10_000_000, tokenizer: _Folder = None, template: _Template = None,
 ) -> None:  # fmt: skip
-    """Conversations: JSONL rows with `messages`, optional `system` and `context`; only answers are trained."""
+    """Conversations in any usual spelling, as token shards; only answers are trained."""
     _prepare(context.obj, "chat", input, output_dir, tokenization, val_split, shard_size, tokenizer, template)
 
 
@@ -99,14 +101,29 @@ def _prepare(
     tokenizer: str | None,
     template: str | None,
 ) -> None:
+    from trainer.hardware import usable_cores
     from trainer.prepare_folder import prepare_folder
 
     paths = [caller.folder / Path(name).expanduser() for name in inputs]
     target = caller.folder / Path(output_dir).expanduser()
     found = prepare_folder(kind, paths, target, tokenization, val_split, shard_size, template=template,
+                           threads=usable_cores(), progress=teller(caller.console.progress),
                            tokenizer_folder=caller.folder / Path(tokenizer).expanduser() if tokenizer else None)  # fmt: skip
     caller.console.emit(found)
     caller.console.note(*dataset_lines(found))
+
+
+def teller(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Says how far it is every so many tokens: a line every few seconds."""
+    told = 0
+
+    def tell(examples: int, tokens: int) -> None:
+        nonlocal told
+        if tokens - told >= _TELL_TOKENS:
+            told = tokens
+            say(f"   {human_tokens(tokens)} tokens of {plural(examples, 'document')} and pieces of text")
+
+    return tell
 
 
 def dataset_lines(found: Mapping[str, Any]) -> list[str]:

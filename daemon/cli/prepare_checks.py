@@ -121,16 +121,17 @@ def prepare_prefs(
     all: _All = False,
 ) -> None:
     """Preference rows of any spelling as pairs_all.jsonl: id, prefix, chosen, rejected, src."""
-    from trainer.pairs.prepare import prepare_pairs, safety_rules
+    from guard.checks.safety import load_rules
+    from trainer.pairs.prepare import prepare_pairs
 
     caller: Caller = context.obj
     if not validate_only and output_dir is None:
         raise UsageError("--output-dir is missing", hint="--output-dir DIR, or --validate-only")
     paths = [caller.folder / Path(name).expanduser() for name in input]
     target = (caller.folder / Path(output_dir).expanduser()).absolute() if output_dir and not validate_only else None
-    rules = None if skip_safety_filter else safety_rules(_settings(caller))
+    rules = [] if skip_safety_filter else load_rules(_settings(caller))
     report = prepare_pairs(paths, target, rules, everything=all)
-    report |= {"ok": not report["faults_count"], "validate_only": validate_only, "safety_filter": rules is not None}
+    report |= {"ok": not report["faults_count"], "validate_only": validate_only, "safety_filter": bool(rules)}
     caller.console.emit(report)
     (caller.console.say if validate_only else caller.console.note)(*pairs_lines(report))
     if validate_only and not report["ok"]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +10,10 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_tokens, plural, visible
+from daemon.cli.prepare import teller
 from guard.errors import UsageError
 
 __all__ = ["add_to", "pack_lines"]
-
-_TELL_TOKENS = 2_000_000
 
 
 def add_to(makers: typer.Typer) -> None:
@@ -35,6 +33,7 @@ def prepare_pack(
     shard_rows: Annotated[int, typer.Option("--shard-rows", min=0, help="Most sequences in one file; 0: no limit.")] = 0,
 ) -> None:  # fmt: skip
     """Text into sequences of equal length: train_512/ ... val_2048/, as .npy or Arrow, for a curriculum or other programs."""
+    from trainer.hardware import usable_cores
     from trainer.pack import PackPlan, expand, pack_folder
     from trainer.prepare_folder import tokenizer_of
 
@@ -44,7 +43,7 @@ def prepare_pack(
     target = caller.folder / Path(output_dir).expanduser()
     named = caller.folder / Path(tokenizer).expanduser() if tokenizer else None
     found = pack_folder(expand(input, caller.folder), target, tokenizer_of(tokenization, named, None)[0], plan,
-                        threads=len(os.sched_getaffinity(0)), progress=_teller(caller.console.progress))  # fmt: skip
+                        threads=usable_cores(), progress=teller(caller.console.progress))  # fmt: skip
     caller.console.emit(found)
     caller.console.note(*pack_lines(found))
 
@@ -54,19 +53,6 @@ def _lengths(text: str) -> tuple[int, ...]:
     if not words or not all(word.isdecimal() for word in words):
         raise UsageError(f"--seq-length {text!r} is no list of whole numbers", hint="--seq-length 512,1024,2048")
     return tuple(int(word) for word in words)
-
-
-def _teller(say: Callable[[str], None]) -> Callable[[int, int], None]:
-    """Says how far it is every so many tokens: a line every few seconds."""
-    told = 0
-
-    def tell(examples: int, tokens: int) -> None:
-        nonlocal told
-        if tokens - told >= _TELL_TOKENS:
-            told = tokens
-            say(f"   {human_tokens(tokens)} tokens of {plural(examples, 'document')} and pieces of text")
-
-    return tell
 
 
 def pack_lines(found: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from guard.checks import kinds
 from guard.checks.columns import PLAIN, Reading
 from guard.checks.identity import Identity, Limits
 from guard.checks.judging import counted, cut_short, ignore, judged, wait, zero_filled
+from guard.checks.made_with import said_by_side
 from guard.checks.rows import Row, open_regular
 from guard.checks.scan import detect_kind, scan_document, scan_jsonl, scan_rows, scan_text
 from guard.checks.why import why_text
@@ -99,7 +100,8 @@ def _with_side(base: Identity, forced_kind: str | None, side: Path | str | None,
     if reading and kind and not reading.fits(kind):
         raise DataFault(f"its columns are those of {reading.kind()} and it was dropped as {kind}",
                         hint=f"drop it outside inbox/{kind}/, or name the columns of {kind}")  # fmt: skip
-    base = dataclasses.replace(base, reading=reading.as_dict(), rules_version=reading.rules, settings=settings)
+    base = dataclasses.replace(base, reading=reading.as_dict(), rules_version=reading.rules, settings=settings,
+                               tokenizer=said_by_side(str(settings.get("tokenization") or "")))  # fmt: skip
     return base, kind or reading.kind() or None
 
 
@@ -214,14 +216,15 @@ def _rows(stream: BinaryIO, container: str, base: Identity, forced_kind: str | N
 
 def _folder(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: Limits, write: Any) -> Identity:
     """A packed data set. Raises DataFault for what is none."""
-    from guard.checks.members import card_text, data_set_in
+    from guard.checks.members import card_text, data_set_in, tokenizer_in
     from guard.checks.scan_folder import detect_folder_kind, scan_folder
 
     reading = Reading(**base.reading)
     found = data_set_in(stream)
     detected, columns = detect_folder_kind(stream, found, limits.max_line_bytes, reading)
     kind = forced_kind or (detected.kind if detected else "")
-    base = dataclasses.replace(base, kind=kind, card=card_text(stream, found.files))
+    base = dataclasses.replace(base, kind=kind, card=card_text(stream, found.files),
+                               tokenizer=tokenizer_in(stream, found.files) or base.tokenizer)  # fmt: skip
     if kinds.kind_reason(kind, base.container) and kind:
         return ignore(base, kinds.kind_reason(kind, base.container))
     hopeless = _hopeless(base.size_bytes, limits)

@@ -33,8 +33,17 @@ class Limits:
     max_unpacked_bytes: int = 100_000_000_000
     # Ids of tokens lie below it; 0: not known. A row with another makes the whole file one of another tokenizer.
     vocab_size: int = 0
+    # The tokenizer that the ids must be of: its name and its hash; "": not known.
+    tokenization: str = ""
+    content_hash: str = ""
+    # vocab_size, tokenization and content_hash for other lines, for a file whose side file names one.
+    of_lines: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     # The time to wait is over: what would be `wait` for a truncated or zero-filled file is `reject`.
     final: bool = False
+
+    def of_line(self, line: str) -> Limits:
+        """The limits for a file that is meant for this line, "" for the usual one."""
+        return dataclasses.replace(self, **self.of_lines.get(line, {}))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Limits:
@@ -81,6 +90,8 @@ class Identity:
     """What the side file said."""
     splits: tuple[dict[str, Any], ...] = ()
     """Of a packed folder: `split` (train or val), `member`, `start` and `count` in ordinals, for each of its files of rows."""
+    tokenizer: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What was said of the tokenizer that made its token ids (`made_with.py`); {} when nothing was, or it holds no ids."""
     card: str = ""
     """Of a packed folder: the first words of its card."""
 

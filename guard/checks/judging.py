@@ -12,6 +12,7 @@ from guard.checks import kinds
 from guard.checks.forms import columns_hint
 from guard.checks.identity import Identity, Limits
 from guard.checks.jsonl import FOREIGN
+from guard.checks.made_with import other_tokenizer
 from guard.checks.scan import RowFault, Tally
 from guard.checks.why import printable
 from guard.containers.faults import CutShort
@@ -34,8 +35,18 @@ def counted(base: Identity, tally: Tally) -> Identity:
 
 
 def judged(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> Identity:
-    base = _judge(base, tally, columns, limits)
-    return _within(base, tally, limits) if base.verdict == "ok" else base
+    """The identity with its verdict, `base` being counted; what was said of a tokenizer stays only where there are ids."""
+    base = _judge(dataclasses.replace(base, tokenizer=base.tokenizer if tally.max_token_id >= 0 else {}), tally, columns, limits)
+    limits = limits.of_line(str(base.settings.get("line") or ""))
+    return _within(_of_the_model(base, limits), tally, limits) if base.verdict == "ok" else base
+
+
+def _of_the_model(base: Identity, limits: Limits) -> Identity:
+    problem = other_tokenizer(base.tokenizer, {"tokenization": limits.tokenization, "content_hash": limits.content_hash})
+    if not problem:
+        return base
+    hint = f"pack the text again with the model's tokenizer (heirloom prepare pack --tokenization {limits.tokenization})"
+    return dataclasses.replace(base, verdict="reject", reason=problem, hint=hint)
 
 
 def _judge(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> Identity:
@@ -72,7 +83,7 @@ def _within(base: Identity, tally: Tally, limits: Limits) -> Identity:
     Such rows are not left out as unusable ones are: what is usable would then depend on the model of the day, and ordinals
     with it.
     """
-    if not limits.vocab_size or tally.max_token_id < limits.vocab_size:
+    if base.verdict != "ok" or not limits.vocab_size or tally.max_token_id < limits.vocab_size:
         return base
     fault = RowFault(tally.max_token_line, "input_ids", f"Token ID {tally.max_token_id} out of vocabulary range",
                      f"ids from 0 to {limits.vocab_size - 1}", tally.max_token_in)  # fmt: skip

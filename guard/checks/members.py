@@ -13,10 +13,11 @@ from typing import BinaryIO, NamedTuple
 
 from guard.checks.folders import Member, dataset_folders, is_junk, members_of, named_missing, shown_name, waits_for
 from guard.checks.jsonl import MAX_LINE_BYTES, Row
+from guard.checks.made_with import said_by_state
 from guard.errors import DataFault
 from guard.tars import Stored, open_part, stored_files
 
-__all__ = ["DataSet", "card_text", "data_set_in", "folder_rows", "read_member"]
+__all__ = ["DataSet", "card_text", "data_set_in", "folder_rows", "read_member", "tokenizer_in"]
 
 _CARD_BYTES = 1 << 16
 _CARD_CHARACTERS = 500
@@ -66,6 +67,11 @@ def _json(stream: BinaryIO, file: Stored) -> object:
             return json.loads(part.read(_DESCRIPTION_BYTES))
         except (ValueError, RecursionError):
             return None  # no description that anybody could follow: the files themselves count
+
+
+def tokenizer_in(stream: BinaryIO, files: dict[str, Stored]) -> dict[str, str]:
+    """What the set's `tokenizer_state.json` says of the tokenizer that made its ids; {} without one."""
+    return said_by_state(_json(stream, files["tokenizer_state.json"])) if "tokenizer_state.json" in files else {}
 
 
 def card_text(stream: BinaryIO, files: dict[str, Stored]) -> str:

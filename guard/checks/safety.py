@@ -15,7 +15,7 @@ from guard.errors import UsageError
 from guard.settings import Settings
 from guard.trained import texts_of
 
-__all__ = ["PARTS", "Rule", "broken_rule", "broken_rules", "load_rules"]
+__all__ = ["PARTS", "Rule", "broken_rules", "load_rules"]
 
 PARTS = ("prefix", "chosen", "rejected")
 _HINT = 'configs/heirloom.yaml: safety: {rules: [{name: "no keys", pattern: "(?i)api[_ ]key", fields: [chosen]}]}'
@@ -34,6 +34,9 @@ def load_rules(settings: Settings) -> list[Rule]:
     """The rules of a home, in their order; none while the filter is switched off. Raises UsageError for a wrong one."""
     if not settings.safety.enabled:
         return []
+    if not settings.safety.rules:
+        raise UsageError("safety.enabled is true and there is no rule: nothing would be kept out", subject="safety.rules",
+                         hint=_HINT)  # fmt: skip
     rules = [_rule(item) for item in settings.safety.rules]
     names = [rule.name for rule in rules]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -56,13 +59,8 @@ def _rule(item: Any) -> Rule:
     return Rule(item["name"], item["pattern"], tuple(fields))
 
 
-def broken_rule(rules: Sequence[Rule], fields: Mapping[str, Any]) -> str:
-    """The name of the first rule that a pair breaks, "" when it breaks none."""
-    return next(iter(broken_rules(rules, [fields])), "")
-
-
 def broken_rules(rules: Sequence[Rule], pairs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """`broken_rule` of each of many pairs; many at once are much faster."""
+    """For each of the pairs the name of the first rule that it breaks, "" for none; many at once are much faster."""
     whole = list(pairs)
     return [name for start in range(0, len(whole), _AT_ONCE) for name in _judge(rules, whole[start : start + _AT_ONCE])]
 

@@ -19,10 +19,11 @@ from typing import Any
 
 from guard.checks.columns import Reading, reading_of
 from guard.checks.jsonl import foreign_bytes
-from guard.checks.kinds import KINDS
+from guard.checks.kinds import KINDS, SIDE_SUFFIXES
+from guard.checks.made_with import NAMED, said_by_side
 from guard.errors import DataFault
 
-__all__ = ["KEYS", "MAX_BYTES", "parse_side", "read_side", "reading_in"]
+__all__ = ["KEYS", "MAX_BYTES", "parse_side", "read_side", "reading_in", "sides_beside"]
 
 MAX_BYTES = 16 << 10
 MAX_DEPTH = 8
@@ -61,6 +62,11 @@ def _kind(value: object) -> str:
     return "" if value in KINDS else f"must be one of {', '.join(KINDS)}"
 
 
+def _tokenization(value: object) -> str:
+    sound = isinstance(value, str) and said_by_side(value)
+    return "" if sound else f"must be {', '.join(NAMED)}, or the first digits of a tokenizer's hash in quotes"
+
+
 def _yes_or_no(value: object) -> str:
     return "" if isinstance(value, bool) else "must be true or false"
 
@@ -75,9 +81,15 @@ def _training(value: object) -> str:
 _CHECKS: dict[str, Callable[[object], str]] = {
     "description": _text, "recipe": _recipe, "priority": _whole(-MAX_PRIORITY, MAX_PRIORITY), "line": _line, "kind": _kind,
     "queue": _yes_or_no, "untouchable": _yes_or_no, "max_steps": _whole(1, MAX_STEPS), "training": _training,
-    "columns": lambda _value: "", "roles": lambda _value: "",
+    "columns": lambda _value: "", "roles": lambda _value: "", "tokenization": _tokenization,
 }  # fmt: skip
 KEYS = tuple(_CHECKS)
+
+
+def sides_beside(data: Path) -> list[Path]:
+    """The side files that lie beside a file or folder now, whatever they are."""
+    named = [data.with_name(data.name + suffix) for suffix in SIDE_SUFFIXES if len(os.fsencode(data.name)) + len(suffix) < 256]
+    return [path for path in named if os.path.lexists(path)]
 
 
 def read_side(path: Path | str) -> dict[str, Any]:

@@ -8,8 +8,6 @@ were read, and nothing at all when only judging.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from guard.checks.jsonl import Fault, Row
-from guard.checks.rows import validate
+from guard.checks.rows import read_fields
+from guard.checks.safety import Rule, broken_rules
 from guard.durable import make_dir, open_new
 from guard.errors import DataFault, NotFound, UsageError
 from trainer.pairs.pair import PAIRS_FILE, pair_id, pair_line
-from trainer.row_files import data_files, rows_of
+from trainer.row_files import data_files, reading_beside, rows_of
 
-__all__ = ["prepare_pairs", "safety_rules"]
+__all__ = ["prepare_pairs"]
 
 _LISTED = 20
 _LONGEST_NAME = 200
@@ -53,19 +52,7 @@ class _Tally:
                                     "expected": fault.expected})  # fmt: skip
 
 
-def safety_rules(settings: Any) -> Any:
-    """The configured safety rules, ready to be asked; None where none are configured."""
-    if not importlib.util.find_spec("guard.checks.safety"):
-        return None
-    return importlib.import_module("guard.checks.safety").load_rules(settings) or None
-
-
-def _broken_rules(rules: Any, pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The first rule that each of the pairs breaks; many at once, since asking for one costs as much."""
-    return importlib.import_module("guard.checks.safety").broken_rules(rules, pairs) if rules else [""] * len(pairs)
-
-
-def prepare_pairs(inputs: Sequence[Path], output_dir: Path | None, rules: Any = None, *,
+def prepare_pairs(inputs: Sequence[Path], output_dir: Path | None, rules: Sequence[Rule] = (), *,
                   everything: bool = False) -> dict[str, Any]:  # fmt: skip
     """Write `output_dir`/pairs_all.jsonl from the files and folders; with no `output_dir` only judge.
 
@@ -107,19 +94,20 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
         yield item.path, f"{path.name}/{item.name}"
 
 
-def _read(path: Path, name: str, tally: _Tally, rules: Any, handle: BinaryIO | None) -> None:
+def _read(path: Path, name: str, tally: _Tally, rules: Sequence[Rule], handle: BinaryIO | None) -> None:
     """All rows of one file into the tally, and its pairs into the output."""
-    rows = rows_of(path)
+    rows, reading = rows_of(path), reading_beside(path, "preference")
     while batch := list(islice(rows, _BATCH_ROWS)):
         usable: list[tuple[Row, dict[str, Any]]] = []
         for row in batch:
             tally.rows += 1
-            found = validate("preference", row.value) if row.value is not None else [row.fault or Fault("", "not valid JSON")]
+            found = (read_fields("preference", row.value, reading) if row.value is not None else
+                     [row.fault or Fault("", "not valid JSON")])  # fmt: skip
             if isinstance(found, list):
                 tally.refuse(name, row.line_number, found)
             else:
                 usable.append((row, found))
-        for (row, fields), rule in zip(usable, _broken_rules(rules, [item[1] for item in usable]), strict=True):
+        for (row, fields), rule in zip(usable, broken_rules(rules, [item[1] for item in usable]), strict=True):
             if rule:
                 tally.dropped.append({"file": name, "line": row.line_number, "rule": rule})
             else:
