@@ -13,6 +13,7 @@ from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fi
 
 from daemon.cli.files import register_record
 from daemon.cli.main import main
+from daemon.cli.sample import sample_of
 from daemon.client import wait_for_drops
 from daemon.read_limits import read_limits
 from daemon.story import tell_story
@@ -75,6 +76,20 @@ def test_packed_token_ids_train_as_they_are_and_others_than_the_models_are_refus
         toy.keeper.ledger.run("INSERT INTO lines (name, tip_id, created) SELECT 'side', tip_id, created FROM lines LIMIT 1")
     assert {name: item["vocab_size"] for name, item in read_limits(toy.keeper)["of_lines"].items()} == {"side": 265}
     assert read_limits(toy.keeper, "side")["vocab_size"] == 265 and not read_limits(toy.keeper, "side")["of_lines"]
+
+
+def test_a_sample_of_mutations_and_of_token_ids_is_what_is_trained_of_them(toy: Toy) -> None:
+    mutation = {"buggy_code": "a - b", "error_message": "3 != -1", "fixed_code": "a + b"}
+    toy.drop("mutations.jsonl", "".join(json.dumps({**mutation, "file": f"{n}.rs"}) + "\n" for n in range(20)))
+    toy.drop("ids.jsonl", "".join(json.dumps({"input_ids": [104, 105, 256 + n % 9]}) + "\n" for n in range(20)))
+    toy.settle()
+    found = sample_of(toy.keeper, find_file(toy.keeper.ledger, "mutations.jsonl"), 1)
+    assert "a + b" in "".join(part["text"] for part in found["sample"] if part["trained"])
+    assert "3 != -1" in "".join(part["text"] for part in found["sample"] if not part["trained"])
+    assert found["sample_about"]["template"] == "mypt" and found["sample_about"]["tokens"] > 20
+    ids = sample_of(toy.keeper, find_file(toy.keeper.ledger, "ids.jsonl"), 1)
+    assert [part["text"] for part in ids["sample"]] == ["hi<myPT_system>"] and ids["sample_about"]["tokens"] == 3
+    toy.die()
 
 
 def test_pairs_and_tasks_are_registered_with_their_fingerprints_and_say_what_they_are_kept_for(toy: Toy) -> None:

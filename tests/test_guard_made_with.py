@@ -35,7 +35,7 @@ def test_ids_of_another_tokenizer_are_told_by_name_and_hash(said: dict[str, str]
 
 def test_only_what_can_be_followed_says_a_tokenizer() -> None:
     assert said_by_state({**GPT2, "vocab_size": 3}) == GPT2
-    for state in (None, [], {}, {"tokenization": "gpt2"}, {**GPT2, "content_hash": "XY"}, {**GPT2, "tokenization": "a\nb"}):
+    for state in (None, [], {}, {"tokenization": "qwen"}, {**GPT2, "content_hash": "XY"}, {**GPT2, "tokenization": "a\nb"}):
         assert said_by_state(state) == {}
     assert said_by_side("char")["tokenization"] == "char" and said_by_side("abcdef01")["content_hash"] == "abcdef01"
     assert said_by_side("qwen") == said_by_side("") == {}
@@ -75,3 +75,8 @@ def test_text_has_no_tokenizer_whatever_is_said(tmp_path: Path) -> None:
     side.write_text("tokenization: char\n")
     found = identify(tmp_path / "a.jsonl", "a.jsonl", limits=MODEL, side=side)
     assert found.verdict == "ok" and found.tokenizer == {}
+
+
+def test_other_programs_say_the_name_alone() -> None:
+    assert other_tokenizer(said_by_state({"tokenization": "char"}), GPT2)
+    assert other_tokenizer(said_by_state({"tokenization": "gpt2", "special_tokens": {}}), GPT2) == ""

@@ -9,7 +9,6 @@ import tiktoken
 from trainer_data import chat_row, jsonl, make, sentence, store, text_rows
 
 from guard.durable import sha256_file
-from trainer import prepare
 from trainer.prepare import prepare_dataset
 from trainer.tokenizer import GPT2_PATTERN, load_tokenizer
 
@@ -55,7 +54,7 @@ def test_threads_and_batches_change_no_byte(tmp_path: Path, stage: str, name: st
     file, tokenizer = store(tmp_path / "f", name, data, stage), load_tokenizer("gpt2")
     hashes = []
     for threads, batch in ((1, 1024), (1, 3), (4, 3)):
-        monkeypatch.setattr(prepare, "_BATCH_EXAMPLES", batch)
+        monkeypatch.setattr("trainer.source_file._BATCH_EXAMPLES", batch)
         out = tmp_path / f"{threads}-{batch}"
         prepare_dataset([file], tokenizer, out, stage=stage, shard_size_tokens=300, salt="s", validation_fraction=0.3,
                         threads=threads)  # fmt: skip

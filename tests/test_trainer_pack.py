@@ -15,7 +15,6 @@ from guard import durable
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from guard.fingerprint import example_fingerprint
 from guard.heldout import is_held_out
-from trainer import pack
 from trainer.pack import PackPlan, expand, pack_folder
 from trainer.pipeline import in_order
 from trainer.tokenizer import load_tokenizer
@@ -75,7 +74,7 @@ def test_arrow_folders_are_what_datasets_loads(tmp_path: Path, raw: Path) -> Non
 
 
 def test_same_input_same_bytes_with_any_number_of_threads(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "_BATCH_EXAMPLES", 7)
+    monkeypatch.setattr("trainer.source_file._BATCH_EXAMPLES", 7)
     for number, threads in enumerate((1, 3)):
         plan, inputs = PackPlan((32,), shard_rows=5), [raw / "b.jsonl", raw / "a.txt"]
         pack_folder(inputs, tmp_path / f"{number}", CHAR, plan, threads=threads)

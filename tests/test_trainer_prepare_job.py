@@ -115,7 +115,7 @@ def test_a_job_that_died_in_the_middle_starts_over_with_the_same_bytes(tmp_path:
 def test_preparing_stops_between_two_batches_when_asked(
     tmp_path: Path, file: SourceFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.prepare._BATCH_EXAMPLES", 10)
+    monkeypatch.setattr("trainer.source_file._BATCH_EXAMPLES", 10)
     first, asked = run_prepare(job_of(tmp_path / "a", [file])), []
     with pytest.raises(StopRequested):
         run_prepare(job_of(tmp_path / "b", [file]), stop=lambda: bool(asked.append(1)) or len(asked) > 3)

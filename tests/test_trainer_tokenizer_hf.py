@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hf_help import CHATML_TOKENS, corpus, foreign_folder, trained_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from trainer_data import chat_row, jsonl, store, text_rows
 from trainer_help import SHAPE, base_job, make_dataset, train_job
 
@@ -323,6 +326,23 @@ def test_training_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], err
 
 
 # --- B13: another tokenizer is refused, in a version, in a judged set -------------------------------------------------
+
+
+def test_the_same_texts_give_the_same_tokenizer_whatever_holds_them(tmp_path: Path) -> None:
+    rows = [{"text": f"{word} keeps \u00e9very heirloom for weeks"} for word in "abcdefgh"]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "a.csv").write_text("text\n" + "\n".join(row["text"] for row in rows) + "\n", "utf-8")
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    plain = "".join(row["text"] + "\n" for row in rows).encode()
+    (tmp_path / "b.txt").write_bytes(plain)
+    (tmp_path / "b.md.gz").write_bytes(gzip.compress(plain))
+    for first, *others in (("a.jsonl", "a.json", "a.jsonl.gz", "a.csv", "a.parquet"), ("b.txt", "b.md.gz")):
+        made = train_tokenizer([tmp_path / first], 300, tmp_path / f"{first}-out")
+        for name in others:
+            assert train_tokenizer([tmp_path / name], 300, tmp_path / f"{name}-out")["content_hash"] == made["content_hash"]
 
 
 def test_a_version_carries_its_tokenizer_and_a_changed_one_is_refused(tmp_path: Path, trained: Path) -> None:

@@ -18,23 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from guard.checks.rows import Example, iter_examples
+from guard.checks.rows import Example
 from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, write_json
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from guard.heldout import held_out_mask
 from trainer.dataset import METADATA, STATE
 from trainer.packed_writer import ArrowRows, Ids, NpyRows, PackedRows
 from trainer.pipeline import in_order
-from trainer.prepare import Progress, SourceFile
+from trainer.prepare import Progress
 from trainer.prepare_folder import check_output, skipped_rows, source_of
+from trainer.source_file import SourceFile, batches_of
 from trainer.tokenizer import Tokenizer
 
 __all__ = ["FORMATS", "PackPlan", "expand", "pack_folder"]
 
 FORMATS: dict[str, Callable[[Path, int, int], PackedRows]] = {"npy": NpyRows, "arrow": ArrowRows}
 _FORMAT_VERSION = "packed-1"
-_BATCH_EXAMPLES = 1024
-_BATCH_CHARACTERS = 1 << 18
 _LISTED_ROWS = 20
 _MOST_LENGTH = 1 << 20
 
@@ -177,19 +176,12 @@ def _is_one_document(file: SourceFile) -> bool:
 
 
 def _batches(file: SourceFile) -> Iterator[list[Example]]:
-    """Examples in batches of bounded size."""
-    batch: list[Example] = []
-    characters = 0
-    for example in iter_examples(file.path, "pretrain", file.reading, name=file.called):
-        if "text" not in example.fields:
-            raise DataFault(f"{file.name}, line {example.line_number}: the row holds token ids, not text", subject=file.name,
+    """Examples in batches of bounded size. Raises DataFault for rows that are packed already."""
+    for batch, _last in batches_of(file, "pretrain"):
+        packed = next((example for example in batch if "text" not in example.fields), None)
+        if packed is not None:
+            raise DataFault(f"{file.name}, line {packed.line_number}: the row holds token ids, not text", subject=file.name,
                             hint="it is packed already; drop it as it is, or give the text it was made from")  # fmt: skip
-        batch.append(example)
-        characters += len(example.fields["text"])
-        if len(batch) >= _BATCH_EXAMPLES or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
         yield batch
 
 

@@ -1,9 +1,8 @@
 """Stored originals become a prepared dataset: streamed example by example, split, encoded, written, in bounded memory.
 
-Files are read through `guard/checks/rows.py`, so an example's ordinal and fingerprint are the same here as at intake;
-where the sidecar of fingerprints exists it is compared, and a difference is damage. Files are taken in the order of
-their hashes, never of their arrival. `prepare_folder` does the same by hand for any folder.
-Not here: which examples are new to a model (`trainer/selection.py`), and jobs (`trainer/prepare_job.py`).
+Files are taken in the order of their hashes, never of their arrival. `prepare_folder` does the same by hand for any folder.
+Not here: reading a file and proving what it holds (`trainer/source_file.py`), which examples are new to a model
+(`trainer/choose.py`), and jobs (`trainer/prepare_job.py`).
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.checks.columns import PLAIN, RULES_VERSION, Reading
-from guard.checks.kinds import container_of, holds_rows
-from guard.checks.rows import Example, iter_examples
+from guard.checks.columns import RULES_VERSION
+from guard.checks.kinds import holds_rows
+from guard.checks.rows import Example
 from guard.durable import fsync_dir, make_dir, write_json
-from guard.errors import Damage, DataFault, UsageError
+from guard.errors import DataFault, UsageError
 from guard.fingerprint import FINGERPRINT_BYTES
 from guard.heldout import held_out_mask
-from guard.splits import KeptBack, recorded_splits, val_keys
+from guard.splits import KeptBack
 from guard.token_ids import highest_id, ids_of
-from guard.trained import texts_of, trained_fields
+from guard.trained import trained_fields
 from trainer.dataset import (
     FORMAT_VERSION,
     METADATA,
@@ -38,6 +37,7 @@ from trainer.dataset import (
     open_dataset,
 )
 from trainer.pipeline import in_order
+from trainer.source_file import Sidecar, SourceFile, batches_of, each_once
 from trainer.split_writer import SplitWriter
 from trainer.stopping import StopRequested
 from trainer.template import Encoded, encode_each
@@ -50,45 +50,11 @@ __all__ = ["DEFAULT_SHARD_TOKENS", "LOW_MASK_RATIO", "Progress", "SourceFile", "
 
 DEFAULT_SHARD_TOKENS = 10_000_000
 LOW_MASK_RATIO = 0.10
-_BATCH_EXAMPLES = 1024
-_BATCH_CHARACTERS = 1 << 18  # a larger one is no faster on one thread, and two wait for one another while its arrays grow
 STAGES = ("pretrain", "sft")
 _NO_MASK = np.empty(0, dtype=np.uint8)  # text is learnt whole
 
 Progress = Callable[[int, int], None]
 """Called now and then with (examples, tokens) so far."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file to prepare: where it is, what it is, the folder of its sidecar when it is a stored original, how it is read."""
-
-    sha256: str
-    name: str
-    path: Path
-    sidecar: Path | None = None
-    reading: Reading = PLAIN
-    kind: str = ""
-    """Its kind, where that is not called like the stage it is trained in."""
-    called: str = ""
-    """The name that says what it is, where its bytes lie under another: those of a link lie wherever it points."""
-    split: str = ""
-    """`train` or `val`: all its examples belong there, as whoever gave it says; "": drawn by fingerprint."""
-    says_tokenizer: bool = False
-    """Whether somebody said which tokenizer made its token ids, so that they were compared with this one."""
-
-    @property
-    def container(self) -> str:
-        """What holds its rows, each of which is a document; `text`: the file is one, and its segments are the examples."""
-        return container_of(self.called or self.path.name) or "text"
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        """What its tokens depend on: the bytes, and how they are read."""
-        rows = self.container != "text"
-        rules = f"rules{self.reading.rules}" if rows and self.reading.rules > 1 else ""
-        read = ":".join(filter(None, (self.container, self.reading.digest, rules, self.kind)))
-        return self.sha256, f"{read}@{self.split}" if self.split else read
 
 
 def _options(shard_size_tokens: int, salt: str, validation_fraction: float) -> dict[str, Any]:
@@ -100,66 +66,12 @@ def _options(shard_size_tokens: int, salt: str, validation_fraction: float) -> d
     }
 
 
-def _in_order(files: Sequence[SourceFile]) -> list[SourceFile]:
-    """Each content once, in the order of the hashes, so that equal ids mean equal tokens."""
-    return [file for _key, file in sorted({item.identity: item for item in reversed(files)}.items())]
-
-
 def planned_id(files: Sequence[SourceFile], tokenizer: Tokenizer, *, stage: str, shard_size_tokens: int, salt: str,
                validation_fraction: float, template: Template = MYPT) -> str:  # fmt: skip
     """The id the dataset of these files would have, without making it."""
     pairs = [item.identity for item in files]
     return dataset_id(pairs, tokenizer, stage, _options(shard_size_tokens, salt, validation_fraction),
                       template if stage == "sft" else MYPT)  # fmt: skip
-
-
-class _Sidecar:
-    """Compares fingerprints with `examples.fp` in passing. Raises Damage at the first difference."""
-
-    def __init__(self, file: SourceFile, stack: contextlib.ExitStack) -> None:
-        self.file = file
-        path = file.sidecar / "examples.fp" if file.sidecar else None
-        self.stream: BinaryIO | None = stack.enter_context(path.open("rb")) if path and path.is_file() else None
-
-    def val_keys(self) -> bytes:
-        """The fingerprints of what the file keeps for judging: read from the sidecar, before its rows are."""
-        record = recorded_splits(self.file.sidecar)
-        if self.stream is None or not record.get("splits"):
-            return b""
-        keys = val_keys(record, self.stream.read())
-        self.stream.seek(0)
-        return keys
-
-    def compare(self, fingerprints: bytes) -> None:
-        if self.stream and self.stream.read(len(fingerprints)) != fingerprints:
-            self._differs()
-
-    def end(self) -> None:
-        if self.stream and self.stream.read(1):
-            self._differs()
-
-    def _differs(self) -> None:
-        raise Damage(f"{self.file.name} does not hold the examples recorded when it was admitted",
-                     subject=self.file.sha256,
-                     hint=f"heirloom show {self.file.sha256[:12]}; heirloom verify --all")  # fmt: skip
-
-
-def _batches(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bool]]:
-    """Examples in batches of bounded size, each with whether the file ends there."""
-    batch: list[Example] = []
-    characters = 0
-    try:
-        for example in iter_examples(file.path, file.kind or stage, file.reading, name=file.called):
-            # One example is always held back, so that the last batch is known to be the last.
-            if len(batch) >= _BATCH_EXAMPLES or characters >= _BATCH_CHARACTERS:
-                yield batch, False
-                batch, characters = [], 0
-            batch.append(example)
-            characters += sum(map(len, texts_of(example.fields)))
-    except FileNotFoundError as error:
-        raise Damage(f"{file.path} is gone", subject=file.sha256, hint="heirloom verify --all") from error
-    if batch:
-        yield batch, True
 
 
 def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer) -> list[Encoded]:
@@ -201,7 +113,7 @@ def prepare_dataset(files: Sequence[SourceFile], tokenizer: Tokenizer, out_folde
     """
     if stage not in STAGES:
         raise UsageError(f"unknown stage {stage!r}", hint=f"one of {', '.join(STAGES)}")
-    out_folder, files = Path(out_folder), _in_order(files)
+    out_folder, files = Path(out_folder), each_once(files)
     if out_folder.exists() and any(out_folder.iterdir()):
         raise UsageError(f"{out_folder} is not empty", subject=str(out_folder), hint="name a new or empty folder")
     tokenizer.check_specials()
@@ -251,7 +163,7 @@ class _FileRun:
         """
         count = 0
         with contextlib.ExitStack() as stack:
-            sidecar = _Sidecar(self.file, stack)
+            sidecar = Sidecar(self.file, stack)
             apart = KeptBack(sidecar.val_keys())
             batches = in_order(self._proven(sidecar), lambda batch: self._encode(*batch, tokenizer), self.threads)
             for (batch, _last), encoded in stack.enter_context(contextlib.closing(batches)):
@@ -276,9 +188,9 @@ class _FileRun:
         drawn = held_out_mask(fingerprints, self.salt, self.validation_fraction)
         return list((drawn | apart.mask(fingerprints)).tolist())
 
-    def _proven(self, sidecar: _Sidecar) -> Iterator[tuple[list[Example], bool]]:
+    def _proven(self, sidecar: Sidecar) -> Iterator[tuple[list[Example], bool]]:
         """The batches of the file, compared with what was recorded when it was admitted. Raises Damage, StopRequested."""
-        for batch, last in _batches(self.file, self.stage):
+        for batch, last in batches_of(self.file, self.stage):
             if self.stop():
                 raise StopRequested(f"stopped while preparing {self.file.name}")
             fingerprints = b"".join(example.fingerprint for example in batch)

@@ -13,8 +13,9 @@ from typing import Any
 
 import orjson
 
-from guard.checks.kinds import container_of
+from guard.checks.kinds import container_of, container_reason, holds_rows, unpacked_container
 from guard.checks.rows import iter_rows, open_regular, text_chunks
+from guard.containers.unpack import unpacked
 from guard.durable import fsync_tree, make_dir, remove_tree, rename_new
 from guard.errors import DataFault, NotFound, UsageError
 from guard.segment import iter_segments
@@ -49,9 +50,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _texts(path: Path) -> Iterator[str]:
     """The texts of one file, streamed. Raises DataFault for bytes that are no text."""
-    if container_of(path.name) == "text":
-        with open_regular(path.resolve()) as stream:
-            yield from iter_segments(text_chunks(stream))
+    container = container_of(path.name)
+    if not holds_rows(container):
+        with open_regular(path.resolve()) as stream, unpacked(stream, container) as (plain, _inner):
+            yield from iter_segments(text_chunks(plain))
         return
     for row in iter_rows(path.resolve(), name=path.name):
         if row.value is not None:
@@ -64,9 +66,10 @@ def _check(inputs: Sequence[Path], vocab_size: int, min_frequency: int, specials
     for path in inputs:
         if not path.is_file():
             raise NotFound(f"no file {path}", subject=str(path), hint="check the path after --input")
-        if container_of(path.name) not in ("text", "jsonl"):
-            raise UsageError(f"{path} is no text to learn words from: expected .txt, .md or .jsonl", subject=str(path),
-                             hint="heirloom prepare convert makes JSONL of other tables")  # fmt: skip
+        if unpacked_container(container_of(path.name)) in ("", "npy"):
+            what = "it holds numbers" if container_of(path.name) else container_reason(path.name)
+            raise UsageError(f"{path} is no text to learn words from: {what}", subject=str(path),
+                             hint="text, or rows of text: .txt .md .jsonl .json .csv .parquet .arrow")  # fmt: skip
     least = _BYTES + len(specials)
     if not least <= vocab_size <= 1 << 20:
         raise UsageError(f"--vocab-size {vocab_size}: must be {least} (256 bytes and {len(specials)} control tokens) to"

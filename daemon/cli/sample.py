@@ -25,10 +25,13 @@ def sample_of(keeper: Keeper, file: Any, number: int) -> dict[str, Any]:
     Raises NotFound for a file that is not learnt or has fewer examples, Inexpressible where the template has no words.
     """
     from guard.checks.columns import Reading
+    from guard.checks.kinds import stage_of
     from guard.checks.rows import iter_examples
     from guard.store.files import stored_path
+    from guard.trained import trained_fields
 
-    if file.kind not in ("sft", "pretrain"):
+    stage = stage_of(file.kind)
+    if stage not in ("sft", "pretrain"):
         kind = "a document" if file.kind == "docs" else file.kind
         raise NotFound(f"{visible(file.name)} is {kind}: nothing of it is trained", subject=file.sha256,
                        hint="heirloom search finds what stands in documents")  # fmt: skip
@@ -39,7 +42,7 @@ def sample_of(keeper: Keeper, file: Any, number: int) -> dict[str, Any]:
                        hint=f"heirloom show {visible(file.name)} --sample {max(1, file.examples)}")  # fmt: skip
     about = {"number": number, "examples": file.examples, "line": example.line_number, **_model(keeper)}
     folder = about.pop("folder")
-    return _seen(example.fields, file.kind, folder, about)
+    return _seen(trained_fields(example.fields), stage, folder, about)
 
 
 def _model(keeper: Keeper) -> dict[str, Any]:
@@ -60,14 +63,18 @@ def _seen(fields: Mapping[str, Any], kind: str, folder: Path | None, about: dict
     from trainer.templates.find import load_template
     from trainer.tokenizer import load_tokenizer
 
-    template = load_template(folder)
-    if kind == "sft":
-        parts = template.parts(fields)
-    else:
-        parts = [Part(str(fields.get("text", fields.get("input_ids", ""))), trained=True)]
+    template, tokenizer = load_template(folder), None
+    if folder is not None:
+        tokenizer = load_tokenizer(str(about["tokenization"]), folder)
     about |= {"template": template.name if kind == "sft" else None, "tokens": None, "trained_tokens": None, "cut_tokens": 0}
-    if folder is not None and "input_ids" not in fields:
-        encoded = encode_parts([parts], load_tokenizer(str(about["tokenization"]), folder))[0]
+    if "input_ids" in fields:
+        ids = [int(item) for item in str(fields["input_ids"]).split(" ")]
+        if tokenizer is not None and max(ids) < tokenizer.vocab_size:
+            about |= {"tokens": len(ids), "trained_tokens": len(ids)}
+            fields = {"text": tokenizer.decode(ids)}
+    parts = template.parts(fields) if kind == "sft" else [Part(str(fields.get("text", fields.get("input_ids"))), trained=True)]
+    if tokenizer is not None and about["tokens"] is None and "input_ids" not in fields:
+        encoded = encode_parts([parts], tokenizer)[0]
         about |= {"tokens": len(encoded.ids), "trained_tokens": int(encoded.mask.sum())}
         room = int(about["block_size"] or 0) + 1
         over = len(encoded.ids) - room if kind == "sft" and room > 1 else 0

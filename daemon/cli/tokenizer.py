@@ -30,7 +30,7 @@ def tokenizer() -> None:
 
 def train(
     context: typer.Context,
-    input: Annotated[list[str], typer.Option("--input", metavar="FILE...", help="Text to learn words from: .txt .md .jsonl.")],
+    input: Annotated[list[str], typer.Option("--input", metavar="FILE...", help="Text, or rows of text, to learn words from.")],
     out_dir: Annotated[str, typer.Option("--out-dir", help="A new folder for the tokenizer.")],
     vocab_size: Annotated[int, typer.Option("--vocab-size", min=1, help="Ids at most, control tokens counted.")] = 16_384,
     min_frequency: Annotated[int, typer.Option("--min-frequency", min=1, help="A pair must occur so often.")] = 2,

@@ -19,12 +19,14 @@ _HASH = re.compile(r"[0-9a-f]{8,64}")
 
 
 def said_by_state(state: object) -> dict[str, str]:
-    """What a `tokenizer_state.json` says, {} when it is none that can be followed."""
-    if not isinstance(state, dict) or not isinstance(state.get("content_hash"), str):
+    """What a `tokenizer_state.json` says, {} when it is none that can be followed. Other programs write no hash into it."""
+    if not isinstance(state, dict):
         return {}
-    name, digest = state.get("tokenization"), state["content_hash"]
-    sound = isinstance(name, str) and name.isalnum() and len(name) <= 20 and _HASH.fullmatch(digest)
-    return {"tokenization": name, "content_hash": digest} if sound and isinstance(name, str) else {}
+    name, digest = state.get("tokenization"), state.get("content_hash")
+    if digest is None and name in NAMED:
+        return {"tokenization": name, "content_hash": ""}
+    sound = isinstance(name, str) and name.isalnum() and len(name) <= 20 and isinstance(digest, str) and _HASH.fullmatch(digest)
+    return {"tokenization": str(name), "content_hash": str(digest)} if sound else {}
 
 
 def said_by_side(value: str) -> dict[str, str]:
