@@ -92,3 +92,10 @@ def test_what_is_no_pair_says_why(row: dict[str, Any], field: str, reason: str) 
 def test_both_answers_are_told() -> None:
     faults = validate_preference({"chosen": "", "rejected": None})
     assert isinstance(faults, list) and [fault.field for fault in faults] == ["chosen", "rejected"]
+
+
+def test_an_answer_may_be_a_single_turn_without_a_list() -> None:
+    row = {"prompt": "q", "chosen": {"role": "assistant", "content": "a"}, "rejected": {"role": "assistant", "content": "b"}}
+    assert validate_preference(row) == validate_preference({"prompt": "q", "chosen": "a", "rejected": "b"})
+    faults = validate_preference(row | {"chosen": {"role": "assistant", "content": " "}})
+    assert isinstance(faults, list) and faults[0].field.startswith("chosen")

@@ -37,6 +37,7 @@ class _Told(Exception):
 
 def validate_preference(value: Mapping[str, Any]) -> Fields | list[Fault]:
     """A pair in any of its spellings, or every fault that was found before one made the rest unreadable."""
+    value = {**value, **{side: [value[side]] for side in _SIDES if isinstance(value.get(side), Mapping)}}  # one turn, no list
     faults = [fault for side in _SIDES if (fault := _side_fault(value, side))]
     if faults:
         return faults
