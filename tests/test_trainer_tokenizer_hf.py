@@ -96,7 +96,8 @@ def test_unknown_text_never_becomes_the_token_that_ends_a_document(tmp_path: Pat
     (folder / "tokenizer.json").write_text(json.dumps(document))
     assert spelt_out(load_tokenizer("hf", folder), "<|endoftext|> \U0001f600")
     words = {**document, "added_tokens": [added_token(0, "<|endoftext|>")], "pre_tokenizer": {"type": "Whitespace"},
-             "decoder": None, "model": {"type": "WordLevel", "vocab": {"<|endoftext|>": 0, "a": 1}, "unk_token": "<|endoftext|>"}}  # fmt: skip
+             "decoder": None, "model": {"type": "WordLevel", "vocab": {"<|endoftext|>": 0, "a": 1},
+                                        "unk_token": "<|endoftext|>"}}  # fmt: skip
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(words))
     tokenizer = load_tokenizer("hf", tmp_path / "words")
