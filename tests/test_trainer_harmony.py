@@ -334,7 +334,8 @@ ONE_TOOL = '[{"type":"function","function":{"name":"run_tests","description":"Ru
 
 
 @pytest.mark.parametrize("template", [HarmonyTemplate(), HarmonyTemplate(date="2025-01-02", effort="high"), HARMONY_SIMPLE])
-@pytest.mark.parametrize("frame", [{}, {"developer": "Be kind."}, {"developer": "Be kind.", "tools": ONE_TOOL}, {"tools": ONE_TOOL}])
+@pytest.mark.parametrize("frame", [{}, {"developer": "Be kind."}, {"developer": "Be kind.", "tools": ONE_TOOL},
+                                   {"tools": ONE_TOOL}])  # fmt: skip
 def test_what_was_rendered_before_it_came_is_rendered_the_same_again(template: Any, frame: dict[str, str]) -> None:
     """A row of text is read into messages when it is admitted; its own system block stands where it stood."""
     text = text_of(template.parts({**frame, "messages": MESSAGES}))
