@@ -184,3 +184,10 @@ def test_files_of_datasets_and_pandas_are_read_as_they_write_them(tmp_path: Path
     assert [row["messages"][0] for row in written] == [row["messages"][0] | {"calls": None} for row in WITHOUT_NULLS]
     assert rows(tmp_path / "a.csv")[:2] == [{"score": "0.0", "ok": "True", "source": "web"}, {"score": "0.5", "ok": "False"}]
     assert rows(tmp_path / "with_index.csv")[1] == {"score": "0.5", "ok": "False"}
+
+
+@pytest.mark.parametrize("column", [pa.array([b"a", b"b"]), pa.array([[{"role": "user", "image": b"x"}]] * 2)])
+def test_a_file_without_a_column_that_can_be_read_says_which_it_has(column: pa.Array) -> None:
+    with pytest.raises(DataFault, match=r"no column of text or numbers: 'text' is .*binary"):
+        read(parquet(pa.table({"text": column})), "parquet")
+    assert read(parquet(pa.table({"text": column.slice(0, 0)})), "parquet") == []

@@ -141,6 +141,14 @@ def test_an_object_longer_than_any_row_is_read_for_the_one_list_in_it() -> None:
 # --- CSV ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_list_of_rows_is_found_behind_any_number_of_blocks() -> None:
+    rows = [{"text": f"{number} " + "x" * 4000} for number in range(1200)]
+    for data in ({"meta": {"a": [1]}, "data": rows}, {"data": rows, "meta": [1]}):
+        found = values(json.dumps(data).encode(), "json")
+        few = [row.value for row in read(json.dumps(data).encode(), "json", max_line_bytes=3 << 20)]
+        assert found == few == rows
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_csv_gives_text_whatever_separates_it(separator: str, end: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
@@ -34,20 +33,3 @@ def test_a_number_of_any_length_is_kept_and_told_as_it_is(number: int) -> None:
     assert fields == {"input_ids": f"3 {number} 4"}
     assert highest_id(f"3 {number} 4") == number
     assert int(ids_of(f"3 {number} 4").max()) == min(number, 2**63 - 1)
-
-
-def test_a_row_of_ids_costs_less_than_a_third_of_a_step_of_python_for_each() -> None:
-    ids = list(range(40_000, 42_048)) * 20
-    text = " ".join(map(str, ids))
-
-    def fastest(work: object) -> float:
-        assert callable(work)
-        times = []
-        for _ in range(5):
-            begin = time.thread_time()
-            work()
-            times.append(time.thread_time() - begin)
-        return min(times)
-
-    assert fastest(lambda: ids_text(ids)) < fastest(lambda: " ".join(map(str, ids))) / 3
-    assert fastest(lambda: highest_id(text)) < fastest(lambda: max(map(int, text.split(" ")))) / 3

@@ -17,6 +17,8 @@ from guard.checks.prerendered import messages_of
 
 __all__ = ["SPEAKERS", "as_conversation", "columns_hint"]
 
+_ASKED = ("question", "instruction", "query", "input", "context", "text")
+
 SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "model": "assistant",
     "system": "system", "developer": "developer", "tool": "tool", "observation": "tool", "function_response": "tool",
@@ -37,7 +39,11 @@ def as_conversation(value: Mapping[str, Any]) -> dict[str, Any] | list[Fault]:
 
 
 def columns_hint(columns: list[str]) -> str:
-    """What to write beside a file whose columns look like a question and an answer; "" for any other."""
+    """What to write beside a file whose columns look like a question and its answer, or answers; "" for any other."""
+    if {"chosen", "rejected"} <= set(columns):
+        asked = next((name for name in _ASKED if name in columns), "QUESTION")
+        named = f"{{{asked}: prompt, {'system: system, ' * ('system' in columns)}chosen: chosen, rejected: rejected}}"
+        return f"say in FILE.meta.yaml beside it what was asked: columns: {named}"
     pair = next(((ask, answer) for ask, answer in _PAIRS if ask in columns and answer in columns), None)
     if pair is None:
         return ""

@@ -19,6 +19,7 @@ from guard.containers.faults import CutShort
 
 __all__ = ["counted", "cut_short", "ignore", "judged", "wait", "zero_filled"]
 
+_SHOWN = 40
 BYTES_PER_TOKEN = 4  # GPT-2 on English prose; the exact count is made when the file is prepared
 _RENAMED = {"gzip": ".gz, such as data.jsonl.gz", "zstandard": ".zst, such as data.jsonl.zst", "parquet": ".parquet",
             "Arrow": ".arrow", "NumPy": ".npy"}  # fmt: skip
@@ -63,18 +64,45 @@ def _judge(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> 
 
 def _reject_reason(base: Identity, tally: Tally, columns: list[str], limits: Limits) -> tuple[str, str]:
     if not tally.rows:
-        return "no usable example: the file is only white space", ""
+        lines = kinds.unpacked_container(base.container) == "jsonl"
+        return f"no usable example: {'the file is only white space' if lines else 'there is no row in it'}", ""
     if tally.bad_rows and tally.bad_rows[0].reason.startswith(FOREIGN):  # A70: the encoding, or the format, by its name
         return tally.bad_rows[0].reason, _foreign_hint(tally.bad_rows[0].reason)
     for count, limit, what in ((tally.bad, limits.max_bad_rows, "cannot be read"),
                                (0 if not base.kind else tally.unusable, limits.max_unusable_rows,
                                 "cannot be trained on")):  # fmt: skip
         if count > limit * tally.rows + 1e-9:
-            return f"{count} of {tally.rows} rows {what}; at most {limit:.2%} may be", _shape_hint(base, tally)
+            hint = _read_hint(base, tally) if what == "cannot be read" else _rows_hint(base, tally, columns)
+            return f"{count} of {tally.rows} rows {what}; at most {limit:.2%} may be", hint
     if not base.kind:
         named = ", ".join(printable(column[:40]) for column in columns[:8]) or "none"
-        return f"no kind of data has these columns: {named}", columns_hint(columns) or f"supported: {kinds.SUPPORTED}"
+        return f"no kind of data has these columns: {named}", columns_hint(columns) or _any_hint(columns)
     return ("no usable example", _shape_hint(base, tally)) if not tally.examples else ("", "")
+
+
+def _any_hint(columns: list[str]) -> str:
+    """What to do with rows of which nothing is known."""
+    key = next((column if column.isidentifier() else ascii(column) for column in columns if len(column) <= _SHOWN), "KEY")
+    return (f"say in FILE.meta.yaml beside it which key is what, such as columns: {{{key}: text}} (docs/FORMATS.md, Side files); "
+            f"supported without: {kinds.SUPPORTED}")  # fmt: skip
+
+
+def _read_hint(base: Identity, tally: Tally) -> str:
+    """What to do about too many rows that cannot be read, from the first of them."""
+    reason = tally.bad_rows[0].reason
+    if reason.startswith("invalid UTF-8"):
+        return "save it as UTF-8 text: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+    if reason.endswith("is not a JSON number"):
+        return "write null in its place: JSON has no NaN and no Infinity"
+    return _shape_hint(base, tally)
+
+
+def _rows_hint(base: Identity, tally: Tally, columns: list[str]) -> str:
+    """What to do about too many rows that cannot be trained on, from the first of them."""
+    if tally.unusable_rows[0].field == "prefix" and base.kind == "preference" and not base.reading.get("columns"):
+        return columns_hint(columns)
+    some = "" if tally.examples == 0 else ", or raise intake.max_unusable_rows in configs/heirloom.yaml: they are left out then"
+    return f"heirloom prepare validate FILE --all lists every row at fault: mend or remove them{some}"
 
 
 def _within(base: Identity, tally: Tally, limits: Limits) -> Identity:

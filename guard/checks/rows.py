@@ -70,7 +70,7 @@ def read_fields(kind: str, row: Mapping[str, Any], reading: Reading | None = Non
 
 def validate_pretrain(value: Mapping[str, Any]) -> Fields | list[Fault]:
     """A row of pretraining text, or of token ids that were packed elsewhere."""
-    if "text" not in value and "input_ids" in value:
+    if value.get("text") is None and "input_ids" in value:
         return _token_ids(value["input_ids"])
     fault = text_fault(value, "text", "the text to learn")
     return [fault] if fault else {"text": value["text"]}

@@ -189,7 +189,7 @@ def compact_json(value: Any, key: str, expected: str) -> str | Fault:
 
 def _tool(turn: Mapping[str, Any]) -> Turn | list[Fault]:
     """A tool's answer, which may be empty: a command may have nothing to say."""
-    if "content" not in turn:
+    if turn.get("content") is None:  # tables know null alone, and say by it that nothing is there
         return [missing("content", "what the tool said")]
     stray = next((key for key in (*THINKING, "tool_calls", "function_call") if turn.get(key)), None)
     if stray:

@@ -119,6 +119,9 @@ def parquet_batches(stream: BinaryIO, *, everything: bool = False) -> Batches:
     if twice := next((name for name in schema.names if schema.names.count(name) > 1), ""):
         raise DataFault(f"the file has two columns called {twice[:80]!r}", hint="name each column once")
     if not wanted:
+        if file.metadata.num_rows and schema.names:
+            told = ", ".join(f"{field.name[:40]!r} is {unreadable(field.type)}" for field in list(schema)[:3])
+            raise DataFault(f"the file has no column of text or numbers: {told}", hint="write texts as strings, not as bytes")
         return
     batches = file.iter_batches(batch_size=_ROWS_TOGETHER, columns=wanted, use_threads=False)
     while True:

@@ -178,14 +178,13 @@ class _Scanner:
         """Whether the value that begins here is an array whose first element is an object."""
         if self.peek() != b"[":
             return False
-        while len(self._data) - self._at < 2 * _BLOCK_BYTES:
+        while True:
             match = _SPACE.match(self._data, self._at + 1)
             assert match is not None
             if match.end() < len(self._data):
                 return self._data[match.end() : match.end() + 1] == b"{"
-            if not self._more():
-                break
-        return False
+            if len(self._data) - self._at > 2 * _BLOCK_BYTES or not self._more():
+                return False
 
     def lookahead(self, most_bytes: int) -> bytes | None:
         """All bytes from here on if the value that begins here is no longer than `most_bytes`, else None; nothing is passed."""
