@@ -216,7 +216,8 @@ def test_transformers_renders_harmony_the_same(tmp_path: Path, template: Templat
             {"type": "function", "id": "1", "function": {"name": "f", "arguments": {"k": ["é", 1]}}}]},
         {"role": "tool", "content": "r", "tool_call_id": "1", "name": "f"}, {"role": "assistant", "content": "b"},
     ]  # fmt: skip
-    for fields in ({}, {"system": "s"}, {"developer": "d", "context": "c"}, {"system": "s", "developer": "d"}):
+    block = {"system": HarmonyTemplate(effort="high").system_text(True), "developer": "d"}
+    for fields in ({}, {"system": "s"}, {"developer": "d", "context": "c"}, {"system": "s", "developer": "d"}, block):
         whole = {"messages": messages, **fields}
         assert theirs.apply_chat_template(messages, tokenize=False, **fields) == render_text(whole, template)
         ids = theirs.apply_chat_template(messages, **fields)["input_ids"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from guard.checks.rows import read_fields
 from guard.errors import DataFault, UsageError
 from trainer.templates.base import Inexpressible, text_of
 from trainer.templates.harmony import HarmonyTemplate
@@ -327,3 +328,25 @@ def test_simplified_text_is_read_strictly(text: str) -> None:
 def test_real_text_is_read_strictly(text: str) -> None:
     with pytest.raises(DataFault, match="not Harmony"):
         read_harmony(text)
+
+
+ONE_TOOL = '[{"type":"function","function":{"name":"run_tests","description":"Runs","parameters":{"type":"object"}}}]'
+
+
+@pytest.mark.parametrize("template", [HarmonyTemplate(), HarmonyTemplate(date="2025-01-02", effort="high"), HARMONY_SIMPLE])
+@pytest.mark.parametrize("frame", [{}, {"developer": "Be kind."}, {"developer": "Be kind.", "tools": ONE_TOOL},
+                                   {"tools": ONE_TOOL}])  # fmt: skip
+def test_what_was_rendered_before_it_came_is_rendered_the_same_again(template: Any, frame: dict[str, str]) -> None:
+    """A row of text is read into messages when it is admitted; its own system block stands where it stood."""
+    text = text_of(template.parts({**frame, "messages": MESSAGES}))
+    fields = read_fields("sft", {"text": text})
+    assert isinstance(fields, dict)
+    again = (HarmonyTemplate() if isinstance(template, HarmonyTemplate) else template).parts(fields)
+    assert text_of(again) == text and text.count("Knowledge cutoff") == (template.name == "harmony")
+    prompt = HarmonyTemplate().prompt_parts({**fields, "messages": fields["messages"][:1]})
+    assert text_of(prompt).count("Knowledge cutoff") == 1
+
+
+def test_a_system_text_of_ones_own_is_still_an_instruction() -> None:
+    parts = HarmonyTemplate().parts({"system": "Knowledge cutoff: none", "messages": MESSAGES})
+    assert "developer<|message|># Instructions\n\nKnowledge cutoff: none<|end|>" in text_of(parts)

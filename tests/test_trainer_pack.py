@@ -131,10 +131,15 @@ def test_patterns_are_expanded_here_too_and_odd_names_are_themselves(tmp_path: P
         expand(["*.parquet"], tmp_path)
 
 
-def test_the_seeds_spelling_on_the_command_line(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seeds_spelling_on_the_command_line(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["prepare", "pack", "--input", "raw/*", "--output", "out", "--seq_length", "16", "--tokenization", "char"]) == 0
     assert rows_of(tmp_path / "out", "train_16").shape[1] == 16
+    assert "learnt" not in "".join(capsys.readouterr())
+    assert main(["prepare", "pack", "--input", "raw/*", "--output", "o3", "--seq-length", "8,16", "--tokenization", "char"]) == 0
+    assert "at 2 lengths: dropped whole, it is learnt 2 times; drop train_16 alone" in "".join(capsys.readouterr())
     assert main(["prepare", "pack", "--input", "raw/*", "--output", "o2", "--seq_length", "many"]) == 2
 
 

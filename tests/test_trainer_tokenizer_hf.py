@@ -87,6 +87,25 @@ def test_a_word_model_that_lists_its_control_tokens_has_to_spell_them(tmp_path: 
     assert tokenizer.encode("é") == [0]  # unknown characters have an id of their own, which controls nothing
 
 
+def test_unknown_text_never_becomes_the_token_that_ends_a_document(tmp_path: Path) -> None:
+    """Some vocabularies use one token for both; a byte-level one never meets anything unknown, and is taken."""
+    folder = trained_folder(tmp_path / "bytes")
+    document = json.loads((folder / "tokenizer.json").read_bytes())
+    document["model"]["unk_token"] = "<|endoftext|>"
+    document["model"]["vocab"]["<|endoftext|>"] = load_tokenizer("hf", folder).separator_id
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    assert spelt_out(load_tokenizer("hf", folder), "<|endoftext|> \U0001f600")
+    words = {**document, "added_tokens": [added_token(0, "<|endoftext|>")], "pre_tokenizer": {"type": "Whitespace"},
+             "decoder": None, "model": {"type": "WordLevel", "vocab": {"<|endoftext|>": 0, "a": 1},
+                                        "unk_token": "<|endoftext|>"}}  # fmt: skip
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(words))
+    tokenizer = load_tokenizer("hf", tmp_path / "words")
+    assert tokenizer.encode("a a") == [1, 1]
+    with pytest.raises(CheckFailed, match="cannot be spelt without a control token"):
+        tokenizer.encode("a zebra")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from([*SPECIAL_TOKENS, "<|endoftext|>", "\n", " "]), st.text(max_size=8))).map("".join))
 def test_laws_of_a_trained_tokenizer(trained: Path, text: str) -> None:

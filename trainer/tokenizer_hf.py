@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from guard.errors import CheckFailed, UsageError
 from trainer.runs import RUN_PATTERN, split_runs, valid_unicode
+from trainer.shards import token_dtype
 from trainer.templates.mypt import END_OF_TURN
 from trainer.tokenizer import Tokenizer
 from trainer.tokenizer_folder import TokenizerFolder, added_token, read_tokenizer_folder
@@ -93,13 +94,14 @@ class HfTokenizer(Tokenizer):
                               hint="save it again with a current transformers: save_pretrained(DIR)") from error  # fmt: skip
         self.vocab_size = _vocab_size(files.document)
         self.padded_vocab_size = -(-self.vocab_size // _ROWS) * _ROWS
-        self.dtype = np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
+        self.dtype = token_dtype(self.vocab_size)
         self._forbidden = np.zeros(self.vocab_size, dtype=bool)
         self._forbidden[list(self._names)] = True
-        unknown = _unknown_id(files.document["model"])
-        if unknown is not None:
-            self._forbidden[unknown] = False
         self.separator_id = self._separator(files, name)
+        unknown = _unknown_id(files.document["model"])
+        ends = {self.separator_id, *(self._specials.get(files.named.get(word, "")) for word in ("eos_token", "bos_token"))}
+        if unknown is not None and unknown not in ends:  # where one token is both, unknown text would end a document
+            self._forbidden[unknown] = False
 
     def _separator(self, files: TokenizerFolder, name: str) -> int:
         if files.separator_id is not None and files.separator_id in self._names:

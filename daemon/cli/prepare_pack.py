@@ -63,6 +63,10 @@ def pack_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"   {name}: {plural(split['sequences'], 'sequence')} of {split['length']:,}"
                      f" ({human_tokens(split['tokens'])} tokens{dropped})")  # fmt: skip
     lines.append(f"   Tokenization: {visible(found['tokenization'])}")
+    lengths = {split["length"] for split in found["splits"].values()}
+    if len(lengths) > 1:
+        lines.append(f"   The same text stands in it at {len(lengths)} lengths: dropped whole, it is learnt {len(lengths)} times;"
+                     f" drop train_{max(lengths)} alone for once")  # fmt: skip
     if found["skipped_rows"]:
         lines.append(f"   Skipped: {plural(found['skipped_rows'], 'row')} that cannot be used")
         lines += [f"     {visible(row['file'])}:{row['line']} {visible(row['field'])} {visible(row['reason'])}"

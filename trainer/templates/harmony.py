@@ -26,6 +26,12 @@ __all__ = ["EFFORTS", "HARMONY_TOKENS", "HarmonyTemplate"]
 HARMONY_TOKENS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>")
 EFFORTS = ("low", "medium", "high")
 _TOOLS_HEADING = "# Tools\n"
+_OF_A_BLOCK = ("\nKnowledge cutoff: ", "\n# Valid channels: ")
+
+
+def is_system_block(text: str) -> bool:
+    """Whether a row's system text is Harmony's own block, as in rows that were rendered before: it stands for ours then."""
+    return all(words in text for words in _OF_A_BLOCK)
 
 
 def _control(name: str, trained: bool) -> Part:
@@ -114,13 +120,14 @@ class HarmonyTemplate(Template):
         return "\n".join(lines)
 
     def _head(self, talk: Conversation) -> list[Part]:
-        wanted = "\n\n".join(text for text in (talk.system, talk.developer) if text)
+        block = talk.system if is_system_block(talk.system) else ""
+        wanted = "\n\n".join(text for text in ("" if block else talk.system, talk.developer) if text)
         text = wanted if not wanted or wanted.startswith(_TOOLS_HEADING) else f"# Instructions\n\n{wanted}"
         if talk.tools:
             text += ("\n\n" if text else "") + f"{_TOOLS_HEADING}\n{functions_section(talk.tools)}"
         # Tools may also stand in a developer text that was rendered before.
         has_tools = bool(talk.tools) or f"{_TOOLS_HEADING}\n## functions" in wanted
-        parts = _message([Part("system")], self.system_text(has_tools), "<|end|>")
+        parts = _message([Part("system")], block or self.system_text(has_tools), "<|end|>")
         body = [Part(text)] if text else []
         body += [Part(f"\n\n{talk.context}\n" if text else f"\n{talk.context}\n", cuttable=True)] if talk.context else []
         return parts + (_message([Part("developer")], body, "<|end|>") if body else [])

@@ -37,7 +37,9 @@ _TEXT = """\
   {%- endif -%}
 {%- endfor -%}
 {%- set turns = messages[ns.first:] -%}
-{{- '<|start|>system<|message|>' ~ SYSTEM_TEXT ~ '<|end|>' -}}
+{%- if '\\nKnowledge cutoff: ' in ns.system and '\\n# Valid channels: ' in ns.system -%}
+  {{- '<|start|>system<|message|>' ~ free(ns.system) ~ '<|end|>' -}}{%- set ns.system = '' -%}
+{%- else -%}{{- '<|start|>system<|message|>' ~ SYSTEM_TEXT ~ '<|end|>' -}}{%- endif -%}
 {%- set wanted = ns.system ~ ('\\n\\n' if ns.system and ns.developer else '') ~ ns.developer -%}
 {%- if wanted or context -%}
   {{- '<|start|>developer<|message|>' -}}
