@@ -215,16 +215,16 @@ def test_the_disk_is_asked_for_room_beforehand_and_nothing_fails(toy: Toy, monke
 
 def test_a_repository_s_history_is_left_out_and_not_lost(toy: Toy) -> None:
     folder = write_files(hub(toy.home.inbox / "sums"), {
-        ".git/HEAD": "ref: refs/heads/main\n", ".gitattributes": "*.parquet filter=lfs\n", ".DS_Store": b"\1",
+        ".git/HEAD": "ref: refs/heads/main\n", ".git/own/.git/HEAD": "x", ".gitattributes": "*.parquet filter=lfs\n", ".DS_Store": b"\1",
         ".cache/huggingface/x.lock": b""})  # fmt: skip
     assert folder.is_dir()
     settle(toy)
     file = find_file(toy.keeper.ledger, "sums")
-    assert file.record["left_out"] == [".DS_Store", ".cache/huggingface/x.lock", ".git/HEAD"]
+    assert file.record["left_out"] == [".DS_Store", ".cache/huggingface/x.lock", ".git/HEAD", ".git/own/.git/HEAD"]
     listed = subprocess.run(["tar", "tf", stored_path(toy.home, file)], check=True, capture_output=True, text=True).stdout.split()
     assert listed == [".gitattributes", "README.md", "data/test-00000-of-00001.jsonl", "data/train-00000-of-00002.parquet",
                       "data/train-00001-of-00002.parquet"]  # fmt: skip
-    assert contents(toy.home.rejected / "sums.git").keys() == {"HEAD"}
+    assert contents(toy.home.rejected / "sums.git").keys() == {"HEAD", "own/.git/HEAD"}
     assert "left out when it was packed: .DS_Store" in "\n".join(story_lines(tell_story(toy.keeper, "sums", toy.home.root)))
 
 

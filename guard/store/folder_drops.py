@@ -130,9 +130,7 @@ def spare_histories(folder: Path, name: str, rejected: Path) -> None:
 
     Every step may be repeated. Raises OSError.
     """
-    content = folder / "content"
-    histories = [Path(place) / own for place, names, files in os.walk(content) for own in (*names, *files) if own == ".git"]
-    for history in histories:
+    for history in _histories(folder / "content"):
         make_dir(rejected)
         # Not ".git" by itself: a folder of that name would make a repository of the inbox.
         def spot(number: int) -> Path:
@@ -142,3 +140,12 @@ def spare_histories(folder: Path, name: str, rejected: Path) -> None:
         write_text(target.with_name(f"{target.name}.why.txt"), _HISTORY.format(name=name))
         move_folder(history, target)
         point("admit.spared")
+
+
+def _histories(folder: Path) -> list[Path]:
+    """Every `.git` below a folder; one inside another goes with it."""
+    found: list[Path] = []
+    for place, names, files in os.walk(folder):
+        found += [Path(place) / own for own in (*names, *files) if own == ".git"]
+        names[:] = [own for own in names if own != ".git"]
+    return found
