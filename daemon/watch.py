@@ -8,6 +8,7 @@ events for what others write there, so they are only swept. Not here: the sweep 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ __all__ = ["Watcher", "file_system_of"]
 
 _TOLD = [FileCreatedEvent, FileMovedEvent, FileClosedEvent, DirCreatedEvent, DirMovedEvent]
 MOUNTS = Path("/proc/self/mountinfo")
+# A folder that is moved in is met twice, by its event and by the walk through its parent: watchdog tells of that on the terminal.
+warnings.filterwarnings("ignore", r"Callback with id", RuntimeWarning)
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "vboxsf", "virtiofs", "davfs")
 
 

@@ -215,7 +215,8 @@ def test_the_disk_is_asked_for_room_beforehand_and_nothing_fails(toy: Toy, monke
 
 def test_a_repository_s_history_is_left_out_and_not_lost(toy: Toy) -> None:
     folder = write_files(hub(toy.home.inbox / "sums"), {
-        ".git/HEAD": "ref: refs/heads/main\n", ".git/own/.git/HEAD": "x", ".gitattributes": "*.parquet filter=lfs\n", ".DS_Store": b"\1",
+        ".git/HEAD": "ref: refs/heads/main\n", ".git/own/.git/HEAD": "x", ".gitattributes": "*.parquet filter=lfs\n",
+        ".DS_Store": b"\1",
         ".cache/huggingface/x.lock": b""})  # fmt: skip
     assert folder.is_dir()
     settle(toy)
