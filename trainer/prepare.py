@@ -76,7 +76,7 @@ def planned_id(files: Sequence[SourceFile], tokenizer: Tokenizer, *, stage: str,
 
 def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer) -> list[Encoded]:
     """Ids of pretraining text; a separator ends every document: a row, or a plain text's last segment."""
-    separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)
+    separator, each_row = np.array([tokenizer.separator_id], dtype=tokenizer.dtype), holds_rows(file.container)
     rows = []
     texts = iter(tokenizer.encode_batch([example.fields["text"] for example in batch if "text" in example.fields]))
     for position, example in enumerate(batch):
@@ -84,7 +84,7 @@ def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokeniz
             ids = _given_ids(example, file, tokenizer)
         else:
             ids = next(texts)
-            if holds_rows(file.container) or (last and position == len(batch) - 1):
+            if each_row or (last and position == len(batch) - 1):
                 ids = np.concatenate([ids, separator])
         rows.append(Encoded(ids, _NO_MASK, 0, 0))
     return rows

@@ -104,7 +104,8 @@ def batches_of(file: SourceFile, stage: str) -> Iterator[tuple[list[Example], bo
                 yield batch, False
                 batch, characters = [], 0
             batch.append(example)
-            characters += sum(map(len, texts_of(example.fields)))
+            text = example.fields.get("text")
+            characters += len(text) if text else sum(map(len, texts_of(example.fields)))
     except FileNotFoundError as error:
         raise Damage(f"{file.path} is gone", subject=file.sha256, hint="heirloom verify --all") from error
     if batch:
