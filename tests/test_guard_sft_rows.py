@@ -10,7 +10,7 @@ import pytest
 from guard.checks.columns import reading_of
 from guard.checks.forms import columns_hint
 from guard.checks.jsonl import Fault
-from guard.checks.rows import read_fields, validate_sft
+from guard.checks.rows import read_fields, validate, validate_sft
 from guard.fingerprint import example_fingerprint
 
 USER = {"role": "user", "content": "Why?"}
@@ -210,3 +210,28 @@ def test_parts_of_turns_may_have_other_names() -> None:
     row = {"log": [{"who": "me", "said": "Why?"}, {"who": "bot", "said": None, "mind": "Hm.", "acts": [NESTED]}]}
     assert read_fields("sft", row, reading) == {
         "messages": [USER, {"role": "assistant", "content": "", "thinking": "Hm.", "tool_calls": [CALL]}]}
+
+
+@pytest.mark.parametrize(("weight", "kept"), [
+    (0, "0"), (0.0, "0"), ("0", "0"), (1, None), (1.0, None), ("1", None), (None, None),
+])  # fmt: skip
+def test_a_weight_of_zero_is_part_of_an_answer_and_of_its_identity(weight: Any, kept: str | None) -> None:
+    row = {"messages": [USER, {**ANSWER, "weight": weight}, {**USER, "weight": 0}, ANSWER]}
+    fields = fields_of(row)
+    assert fields["messages"][1].get("weight") == kept and "weight" not in fields["messages"][2]
+    plain = example_fingerprint(fields_of({"messages": [USER, ANSWER] * 2}))
+    assert (example_fingerprint(fields) == plain) is (kept is None)
+    assert fields_of(fields) == fields  # what was read is read again as the same
+
+
+def test_a_weight_that_says_nothing_known_or_leaves_no_answer_is_a_fault() -> None:
+    for weight in (2, 0.5, True, False, "", "no", [0], -1):
+        fault = faults_of({"messages": [USER, {**ANSWER, "weight": weight}]})[0]
+        assert fault.field == "messages[1].weight" and "0 (not learnt) or 1" in fault.expected
+    fault = faults_of({"messages": [USER, {**ANSWER, "weight": 0}] * 2})[0]
+    assert (fault.field, fault.reason) == ("messages", "no answer is trained: every weight is 0")
+
+
+def test_under_the_first_rules_a_weight_is_not_looked_at() -> None:
+    row = {"messages": [USER, {**ANSWER, "weight": 0}]}
+    assert validate("sft", row, 1) == {"messages": [USER, ANSWER]}

@@ -39,6 +39,8 @@ def validate_sft(value: Mapping[str, Any]) -> Fields | list[Fault]:
                        for place, name in enumerate(frame) if name in fields]  # fmt: skip
     if faults or turn_faults:
         return faults + turn_faults
+    if "weight" in turns[-1] and all("weight" in turn for turn in turns if turn["role"] == "assistant"):
+        return [Fault("messages", "no answer is trained: every weight is 0", '"weight": 1 for an answer, or leave it out')]
     return {**fields, **frame, "messages": turns}
 
 

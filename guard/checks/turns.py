@@ -1,7 +1,8 @@
 """One turn of a conversation, from any usual spelling to one form.
 
 The form: {"role": "user" | "assistant" | "tool" | "system" | "developer", "content"} and, where there are some,
-"thinking" and "tool_calls" [{"name", "arguments", "id"?}] of an assistant turn, "tool_call_id" and "name" of a tool turn.
+"thinking", "tool_calls" [{"name", "arguments", "id"?}] and "weight" ("0": the turn is not learnt) of an assistant turn,
+"tool_call_id" and "name" of a tool turn.
 `arguments` is the JSON text of an object, without spaces, its keys in the order they came. What else a turn holds is not
 trained on and left out; what would have to be trained on and cannot be is a fault. Not here: the order of turns
 (`conversation.py`).
@@ -89,7 +90,8 @@ def _assistant(turn: Mapping[str, Any]) -> Turn | list[Fault]:
     thinking, faults = _thinking(turn)
     calls, call_faults = _calls(turn)
     content, content_faults = _content(turn, may_be_empty=bool(thinking or calls))
-    faults = [*faults, *call_faults]
+    weight, weight_faults = _weight(turn)
+    faults = [*faults, *call_faults, *weight_faults]
     if faults:
         return faults
     if content_faults:
@@ -99,7 +101,17 @@ def _assistant(turn: Mapping[str, Any]) -> Turn | list[Fault]:
         found["thinking"] = thinking
     if calls:
         found["tool_calls"] = calls
-    return found
+    return {**found, **weight}
+
+
+def _weight(turn: Mapping[str, Any]) -> tuple[dict[str, str], list[Fault]]:
+    """{"weight": "0"} of an answer that is not to be learnt; text, so that it may stand in a canonical form."""
+    given = turn.get("weight")
+    if given is None or (not isinstance(given, bool) and given in (1, "1")):
+        return {}, []
+    if not isinstance(given, bool) and given in (0, "0"):
+        return {"weight": "0"}, []
+    return {}, [Fault("weight", f"the weight {given!r:.40} of a turn is not known", "0 (not learnt) or 1 (as without it)")]
 
 
 def _thinking(turn: Mapping[str, Any]) -> tuple[str, list[Fault]]:

@@ -135,7 +135,8 @@ class HarmonyTemplate(Template):
     def _turn(self, talk: Conversation, number: int, end: str) -> list[Part]:
         turn = talk.turns[number]
         if turn.role == "assistant":
-            return _assistant(turn, end)
+            parts = _assistant(turn, end)
+            return parts if turn.learnt else unlearnt(parts)
         if turn.role == "tool":
             header = [Part(f"functions.{talk.called(number)}"), Part(" to=assistant"), _control("<|channel|>", False),
                       Part("commentary")]  # fmt: skip

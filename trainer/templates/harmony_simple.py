@@ -73,10 +73,11 @@ def _body(talk: Conversation) -> list[Part]:
     parts = _head(talk)
     for number, turn in enumerate(talk.turns):
         if turn.role == "assistant":
-            parts += _assistant(turn)
+            parts += _assistant(turn) if turn.learnt else unlearnt(_assistant(turn))
         elif turn.role == "tool":
+            before = talk.turns[number - 1]
             talk.called(number)  # a result of nothing is refused
-            parts += _element("<|tool_result|>", turn.content, closes=talk.turns[number - 1].role == "assistant")
+            parts += _element("<|tool_result|>", turn.content, closes=before.role == "assistant" and before.learnt)
         else:
             parts += _element("<|user|>", turn.content)
     return parts
@@ -139,7 +140,8 @@ class HarmonySimpleTemplate(Template):
     stop_names = ("<|endoftext|>", "<|user|>", "<|tool_result|>")
 
     def parts(self, example: Example) -> list[Part]:
-        return [*_body(read_conversation(example)), Part(_END, _END, trained=True)]
+        talk = read_conversation(example)
+        return [*_body(talk), Part(_END, _END, trained=not talk.turns or talk.turns[-1].learnt)]
 
     def prompt_parts(self, example: Example) -> list[Part]:
         parts = _body(read_conversation(example))
