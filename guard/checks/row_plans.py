@@ -136,7 +136,7 @@ class Planner:
         return plan or self._learn(frame, build, parts)
 
     def _like(self, outside: _Outside) -> _Frame | None:
-        """The frame of rows that differ from this one in numbers only: of a number, but for weights, rules ask only if it is 0."""
+        """The frame of rows that differ from this one in numbers only: of most, rules ask at most whether it is zero."""
         return self._frames.get((_numbers_alike(outside[0]), outside[1])) if len(outside[0]) <= _OUTSIDE_BYTES else None
 
     def _meet(self, outside: _Outside, parts: list[bytes]) -> None:
