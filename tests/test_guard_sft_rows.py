@@ -235,3 +235,21 @@ def test_a_weight_that_says_nothing_known_or_leaves_no_answer_is_a_fault() -> No
 def test_under_the_first_rules_a_weight_is_not_looked_at() -> None:
     row = {"messages": [USER, {**ANSWER, "weight": 0}]}
     assert validate("sft", row, 1) == {"messages": [USER, ANSWER]}
+
+
+def test_arguments_given_as_text_keep_their_numbers() -> None:
+    written = ' {"a" : 1.10,\n"b":[1e5, 100000000000000000000000 ,-0.0],"\\u00e9 \\/ \\" ,":"x  y\\\\", "d":{ },"e":true}\t'
+    wanted = '{"a":1.10,"b":[1e5,100000000000000000000000,-0.0],"é / \\" ,":"x  y\\\\","d":{},"e":true}'
+    for text in (written, wanted):
+        fields = fields_of(with_call(tool_calls=[{"id": "1", "name": "look", "arguments": text}]))
+        assert fields["messages"][1]["tool_calls"][0]["arguments"] == wanted
+    for text in ('{"a":1,"a":1}', '{"a":NaN}', '{"a":1}{', "[1.10]", '{"a":"\\ud800"}'):
+        fault = faults_of(with_call(tool_calls=[{"id": "1", "name": "look", "arguments": text}]))[0]
+        assert fault.field == "messages[1].tool_calls[0].arguments"
+
+
+@pytest.mark.parametrize("value", [{}, {"a": [1, 2.5, None, True, {"é\n\"\\": "\u2028\x7f"}]}, {"": "", " ": " { } "}])
+def test_arguments_are_the_same_as_an_object_and_as_text(value: dict[str, Any]) -> None:
+    spelt = [value, json.dumps(value), json.dumps(value, ensure_ascii=False, indent=2)]
+    rows = [fields_of(with_call(tool_calls=[{"id": "1", "name": "look", "arguments": item}])) for item in spelt]
+    assert rows[0] == rows[1] == rows[2]

@@ -371,3 +371,13 @@ def test_of_a_turn_of_weight_zero_nothing_is_trained(template: Any, wanted: str)
     assert text_of(parts) == text_of(learnt) and "end" in trained(learnt)
     again = read_conversation(WEIGHTED).as_fields()
     assert again["messages"][1]["weight"] == "0" and "weight" not in again["messages"][3]
+
+
+@pytest.mark.parametrize("template", [HARMONY_SIMPLE, HarmonyTemplate()])
+def test_numbers_of_a_call_are_trained_as_they_are_written(template: Any) -> None:
+    row = {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [
+        {"name": "f", "arguments": '{"a": 1.10, "b": 1e5, "c": 100000000000000000000000}'}]},
+        {"role": "tool", "content": "o"}, {"role": "assistant", "content": "a"}]}  # fmt: skip
+    fields = read_fields("sft", row)
+    assert isinstance(fields, dict)
+    assert '{"a":1.10,"b":1e5,"c":100000000000000000000000}' in trained(template.parts(fields))

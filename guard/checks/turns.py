@@ -3,13 +3,14 @@
 The form: {"role": "user" | "assistant" | "tool" | "system" | "developer", "content"} and, where there are some,
 "thinking", "tool_calls" [{"name", "arguments", "id"?}] and "weight" ("0": the turn is not learnt) of an assistant turn,
 "tool_call_id" and "name" of a tool turn.
-`arguments` is the JSON text of an object, without spaces, its keys in the order they came. What else a turn holds is not
-trained on and left out; what would have to be trained on and cannot be is a fault. Not here: the order of turns
-(`conversation.py`).
+`arguments` is the JSON text of an object, without spaces, its keys in the order they came, its numbers as they were
+written. What else a turn holds is not trained on and left out; what would have to be trained on and cannot be is a fault.
+Not here: the order of turns (`conversation.py`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import orjson
 from guard.checks.field_faults import below, is_blank, missing, text_fault
 from guard.checks.jsonl import MAX_LINE_BYTES, Fault, read_row
 
-__all__ = ["THINKING", "Turn", "compact_json", "object_of", "read_call", "read_turn"]
+__all__ = ["THINKING", "Turn", "compact_json", "compact_text", "object_of", "read_call", "read_turn"]
 
 Turn = dict[str, Any]
 THINKING = ("thinking", "reasoning_content", "reasoning")
@@ -26,6 +27,7 @@ _PLAIN = ("user", "assistant", "system")
 _FRAME = ("user", "system", "developer")
 _ROLES = "system or developer (first only), user, assistant or tool"
 _PARTS = ("text", "input_text", "output_text")
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^" \t\n\r]+')
 _CALL = '{"name": ..., "arguments": {...}}'
 
 
@@ -185,10 +187,16 @@ def object_of(value: Any, key: str) -> str | Fault:
         if row is None or row.value is None:
             why = row.fault.reason if row and row.fault else "empty"
             return Fault(key, f"Field '{key}' must be an object: {why}", expected)
-        value = row.value
+        return compact_text(value)
     if not isinstance(value, Mapping):
         return Fault(key, f"Field '{key}' must be an object", expected)
     return compact_json(value, key, expected)
+
+
+def compact_text(text: str) -> str:
+    """JSON text that was found sound, without white space outside of its strings, and those in the one way `compact_json`
+    writes them. Numbers stay as they are written: `1.10` and `1e5` are what the model is to say."""
+    return "".join(orjson.dumps(orjson.loads(token)).decode() if token[0] == '"' else token for token in _TOKEN.findall(text))
 
 
 def compact_json(value: Any, key: str, expected: str) -> str | Fault:

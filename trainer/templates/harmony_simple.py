@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from guard.checks.turns import compact_text
 from trainer.templates.base import Example, Part, Template, text_of, unlearnt
 from trainer.templates.conversation import Call, Conversation, Turn, compact, read_conversation
 
@@ -38,7 +39,8 @@ def _element(tag: str, text: str, *, trained: bool = False, closes: bool = False
 def _call_text(call: Call) -> str:
     """The body of a call: JSON with id where there is one, name, arguments."""
     try:
-        arguments = compact(json.loads(call.arguments))
+        json.loads(call.arguments)
+        arguments = compact_text(call.arguments)
     except ValueError:
         arguments = compact(call.arguments)  # not JSON: kept as a text, so that nothing is lost
     start = compact({**({"id": call.id} if call.id else {}), "name": call.name})
