@@ -253,3 +253,23 @@ def test_arguments_are_the_same_as_an_object_and_as_text(value: dict[str, Any]) 
     spelt = [value, json.dumps(value), json.dumps(value, ensure_ascii=False, indent=2)]
     rows = [fields_of(with_call(tool_calls=[{"id": "1", "name": "look", "arguments": item}])) for item in spelt]
     assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.parametrize("name", ["two words", "a<|call|>", "a\n", " a", "é", "a" * 129, "f(x)"])
+def test_a_name_that_no_tool_can_have_is_a_fault(name: str) -> None:
+    call = {"id": "1", "name": name, "arguments": {}}
+    rows = [(with_call(tool_calls=[call]), "messages[1].tool_calls[0].name"),
+            (with_call(tool_calls=[{"id": "1", "function": call}]), "messages[1].tool_calls[0].function.name"),
+            (with_call(function_call=call), "messages[1].function_call.name"),
+            ({"messages": [USER, ANSWER], "tools": [{"name": name}]}, "tools[0].name")]  # fmt: skip
+    rows.append(({"messages": [USER, {"role": "assistant", "tool_calls": [CALL]},
+                               {"role": "tool", "content": "", "name": name}, ANSWER]}, "messages[2].name"))  # fmt: skip
+    for row, field in rows:
+        fault = faults_of(row)[0]
+        assert fault.field == field and "no name of a tool" in fault.reason and "128" in fault.expected
+
+
+@pytest.mark.parametrize("name", ["functions.run", "mcp__git-hub:a/b.c", "a" * 128])
+def test_usual_names_of_tools_stay_as_they_are(name: str) -> None:
+    fields = fields_of(with_call(tool_calls=[{"id": "1", "name": name, "arguments": {}}]))
+    assert fields["messages"][1]["tool_calls"][0]["name"] == name

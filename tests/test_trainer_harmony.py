@@ -14,6 +14,7 @@ from trainer.templates.conversation import read_conversation
 from trainer.templates.harmony import HarmonyTemplate
 from trainer.templates.harmony_read import read_harmony, read_harmony_simple, to_harmony, to_harmony_simple
 from trainer.templates.harmony_simple import HARMONY_SIMPLE, encode_harmony_messages
+from trainer.templates.jinja_bounds import environment_of
 from trainer.templates.mypt import MYPT
 
 # Seed 004, section 5, and its text as the sections 5b and 5c lay it out.
@@ -381,3 +382,17 @@ def test_numbers_of_a_call_are_trained_as_they_are_written(template: Any) -> Non
     fields = read_fields("sft", row)
     assert isinstance(fields, dict)
     assert '{"a":1.10,"b":1e5,"c":100000000000000000000000}' in trained(template.parts(fields))
+
+
+def test_a_namespace_in_the_name_of_a_tool_is_not_written_twice() -> None:
+    row = {"tools": [{"name": "functions.run"}], "messages": [{"role": "user", "content": "u"}, {
+        "role": "assistant", "content": None, "tool_calls": [{"name": "functions.run", "arguments": {}}]},
+        {"role": "tool", "content": "o"}, {"role": "assistant", "content": "a"}]}  # fmt: skip
+    fields, plain = read_fields("sft", row), read_fields("sft", json.loads(json.dumps(row).replace("functions.", "")))
+    assert isinstance(fields, dict) and isinstance(plain, dict)
+    text = text_of(HarmonyTemplate().parts(fields))
+    assert text == text_of(HarmonyTemplate().parts(plain)) and "assistant to=functions.run<|channel|>" in text
+    asked = {key: item for key, item in row.items() if key != "tools"}
+    environment = environment_of("2025-06-28")
+    rendered = environment.rendered(environment.from_string(HarmonyTemplate().jinja()), {**asked, "add_generation_prompt": False})
+    assert rendered == text_of(HarmonyTemplate().parts(asked))

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from guard.checks.field_faults import below, is_blank, missing, text_fault
+from guard.checks.field_faults import below, is_blank, missing, name_fault, text_fault
 from guard.checks.jsonl import MAX_LINE_BYTES, Fault, read_row
 
 __all__ = ["THINKING", "Turn", "compact_json", "compact_text", "object_of", "read_call", "read_turn"]
@@ -163,7 +163,7 @@ def read_call(item: Any) -> dict[str, str] | list[Fault]:
     inner, place = (item["function"], "function") if item.get("function") is not None else (item, "")
     if not isinstance(inner, Mapping):
         return [Fault("function", "Field 'function' must be an object", _CALL)]
-    fault = text_fault(inner, "name", "the name of the tool")
+    fault = name_fault(inner, "name")
     if not fault and not is_blank(item.get("id")):
         fault = text_fault(item, "id", "text, or leave it out")
         if fault:
@@ -218,7 +218,7 @@ def _tool(turn: Mapping[str, Any]) -> Turn | list[Fault]:
     found: Turn = {"role": "tool", "content": content}
     for key in ("tool_call_id", "name"):
         if not is_blank(turn.get(key)):
-            fault = text_fault(turn, key, "text, or leave it out")
+            fault = name_fault(turn, key) if key == "name" else text_fault(turn, key, "text, or leave it out")
             faults += [fault] if fault else []
             found[key] = turn[key]
     return faults or found
