@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from guard.checks.columns import reading_of
 from guard.checks.forms import columns_hint
 from guard.checks.jsonl import Fault
-from guard.checks.rows import read_fields, validate, validate_sft
+from guard.checks.rows import iter_examples, read_fields, validate, validate_sft
 from guard.fingerprint import example_fingerprint
 
 USER = {"role": "user", "content": "Why?"}
@@ -273,3 +275,21 @@ def test_a_name_that_no_tool_can_have_is_a_fault(name: str) -> None:
 def test_usual_names_of_tools_stay_as_they_are(name: str) -> None:
     fields = fields_of(with_call(tool_calls=[{"id": "1", "name": name, "arguments": {}}]))
     assert fields["messages"][1]["tool_calls"][0]["name"] == name
+
+
+def test_a_cell_of_a_table_holds_its_turns_as_json_text(tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([["messages", "system"], [json.dumps([USER, ANSWER], indent=1), "Be brief."],
+                          [json.dumps([{**USER, "content": "é\n\"x\","}, ANSWER]), ""]])  # fmt: skip
+    found = [example.fields for example in iter_examples(tmp_path / "a.csv", "sft")]
+    assert found[0] == {"messages": [USER, ANSWER], "system": "Be brief."} and found[1]["messages"][0]["content"] == "é\n\"x\","
+
+
+@pytest.mark.parametrize("text", [
+    "", "hello", "[", "{}", "7", "null", '[],"system":"x"', '[],"messages":[]', "[{'role': 'user'}]",
+])  # fmt: skip
+def test_text_that_is_no_list_of_turns_is_a_fault_that_says_so(text: str) -> None:
+    fault = faults_of({"messages": text})[0]
+    assert fault.field == "messages" and "not the JSON text of a list" in fault.reason and "JSON text" in fault.expected
+    assert faults_of({"messages": json.dumps([USER, {"role": "assistant"}])})[0].field == "messages[1].content"
