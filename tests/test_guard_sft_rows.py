@@ -287,9 +287,10 @@ def test_a_cell_of_a_table_holds_its_turns_as_json_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "", "hello", "[", "{}", "7", "null", '[],"system":"x"', '[],"messages":[]', "[{'role': 'user'}]",
+    "[", ' [],"system":"x"', '[],"messages":[]', "[{'role': 'user'}]", "[1, NaN]", "[]]",
 ])  # fmt: skip
 def test_text_that_is_no_list_of_turns_is_a_fault_that_says_so(text: str) -> None:
     fault = faults_of({"messages": text})[0]
-    assert fault.field == "messages" and "not the JSON text of a list" in fault.reason and "JSON text" in fault.expected
+    assert fault.field == "messages" and "or the JSON text of one" in fault.reason and "JSON text" in fault.expected
+    assert all(faults_of({"messages": other})[0].reason == "Field 'messages' must be a list" for other in ("", "hi", "{}", "7"))
     assert faults_of({"messages": json.dumps([USER, {"role": "assistant"}])})[0].field == "messages[1].content"

@@ -33,7 +33,7 @@ def as_conversation(value: Mapping[str, Any]) -> dict[str, Any] | list[Fault]:
     for key, read in _SHAPES.items():
         if value.get("messages") is None and value.get(key) is not None:
             return read(value)
-    if isinstance(value.get("messages"), str):
+    if isinstance(value.get("messages"), str) and value["messages"].lstrip().startswith("["):
         return _messages(value)
     if "messages" in value:
         return [Fault("messages", "Field 'messages' must be a list", "a list of user and assistant turns")]
@@ -60,7 +60,7 @@ def _messages(value: Mapping[str, Any]) -> dict[str, Any] | list[Fault]:
     if found and len(found) == 1 and isinstance(found["messages"], list):
         return {**value, **found}
     why = f": {row.fault.reason}" if row and row.fault else ""
-    return [Fault("messages", f"Field 'messages' is text, and not the JSON text of a list{why}",
+    return [Fault("messages", f"Field 'messages' must be a list, or the JSON text of one{why}",
                   'a list of user and assistant turns, or its JSON text: [{"role": ..., "content": ...}, ...]')]  # fmt: skip
 
 
