@@ -99,3 +99,10 @@ def test_an_answer_may_be_a_single_turn_without_a_list() -> None:
     assert validate_preference(row) == validate_preference({"prompt": "q", "chosen": "a", "rejected": "b"})
     faults = validate_preference(row | {"chosen": {"role": "assistant", "content": " "}})
     assert isinstance(faults, list) and faults[0].field.startswith("chosen")
+
+
+def test_the_weight_of_a_turn_before_the_answers_of_a_pair_says_nothing() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    weighted = [turns[0], {**turns[1], "weight": 0}, turns[2]]
+    row = {"prompt": weighted, "chosen": "d", "rejected": "e"}
+    assert validate_preference(row) == validate_preference({**row, "prompt": turns})

@@ -262,3 +262,16 @@ def test_a_line_too_long_and_a_last_line_cut_off_are_found_among_quick_rows() ->
 def test_repeats_within_a_file_are_counted() -> None:
     rows = good_chats(200)
     assert scan_jsonl(BytesIO(b"\n".join(rows + rows[:30] + rows[:10])), "sft", 1 << 20, lambda _data: None).duplicates == 40
+
+
+@pytest.mark.parametrize("first", ["1", "0", "0.0", "1.0"])
+def test_rows_that_differ_in_a_weight_are_told_apart(first: str) -> None:
+    row = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": %s}, ' \
+          '{"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 1}]}'  # fmt: skip
+    rows = [(row % weight).encode() for weight in [first] * 30 + ["0", "1", "0.0", "1.0", "2", "0.5", "true"] * 9]
+    reader = QuickRows("sft")
+    wanted = [careful("sft", line) for line in rows]
+    for _again in range(2):
+        found = reader.fingerprints(b"\n".join([*rows, b" " * 5000]))
+        assert all(answer in (None, right) for answer, right in zip(found, wanted, strict=False))
+    assert len(set(wanted)) == 3 and None in wanted

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from guard.checks.columns import reading_of
 from guard.checks.forms import columns_hint
 from guard.checks.jsonl import Fault
-from guard.checks.rows import read_fields, validate_sft
+from guard.checks.rows import iter_examples, read_fields, validate, validate_sft
 from guard.fingerprint import example_fingerprint
 
 USER = {"role": "user", "content": "Why?"}
@@ -210,3 +212,85 @@ def test_parts_of_turns_may_have_other_names() -> None:
     row = {"log": [{"who": "me", "said": "Why?"}, {"who": "bot", "said": None, "mind": "Hm.", "acts": [NESTED]}]}
     assert read_fields("sft", row, reading) == {
         "messages": [USER, {"role": "assistant", "content": "", "thinking": "Hm.", "tool_calls": [CALL]}]}
+
+
+@pytest.mark.parametrize(("weight", "kept"), [
+    (0, "0"), (0.0, "0"), ("0", "0"), (1, None), (1.0, None), ("1", None), (None, None),
+])  # fmt: skip
+def test_a_weight_of_zero_is_part_of_an_answer_and_of_its_identity(weight: Any, kept: str | None) -> None:
+    row = {"messages": [USER, {**ANSWER, "weight": weight}, {**USER, "weight": 0}, ANSWER]}
+    fields = fields_of(row)
+    assert fields["messages"][1].get("weight") == kept and "weight" not in fields["messages"][2]
+    plain = example_fingerprint(fields_of({"messages": [USER, ANSWER] * 2}))
+    assert (example_fingerprint(fields) == plain) is (kept is None)
+    assert fields_of(fields) == fields  # what was read is read again as the same
+
+
+def test_a_weight_that_says_nothing_known_or_leaves_no_answer_is_a_fault() -> None:
+    for weight in (2, 0.5, True, False, "", "no", [0], -1):
+        fault = faults_of({"messages": [USER, {**ANSWER, "weight": weight}]})[0]
+        assert fault.field == "messages[1].weight" and "0 (not learnt) or 1" in fault.expected
+    fault = faults_of({"messages": [USER, {**ANSWER, "weight": 0}] * 2})[0]
+    assert (fault.field, fault.reason) == ("messages", "no answer is trained: every weight is 0")
+
+
+def test_under_the_first_rules_a_weight_is_not_looked_at() -> None:
+    row = {"messages": [USER, {**ANSWER, "weight": 0}]}
+    assert validate("sft", row, 1) == {"messages": [USER, ANSWER]}
+
+
+def test_arguments_given_as_text_keep_their_numbers() -> None:
+    written = ' {"a" : 1.10,\n"b":[1e5, 100000000000000000000000 ,-0.0],"\\u00e9 \\/ \\" ,":"x  y\\\\", "d":{ },"e":true}\t'
+    wanted = '{"a":1.10,"b":[1e5,100000000000000000000000,-0.0],"é / \\" ,":"x  y\\\\","d":{},"e":true}'
+    for text in (written, wanted):
+        fields = fields_of(with_call(tool_calls=[{"id": "1", "name": "look", "arguments": text}]))
+        assert fields["messages"][1]["tool_calls"][0]["arguments"] == wanted
+    for text in ('{"a":1,"a":1}', '{"a":NaN}', '{"a":1}{', "[1.10]", '{"a":"\\ud800"}'):
+        fault = faults_of(with_call(tool_calls=[{"id": "1", "name": "look", "arguments": text}]))[0]
+        assert fault.field == "messages[1].tool_calls[0].arguments"
+
+
+@pytest.mark.parametrize("value", [{}, {"a": [1, 2.5, None, True, {"é\n\"\\": "\u2028\x7f"}]}, {"": "", " ": " { } "}])
+def test_arguments_are_the_same_as_an_object_and_as_text(value: dict[str, Any]) -> None:
+    spelt = [value, json.dumps(value), json.dumps(value, ensure_ascii=False, indent=2)]
+    rows = [fields_of(with_call(tool_calls=[{"id": "1", "name": "look", "arguments": item}])) for item in spelt]
+    assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.parametrize("name", ["two words", "a<|call|>", "a\n", " a", "é", "a" * 129, "f(x)"])
+def test_a_name_that_no_tool_can_have_is_a_fault(name: str) -> None:
+    call = {"id": "1", "name": name, "arguments": {}}
+    rows = [(with_call(tool_calls=[call]), "messages[1].tool_calls[0].name"),
+            (with_call(tool_calls=[{"id": "1", "function": call}]), "messages[1].tool_calls[0].function.name"),
+            (with_call(function_call=call), "messages[1].function_call.name"),
+            ({"messages": [USER, ANSWER], "tools": [{"name": name}]}, "tools[0].name")]  # fmt: skip
+    rows.append(({"messages": [USER, {"role": "assistant", "tool_calls": [CALL]},
+                               {"role": "tool", "content": "", "name": name}, ANSWER]}, "messages[2].name"))  # fmt: skip
+    for row, field in rows:
+        fault = faults_of(row)[0]
+        assert fault.field == field and "no name of a tool" in fault.reason and "128" in fault.expected
+
+
+@pytest.mark.parametrize("name", ["functions.run", "mcp__git-hub:a/b.c", "a" * 128])
+def test_usual_names_of_tools_stay_as_they_are(name: str) -> None:
+    fields = fields_of(with_call(tool_calls=[{"id": "1", "name": name, "arguments": {}}]))
+    assert fields["messages"][1]["tool_calls"][0]["name"] == name
+
+
+def test_a_cell_of_a_table_holds_its_turns_as_json_text(tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([["messages", "system"], [json.dumps([USER, ANSWER], indent=1), "Be brief."],
+                          [json.dumps([{**USER, "content": "é\n\"x\","}, ANSWER]), ""]])  # fmt: skip
+    found = [example.fields for example in iter_examples(tmp_path / "a.csv", "sft")]
+    assert found[0] == {"messages": [USER, ANSWER], "system": "Be brief."} and found[1]["messages"][0]["content"] == "é\n\"x\","
+
+
+@pytest.mark.parametrize("text", [
+    "[", ' [],"system":"x"', '[],"messages":[]', "[{'role': 'user'}]", "[1, NaN]", "[]]",
+])  # fmt: skip
+def test_text_that_is_no_list_of_turns_is_a_fault_that_says_so(text: str) -> None:
+    fault = faults_of({"messages": text})[0]
+    assert fault.field == "messages" and "or the JSON text of one" in fault.reason and "JSON text" in fault.expected
+    assert all(faults_of({"messages": other})[0].reason == "Field 'messages' must be a list" for other in ("", "hi", "{}", "7"))
+    assert faults_of({"messages": json.dumps([USER, {"role": "assistant"}])})[0].field == "messages[1].content"

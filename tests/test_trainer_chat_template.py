@@ -232,3 +232,24 @@ def test_transformers_renders_harmony_the_same(tmp_path: Path, template: Templat
 def test_a_conversation_that_is_none_is_the_datas_fault() -> None:
     with pytest.raises(DataFault):
         ChatTemplate(CHATML, {}, CHATML_TOKENS).parts({"messages": [{"role": "narrator", "content": "x"}]})
+
+
+_GENERATION = ("{% for m in messages %}{% if m.role == 'assistant' %}[A]{% generation %}{{ m.content }}<e>{% endgeneration %}"
+               "{% else %}[U]{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}[A]{% endif %}")  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "controls", "end"), [(CHATML, CHATML_TOKENS, "<|im_end|>"), (_GENERATION, ("<e>",), "<e>")])
+def test_of_a_turn_of_weight_zero_nothing_is_trained(source: str, controls: tuple[str, ...], end: str) -> None:
+    template = ChatTemplate(source, {}, controls)
+    turns = [dict(turn) for turn in TALK["messages"]]
+    for place, said in ((1, "bye"), (3, "yo")):
+        messages = [turn | ({"weight": "0"} if number == place else {}) for number, turn in enumerate(turns)]
+        parts = template.parts({"messages": messages})
+        assert trained(parts) == [said + end] and text_of(parts) == text_of(template.parts({"messages": turns}))
+
+
+def test_where_it_is_not_plain_whose_a_generation_block_is_a_weight_is_refused() -> None:
+    source = "{% generation %}{% for m in messages %}{{ m.content }}<e>{% endfor %}{% endgeneration %}"
+    template = ChatTemplate(source, {}, ("<e>",))
+    with pytest.raises(Inexpressible, match="weight 0"):
+        template.parts({"messages": [{**turn, "weight": "0"} if turn["content"] == "yo" else turn for turn in TALK["messages"]]})

@@ -4,15 +4,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from trainer_data import jsonl, make, store
 
+from guard.checks.columns import PLAIN
+from guard.checks.jsonl import Row
 from guard.checks.rows import iter_examples, validate
 from guard.errors import DataFault
 from guard.token_ids import highest_id
 from trainer.dataset import LENGTH, START
 from trainer.prepare import SourceFile
 from trainer.tokenizer import load_tokenizer
+from trainer.validate import _faults_of
 
 ROWS = [[1, 2, 3], [255, 0, 7, 9], [5]]
 
@@ -58,3 +63,42 @@ def test_whoever_said_the_tokenizer_is_not_warned(tmp_path: Path) -> None:
 def test_text_has_no_such_warning(tmp_path: Path) -> None:
     file = store(tmp_path / "f", "a.jsonl", jsonl([{"text": "abc"}]), "pretrain")
     assert make(tmp_path / "d", [file]).metadata["warnings"] == []
+
+
+PADDED = {"input_ids": [7, 8, 9, 264, 264], "attention_mask": [1, 1, 1, 0, 0]}
+
+
+@pytest.mark.parametrize("row", [
+    PADDED, {**PADDED, "labels": [7, 8, 9, -100, -100]}, {**PADDED, "labels": PADDED["input_ids"]},
+    {"input_ids": [-1, 7, 8, 9], "attention_mask": [0, 1, 1, 1]},
+    {"input_ids": [7, 8, 9], "attention_mask": None, "labels": None},
+])  # fmt: skip
+def test_padding_is_left_out(row: dict[str, object]) -> None:
+    assert validate("pretrain", row) == {"input_ids": "7 8 9"}
+
+
+@pytest.mark.parametrize(("beside", "field", "words"), [
+    ({"attention_mask": [1, 1, 1, 0]}, "attention_mask", "as long as 'input_ids'"),
+    ({"attention_mask": 1}, "attention_mask", "as long as 'input_ids'"),
+    ({"attention_mask": [1, 1, 2, 0, 0]}, "attention_mask[2]", "neither 0 nor 1"),
+    ({"attention_mask": [1, 1, [1], 0, 0]}, "attention_mask[2]", "neither 0 nor 1"),
+    ({"attention_mask": [0] * 5}, "attention_mask", "all of it is padding"),
+    ({"labels": [-100, 8, 9, -100, -100]}, "labels", "masks tokens: token ids are trained whole"),
+    ({"labels": [8, 9, 264, -100, -100], "attention_mask": None}, "labels", "masks tokens"),
+    ({"labels": [8, 9, 10, 264, 264]}, "labels", "something else than 'input_ids'"), ({"labels": 1}, "labels", "must be a list"),
+])  # fmt: skip
+def test_what_stands_beside_ids_is_obeyed_or_refused(beside: dict[str, object], field: str, words: str) -> None:
+    faults = validate("pretrain", {**PADDED, **beside})
+    assert isinstance(faults, list) and faults[0].field == field and words in faults[0].reason and faults[0].expected
+
+
+def test_padding_is_left_out_of_tables_and_is_no_id_of_another_tokenizer(tmp_path: Path) -> None:
+    rows = [PADDED, {"input_ids": [1, 2, 50_000], "attention_mask": [1, 1, 0]}]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.jsonl", "a.parquet", "a.arrow"):
+        assert [example.fields["input_ids"] for example in iter_examples(tmp_path / name, "pretrain", PLAIN)] == ["7 8 9", "1 2"]
+    assert _faults_of("pretrain", Row(1, b"", rows[1], None), 265, PLAIN) == []

@@ -10,9 +10,11 @@ import pytest
 from guard.checks.rows import read_fields
 from guard.errors import DataFault, UsageError
 from trainer.templates.base import Inexpressible, text_of
+from trainer.templates.conversation import read_conversation
 from trainer.templates.harmony import HarmonyTemplate
 from trainer.templates.harmony_read import read_harmony, read_harmony_simple, to_harmony, to_harmony_simple
 from trainer.templates.harmony_simple import HARMONY_SIMPLE, encode_harmony_messages
+from trainer.templates.jinja_bounds import environment_of
 from trainer.templates.mypt import MYPT
 
 # Seed 004, section 5, and its text as the sections 5b and 5c lay it out.
@@ -350,3 +352,47 @@ def test_what_was_rendered_before_it_came_is_rendered_the_same_again(template: A
 def test_a_system_text_of_ones_own_is_still_an_instruction() -> None:
     parts = HarmonyTemplate().parts({"system": "Knowledge cutoff: none", "messages": MESSAGES})
     assert "developer<|message|># Instructions\n\nKnowledge cutoff: none<|end|>" in text_of(parts)
+
+
+WEIGHTED: dict[str, Any] = {"developer": "d", "messages": [
+    {"role": "user", "content": "u"},
+    {"role": "assistant", "content": "no", "thinking": "bad", "tool_calls": [{"name": "f", "arguments": "{}"}], "weight": "0"},
+    {"role": "tool", "content": "o"}, {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "v"}, {"role": "assistant", "content": "end", "weight": "0"}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "wanted"), [
+    (HARMONY_SIMPLE, "<|assistant|>\nyes\n"), (HarmonyTemplate(), "<|start|>assistant<|channel|>final<|message|>yes<|end|>"),
+])  # fmt: skip
+def test_of_a_turn_of_weight_zero_nothing_is_trained(template: Any, wanted: str) -> None:
+    parts = template.parts(WEIGHTED)
+    learnt = template.parts({**WEIGHTED, "messages": [{key: item for key, item in turn.items() if key != "weight"}
+                                                      for turn in WEIGHTED["messages"]]})  # fmt: skip
+    assert wanted.endswith(trained(parts)) and "yes" in trained(parts)
+    assert text_of(parts) == text_of(learnt) and "end" in trained(learnt)
+    again = read_conversation(WEIGHTED).as_fields()
+    assert again["messages"][1]["weight"] == "0" and "weight" not in again["messages"][3]
+
+
+@pytest.mark.parametrize("template", [HARMONY_SIMPLE, HarmonyTemplate()])
+def test_numbers_of_a_call_are_trained_as_they_are_written(template: Any) -> None:
+    row = {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [
+        {"name": "f", "arguments": '{"a": 1.10, "b": 1e5, "c": 100000000000000000000000}'}]},
+        {"role": "tool", "content": "o"}, {"role": "assistant", "content": "a"}]}  # fmt: skip
+    fields = read_fields("sft", row)
+    assert isinstance(fields, dict)
+    assert '{"a":1.10,"b":1e5,"c":100000000000000000000000}' in trained(template.parts(fields))
+
+
+def test_a_namespace_in_the_name_of_a_tool_is_not_written_twice() -> None:
+    row = {"tools": [{"name": "functions.run"}], "messages": [{"role": "user", "content": "u"}, {
+        "role": "assistant", "content": None, "tool_calls": [{"name": "functions.run", "arguments": {}}]},
+        {"role": "tool", "content": "o"}, {"role": "assistant", "content": "a"}]}  # fmt: skip
+    fields, plain = read_fields("sft", row), read_fields("sft", json.loads(json.dumps(row).replace("functions.", "")))
+    assert isinstance(fields, dict) and isinstance(plain, dict)
+    text = text_of(HarmonyTemplate().parts(fields))
+    assert text == text_of(HarmonyTemplate().parts(plain)) and "assistant to=functions.run<|channel|>" in text
+    asked = {key: item for key, item in row.items() if key != "tools"}
+    environment = environment_of("2025-06-28")
+    rendered = environment.rendered(environment.from_string(HarmonyTemplate().jinja()), {**asked, "add_generation_prompt": False})
+    assert rendered == text_of(HarmonyTemplate().parts(asked))

@@ -131,3 +131,10 @@ def test_a_prompt_is_the_conversation_up_to_the_open_answer(kind: str) -> None:
     assert GOLDEN.startswith(text) and text.endswith("<myPT_assistant>")
     ids = encode_prompt(EXAMPLE["system"], EXAMPLE["context"], question, tokenizer)
     assert ids == encode(EXAMPLE, tokenizer).ids[: len(ids)].tolist()
+
+
+def test_of_a_turn_of_weight_zero_nothing_is_trained() -> None:
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "no", "weight": "0"},
+             {"role": "user", "content": "v"}, {"role": "assistant", "content": "yes"}]  # fmt: skip
+    parts = serialise({"messages": turns})
+    assert "".join(part.text for part in parts if part.trained) == "yes</myPT_assistant>"

@@ -141,8 +141,9 @@ def _faults_of(kind: str, row: Row, vocab_size: int | None, reading: Reading) ->
     found = read_fields(kind, row.value, reading)
     if isinstance(found, list):
         return reading.told(found)
-    ids = reading.apply(row.value).get("input_ids") if "input_ids" in found else None
-    fault = token_fault(ids, vocab_size) if vocab_size is not None else None
+    if vocab_size is None or "input_ids" not in found:
+        return []
+    fault = token_fault([int(item) for item in found["input_ids"].split(" ")], vocab_size)  # without padding
     return [fault] if fault else []
 
 

@@ -5,12 +5,16 @@ Every rule of a row is made of these. Not here: what a row is for (`sft_rows.py`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from guard.checks.jsonl import Fault
 
-__all__ = ["below", "is_blank", "missing", "optional_texts", "text_fault"]
+__all__ = ["below", "is_blank", "missing", "name_fault", "optional_texts", "text_fault"]
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 
 def is_blank(value: object) -> bool:
@@ -35,6 +39,14 @@ def text_fault(value: Mapping[str, Any], key: str, expected: str, *, may_be_empt
     if "\0" in text:
         return Fault(key, f"Field '{key}' holds a NUL character", expected)
     return None
+
+
+def name_fault(value: Mapping[str, Any], key: str) -> Fault | None:
+    """What is wrong with the name of a tool: templates write it among their tags, where a space or a tag would say more."""
+    fault = text_fault(value, key, "the name of the tool")
+    if fault is None and not _NAME.fullmatch(value[key]):
+        return Fault(key, f"{value[key]!r:.60} is no name of a tool", "1 to 128 letters, digits and _ . : / -")
+    return fault
 
 
 def optional_texts(value: Mapping[str, Any], keys: Iterable[str]) -> tuple[dict[str, str], list[Fault]]:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from guard.checks.field_faults import is_blank, missing, text_fault
-from guard.checks.jsonl import Fault
+from guard.checks.jsonl import MAX_LINE_BYTES, Fault, read_row
 from guard.checks.prerendered import messages_of
 
 __all__ = ["SPEAKERS", "as_conversation", "columns_hint"]
@@ -33,6 +33,8 @@ def as_conversation(value: Mapping[str, Any]) -> dict[str, Any] | list[Fault]:
     for key, read in _SHAPES.items():
         if value.get("messages") is None and value.get(key) is not None:
             return read(value)
+    if isinstance(value.get("messages"), str) and value["messages"].lstrip().startswith("["):
+        return _messages(value)
     if "messages" in value:
         return [Fault("messages", "Field 'messages' must be a list", "a list of user and assistant turns")]
     return [missing("messages", "a list of user and assistant turns")]
@@ -49,6 +51,17 @@ def columns_hint(columns: list[str]) -> str:
         return ""
     named = f"{{{pair[0]}: user, {pair[1]}: assistant}}"
     return f"if these are question and answer, write beside it in FILE.meta.yaml: columns: {named}"
+
+
+def _messages(value: Mapping[str, Any]) -> dict[str, Any] | list[Fault]:
+    """A list of turns as JSON text: a cell of a CSV file can hold nothing else."""
+    row = read_row(2, b'{"messages":' + value["messages"].encode("utf-8") + b"}", False, MAX_LINE_BYTES, True)
+    found = row and row.value
+    if found and len(found) == 1 and isinstance(found["messages"], list):
+        return {**value, **found}
+    why = f": {row.fault.reason}" if row and row.fault else ""
+    return [Fault("messages", f"Field 'messages' must be a list, or the JSON text of one{why}",
+                  'a list of user and assistant turns, or its JSON text: [{"role": ..., "content": ...}, ...]')]  # fmt: skip
 
 
 def _conversations(value: Mapping[str, Any]) -> dict[str, Any] | list[Fault]:

@@ -127,6 +127,8 @@ def _conversation(row: Mapping[str, Any], place: str, ends_with: str) -> Fields:
                               for name in frame if name in fields]  # fmt: skip
     if faults:
         raise _Told(*below(place, faults))
+    for turn in turns:
+        turn.pop("weight", None)  # of a pair only the two answers are compared: nothing before them is learnt
     return {**fields, **frame, "messages": turns}
 
 

@@ -52,6 +52,13 @@ def _is_opaque(fields: dict[str, Any]) -> bool:
     return fields.keys() <= _FRAME and all(len(turn) == 2 for turn in fields["messages"])
 
 
+def _has_weight(value: Any, below: bool = False) -> bool:
+    """Whether a turn may have a weight: the only number of which rules ask more than whether it is zero."""
+    if isinstance(value, dict):
+        return (below and "weight" in value) or any(_has_weight(item, True) for item in value.values())
+    return isinstance(value, list) and any(_has_weight(item, True) for item in value)
+
+
 def _emptied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: item if key == "role" else _emptied(item) for key, item in value.items()}
@@ -129,7 +136,7 @@ class Planner:
         return plan or self._learn(frame, build, parts)
 
     def _like(self, outside: _Outside) -> _Frame | None:
-        """The frame of rows that differ from this one in numbers only: of a number rules ask at most whether it is zero."""
+        """The frame of rows that differ from this one in numbers only: of most, rules ask at most whether it is zero."""
         return self._frames.get((_numbers_alike(outside[0]), outside[1])) if len(outside[0]) <= _OUTSIDE_BYTES else None
 
     def _meet(self, outside: _Outside, parts: list[bytes]) -> None:
@@ -164,7 +171,7 @@ class Planner:
         marked = [b"@%d@" % at if at in texts else shown(part) for at, part in enumerate(parts)]
         line = b'"'.join(marked)
         row = read_row(2, line, False, len(line), False)
-        if row is None or row.value is None:
+        if row is None or row.value is None or _has_weight(row.value):
             return None
         fields = read_fields(self._kind, row.value, self._reading)
         if not isinstance(fields, dict) or not _is_opaque(fields):

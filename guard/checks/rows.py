@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Callable, Iterator, Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -71,13 +72,38 @@ def read_fields(kind: str, row: Mapping[str, Any], reading: Reading | None = Non
 def validate_pretrain(value: Mapping[str, Any]) -> Fields | list[Fault]:
     """A row of pretraining text, or of token ids that were packed elsewhere."""
     if value.get("text") is None and "input_ids" in value:
-        return _token_ids(value["input_ids"])
+        return _token_ids(_unpadded(value))
     fault = text_fault(value, "text", "the text to learn")
     return [fault] if fault else {"text": value["text"]}
 
 
+def _unpadded(value: Mapping[str, Any]) -> Any:
+    """The token ids of a row without its padding, or what is wrong with what stands beside them."""
+    ids, mask, labels = (value.get(key) for key in ("input_ids", "attention_mask", "labels"))
+    if not isinstance(ids, list):
+        return ids
+    for key, given in (("attention_mask", mask), ("labels", labels)):
+        if given is not None and (not isinstance(given, list) or len(given) != len(ids)):
+            return Fault(key, f"Field '{key}' must be a list as long as 'input_ids'", f"{len(ids)} numbers")
+    if mask is not None:
+        place = next((place for place, item in enumerate(mask) if not isinstance(item, int) or item not in (0, 1)), None)
+        if place is not None:
+            return Fault(f"attention_mask[{place}]", f"{mask[place]!r:.40} is neither 0 nor 1", "0 for padding, 1 for all else")
+        if ids and not any(mask):
+            return Fault("attention_mask", "Field 'attention_mask' leaves no token: all of it is padding", "1 for a token")
+        ids, labels = list(compress(ids, mask)), labels and list(compress(labels, mask))
+    if labels is None or labels == ids:
+        return ids
+    if -100 in labels:
+        return Fault("labels", "Field 'labels' masks tokens: token ids are trained whole",
+                     "drop the conversations themselves, or take the column out")  # fmt: skip
+    return Fault("labels", "Field 'labels' is something else than 'input_ids'", "the same ids, or take the column out")
+
+
 def _token_ids(ids: Any) -> Fields | list[Fault]:
     """Token ids, as text: the canonical form of an example holds texts only."""
+    if isinstance(ids, Fault):
+        return [ids]
     expected = "a list of token ids: whole numbers from 0 on"
     if ids is None:
         return [missing("input_ids", expected)]

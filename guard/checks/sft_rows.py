@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from guard.checks.conversation import FRAME, read_conversation
-from guard.checks.field_faults import below, is_blank, optional_texts, text_fault
+from guard.checks.field_faults import below, is_blank, name_fault, optional_texts
 from guard.checks.forms import as_conversation
 from guard.checks.jsonl import MAX_LINE_BYTES, Fault, read_row
 from guard.checks.turns import compact_json
@@ -39,6 +39,8 @@ def validate_sft(value: Mapping[str, Any]) -> Fields | list[Fault]:
                        for place, name in enumerate(frame) if name in fields]  # fmt: skip
     if faults or turn_faults:
         return faults + turn_faults
+    if "weight" in turns[-1] and all("weight" in turn for turn in turns if turn["role"] == "assistant"):
+        return [Fault("messages", "no answer is trained: every weight is 0", '"weight": 1 for an answer, or leave it out')]
     return {**fields, **frame, "messages": turns}
 
 
@@ -85,7 +87,7 @@ def _tool(item: Any) -> dict[str, Any] | Fault:
     inner = item["function"] if item.get("function") is not None else {key: item[key] for key in item if key != "type"}
     if not isinstance(inner, Mapping):
         return Fault("function", "Field 'function' must be an object", _TOOLS)
-    fault = text_fault(inner, "name", "the name of the tool")
+    fault = name_fault(inner, "name")
     if fault:
         return fault
     given = {key: part for key, part in inner.items() if part is not None}

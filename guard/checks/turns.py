@@ -1,23 +1,25 @@
 """One turn of a conversation, from any usual spelling to one form.
 
 The form: {"role": "user" | "assistant" | "tool" | "system" | "developer", "content"} and, where there are some,
-"thinking" and "tool_calls" [{"name", "arguments", "id"?}] of an assistant turn, "tool_call_id" and "name" of a tool turn.
-`arguments` is the JSON text of an object, without spaces, its keys in the order they came. What else a turn holds is not
-trained on and left out; what would have to be trained on and cannot be is a fault. Not here: the order of turns
-(`conversation.py`).
+"thinking", "tool_calls" [{"name", "arguments", "id"?}] and "weight" ("0": the turn is not learnt) of an assistant turn,
+"tool_call_id" and "name" of a tool turn.
+`arguments` is the JSON text of an object, without spaces, its keys in the order they came, its numbers as they were
+written. What else a turn holds is not trained on and left out; what would have to be trained on and cannot be is a fault.
+Not here: the order of turns (`conversation.py`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from guard.checks.field_faults import below, is_blank, missing, text_fault
+from guard.checks.field_faults import below, is_blank, missing, name_fault, text_fault
 from guard.checks.jsonl import MAX_LINE_BYTES, Fault, read_row
 
-__all__ = ["THINKING", "Turn", "compact_json", "object_of", "read_call", "read_turn"]
+__all__ = ["THINKING", "Turn", "compact_json", "compact_text", "object_of", "read_call", "read_turn"]
 
 Turn = dict[str, Any]
 THINKING = ("thinking", "reasoning_content", "reasoning")
@@ -25,6 +27,7 @@ _PLAIN = ("user", "assistant", "system")
 _FRAME = ("user", "system", "developer")
 _ROLES = "system or developer (first only), user, assistant or tool"
 _PARTS = ("text", "input_text", "output_text")
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^" \t\n\r]+')
 _CALL = '{"name": ..., "arguments": {...}}'
 
 
@@ -89,7 +92,8 @@ def _assistant(turn: Mapping[str, Any]) -> Turn | list[Fault]:
     thinking, faults = _thinking(turn)
     calls, call_faults = _calls(turn)
     content, content_faults = _content(turn, may_be_empty=bool(thinking or calls))
-    faults = [*faults, *call_faults]
+    weight, weight_faults = _weight(turn)
+    faults = [*faults, *call_faults, *weight_faults]
     if faults:
         return faults
     if content_faults:
@@ -99,7 +103,17 @@ def _assistant(turn: Mapping[str, Any]) -> Turn | list[Fault]:
         found["thinking"] = thinking
     if calls:
         found["tool_calls"] = calls
-    return found
+    return {**found, **weight}
+
+
+def _weight(turn: Mapping[str, Any]) -> tuple[dict[str, str], list[Fault]]:
+    """{"weight": "0"} of an answer that is not to be learnt; text, so that it may stand in a canonical form."""
+    given = turn.get("weight")
+    if given is None or (not isinstance(given, bool) and given in (1, "1")):
+        return {}, []
+    if not isinstance(given, bool) and given in (0, "0"):
+        return {"weight": "0"}, []
+    return {}, [Fault("weight", f"the weight {given!r:.40} of a turn is not known", "0 (not learnt) or 1 (as without it)")]
 
 
 def _thinking(turn: Mapping[str, Any]) -> tuple[str, list[Fault]]:
@@ -149,7 +163,7 @@ def read_call(item: Any) -> dict[str, str] | list[Fault]:
     inner, place = (item["function"], "function") if item.get("function") is not None else (item, "")
     if not isinstance(inner, Mapping):
         return [Fault("function", "Field 'function' must be an object", _CALL)]
-    fault = text_fault(inner, "name", "the name of the tool")
+    fault = name_fault(inner, "name")
     if not fault and not is_blank(item.get("id")):
         fault = text_fault(item, "id", "text, or leave it out")
         if fault:
@@ -173,10 +187,16 @@ def object_of(value: Any, key: str) -> str | Fault:
         if row is None or row.value is None:
             why = row.fault.reason if row and row.fault else "empty"
             return Fault(key, f"Field '{key}' must be an object: {why}", expected)
-        value = row.value
+        return compact_text(value)
     if not isinstance(value, Mapping):
         return Fault(key, f"Field '{key}' must be an object", expected)
     return compact_json(value, key, expected)
+
+
+def compact_text(text: str) -> str:
+    """JSON text that was found sound, without white space outside of its strings, and those in the one way `compact_json`
+    writes them. Numbers stay as they are written: `1.10` and `1e5` are what the model is to say."""
+    return "".join(orjson.dumps(orjson.loads(token)).decode() if token[0] == '"' else token for token in _TOKEN.findall(text))
 
 
 def compact_json(value: Any, key: str, expected: str) -> str | Fault:
@@ -198,7 +218,7 @@ def _tool(turn: Mapping[str, Any]) -> Turn | list[Fault]:
     found: Turn = {"role": "tool", "content": content}
     for key in ("tool_call_id", "name"):
         if not is_blank(turn.get(key)):
-            fault = text_fault(turn, key, "text, or leave it out")
+            fault = name_fault(turn, key) if key == "name" else text_fault(turn, key, "text, or leave it out")
             faults += [fault] if fault else []
             found[key] = turn[key]
     return faults or found

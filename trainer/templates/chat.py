@@ -107,14 +107,17 @@ class ChatTemplate(Template):
         """The rendering with marks, and where the assistant's turns lie in it."""
         messages = _messages(talk, marks.mark)
         shape = self._rendered(talk, messages, prompt=prompt, generated=True)
-        return _generated(shape) if GENERATED_OPEN in shape else (shape, self._turns_of(talk, messages, shape))
+        if GENERATED_OPEN not in shape:
+            return shape, self._turns_of(talk, messages, shape)
+        shape, spans = _generated(shape)
+        return shape, spans if prompt else _learnt_spans(talk, marks, shape, spans)
 
     def _turns_of(self, talk: Conversation, messages: Sequence[Mapping[str, Any]], shape: str) -> list[tuple[int, int]]:
         """Where the assistant's turns lie in `shape`: from the end of the prompt for each to its own end."""
         offset = len(messages) - len(talk.turns)
         found = []
         for number, turn in enumerate(talk.turns):
-            if turn.role != "assistant":
+            if turn.role != "assistant" or not turn.learnt:
                 continue
             place = offset + number
             before = self._rendered(talk, messages[:place], prompt=True)
@@ -227,6 +230,20 @@ def _arguments(text: str) -> Any:
     except ValueError:
         return text
     return found if isinstance(found, dict) else text
+
+
+def _learnt_spans(talk: Conversation, marks: Marks, shape: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The `generation` blocks without those of turns that are not learnt. Raises Inexpressible where it is not plain whose
+    a block is."""
+    turns = [number for number, turn in enumerate(talk.turns) if turn.role == "assistant"]
+    if all(talk.turns[number].learnt for number in turns):
+        return spans
+    places = [(piece.start, piece.slot[0]) for piece in marks.split(shape) if piece.slot]
+    spoken = [{number for place, number in places if first <= place < last} for first, last in spans]
+    if len(spans) != len(turns) or any(said - {number} for said, number in zip(spoken, turns, strict=True)):
+        raise Inexpressible("the model's chat template does not mark each answer by itself, and one of them has weight 0",
+                            subject="messages")  # fmt: skip
+    return [span for span, number in zip(spans, turns, strict=True) if talk.turns[number].learnt]
 
 
 def _generated(shape: str) -> tuple[str, list[tuple[int, int]]]:

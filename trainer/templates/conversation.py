@@ -14,7 +14,7 @@ from typing import Any
 from guard.errors import DataFault
 from trainer.templates.base import Example
 
-__all__ = ["Call", "Conversation", "Turn", "as_turn", "compact", "read_conversation"]
+__all__ = ["Call", "Conversation", "Turn", "as_turn", "compact", "is_learnt", "read_conversation"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Turn:
     call_id: str = ""
     """Which call a tool's result answers."""
     name: str = ""
+    learnt: bool = True
+    """Whether an assistant turn is trained; one of weight 0 is not."""
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in the fields of a row."""
@@ -53,7 +55,7 @@ class Turn:
             found["tool_call_id"] = self.call_id
         if self.name:
             found["name"] = self.name
-        return found
+        return found if self.learnt else {**found, "weight": "0"}
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,11 @@ def _call(value: Mapping[str, Any], where: str) -> Call:
     return Call(name, arguments, str(value.get("id") or inner.get("id") or ""))
 
 
+def is_learnt(turn: Mapping[str, Any]) -> bool:
+    """Whether an assistant turn is trained: it has no weight of 0."""
+    return turn.get("weight") not in ("0", 0)
+
+
 def as_turn(value: Mapping[str, Any], position: int = 0) -> Turn:
     """One message, in the spelling of the fields or the wider one. Raises DataFault naming the place."""
     where = f"messages[{position}]"
@@ -132,7 +139,8 @@ def as_turn(value: Mapping[str, Any], position: int = 0) -> Turn:
     if role != "assistant" and (calls or thinking):
         raise DataFault(f"{where}: only the assistant thinks and calls tools", subject=where)
     return Turn(str(role), _text(value.get("content"), f"{where}.content"), _text(thinking, f"{where}.thinking"), calls,
-                str(value.get("tool_call_id") or ""), str(value.get("name") or ""))  # fmt: skip
+                str(value.get("tool_call_id") or ""), str(value.get("name") or ""),
+                role != "assistant" or is_learnt(value))  # fmt: skip
 
 
 def _tools(text: Any) -> tuple[Mapping[str, Any], ...]:

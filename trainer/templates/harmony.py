@@ -26,6 +26,7 @@ __all__ = ["EFFORTS", "HARMONY_TOKENS", "HarmonyTemplate"]
 HARMONY_TOKENS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>")
 EFFORTS = ("low", "medium", "high")
 _TOOLS_HEADING = "# Tools\n"
+_NAMESPACE = "functions."
 _OF_A_BLOCK = ("\nKnowledge cutoff: ", "\n# Valid channels: ")
 
 
@@ -53,13 +54,18 @@ def _channel(name: str, recipient: str = "", constrain: bool = False) -> list[Pa
     return [*parts, Part(f"{name} "), _control("<|constrain|>", False), Part("json")] if constrain else [*parts, Part(name)]
 
 
+def _function(name: str) -> str:
+    """The address of a tool; many rows write the namespace into the name already."""
+    return f"{_NAMESPACE}{name.removeprefix(_NAMESPACE)}"
+
+
 def _call(call: Call, opened: bool) -> list[Part]:
     try:
         json.loads(call.arguments)
         is_json = True
     except ValueError:
         is_json = False
-    return _message(_channel("commentary", f"functions.{call.name}", is_json), call.arguments, "<|call|>", trained=True,
+    return _message(_channel("commentary", _function(call.name), is_json), call.arguments, "<|call|>", trained=True,
                     opened=opened)  # fmt: skip
 
 
@@ -135,9 +141,10 @@ class HarmonyTemplate(Template):
     def _turn(self, talk: Conversation, number: int, end: str) -> list[Part]:
         turn = talk.turns[number]
         if turn.role == "assistant":
-            return _assistant(turn, end)
+            parts = _assistant(turn, end)
+            return parts if turn.learnt else unlearnt(parts)
         if turn.role == "tool":
-            header = [Part(f"functions.{talk.called(number)}"), Part(" to=assistant"), _control("<|channel|>", False),
+            header = [Part(_function(talk.called(number))), Part(" to=assistant"), _control("<|channel|>", False),
                       Part("commentary")]  # fmt: skip
             return _message(header, turn.content, "<|end|>")
         return _message([Part("user")], turn.content, "<|end|>")

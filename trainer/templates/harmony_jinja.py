@@ -29,6 +29,7 @@ _TEXT = """\
   {%- endfor -%}
   {{- text -}}
 {%- endmacro -%}
+{%- macro bare(name) -%}{{- name[10:] if name.startswith('functions.') else name -}}{%- endmacro -%}
 {%- for message in messages[:2] -%}
   {%- if message['role'] in ('system', 'developer') and loop.index0 == ns.first -%}
     {%- if message['role'] == 'system' -%}{%- set ns.system = message['content'] -%}
@@ -69,7 +70,7 @@ _TEXT = """\
         {%- set given = inner['arguments'] -%}
         {%- set arguments = given if given is string else given | tojson(separators=(',', ':')) -%}
         {%- set ns.name = inner['name'] -%}
-        {{- '<|start|>assistant to=functions.' ~ free(ns.name) ~ '<|channel|>commentary <|constrain|>json<|message|>' -}}
+        {{- '<|start|>assistant to=functions.' ~ free(bare(ns.name)) ~ '<|channel|>commentary <|constrain|>json<|message|>' -}}
         {{- free(arguments) ~ '<|call|>' -}}
       {%- endfor -%}
     {%- elif content or not thinking -%}
@@ -78,7 +79,7 @@ _TEXT = """\
     {%- endif -%}
   {%- elif message['role'] == 'tool' -%}
     {%- set name = message['name'] or ns.name -%}
-    {{- '<|start|>functions.' ~ free(name) ~ ' to=assistant<|channel|>commentary<|message|>' ~ free(content) ~ '<|end|>' -}}
+    {{- '<|start|>functions.' ~ free(bare(name)) ~ ' to=assistant<|channel|>commentary<|message|>' ~ free(content) ~ '<|end|>' -}}
   {%- elif message['role'] == 'user' -%}
     {{- '<|start|>user<|message|>' ~ free(content) ~ '<|end|>' -}}
   {%- else -%}{{- raise_exception('unknown role ' ~ message['role']) -}}{%- endif -%}

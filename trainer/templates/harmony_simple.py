@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from guard.checks.turns import compact_text
 from trainer.templates.base import Example, Part, Template, text_of, unlearnt
 from trainer.templates.conversation import Call, Conversation, Turn, compact, read_conversation
 
@@ -38,7 +39,8 @@ def _element(tag: str, text: str, *, trained: bool = False, closes: bool = False
 def _call_text(call: Call) -> str:
     """The body of a call: JSON with id where there is one, name, arguments."""
     try:
-        arguments = compact(json.loads(call.arguments))
+        json.loads(call.arguments)
+        arguments = compact_text(call.arguments)
     except ValueError:
         arguments = compact(call.arguments)  # not JSON: kept as a text, so that nothing is lost
     start = compact({**({"id": call.id} if call.id else {}), "name": call.name})
@@ -73,10 +75,11 @@ def _body(talk: Conversation) -> list[Part]:
     parts = _head(talk)
     for number, turn in enumerate(talk.turns):
         if turn.role == "assistant":
-            parts += _assistant(turn)
+            parts += _assistant(turn) if turn.learnt else unlearnt(_assistant(turn))
         elif turn.role == "tool":
+            before = talk.turns[number - 1]
             talk.called(number)  # a result of nothing is refused
-            parts += _element("<|tool_result|>", turn.content, closes=talk.turns[number - 1].role == "assistant")
+            parts += _element("<|tool_result|>", turn.content, closes=before.role == "assistant" and before.learnt)
         else:
             parts += _element("<|user|>", turn.content)
     return parts
@@ -139,7 +142,8 @@ class HarmonySimpleTemplate(Template):
     stop_names = ("<|endoftext|>", "<|user|>", "<|tool_result|>")
 
     def parts(self, example: Example) -> list[Part]:
-        return [*_body(read_conversation(example)), Part(_END, _END, trained=True)]
+        talk = read_conversation(example)
+        return [*_body(talk), Part(_END, _END, trained=not talk.turns or talk.turns[-1].learnt)]
 
     def prompt_parts(self, example: Example) -> list[Part]:
         parts = _body(read_conversation(example))

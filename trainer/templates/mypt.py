@@ -14,6 +14,7 @@ from typing import Any
 
 from guard.errors import DataFault
 from trainer.templates.base import Example, Inexpressible, Part, Template, unlearnt
+from trainer.templates.conversation import is_learnt
 
 __all__ = ["ASSISTANT_CLOSE", "ASSISTANT_OPEN", "END_OF_TURN", "MYPT", "SPECIAL_TOKENS", "MyptTemplate"]
 
@@ -71,10 +72,10 @@ _CHAT_TEMPLATE = """\
 """.replace("TAGS", "[" + ", ".join(f"'{name}'" for name in SPECIAL_TOKENS) + "]")
 
 
-def _turns(example: Example) -> tuple[str, str, list[tuple[str, str]]]:
-    """(system, context, [(role, content), ...]) of an example. Raises DataFault for anything else."""
+def _turns(example: Example) -> tuple[str, str, list[tuple[str, str, bool]]]:
+    """(system, context, [(role, content, learnt), ...]) of an example. Raises DataFault for anything else."""
     system, context = example.get("system") or "", example.get("context") or ""
-    turns: list[tuple[str, str]] = []
+    turns: list[tuple[str, str, bool]] = []
     for position, message in enumerate(example.get("messages") or ()):
         role, content = message.get("role"), message.get("content")
         _refuse_more(position, message)
@@ -86,7 +87,7 @@ def _turns(example: Example) -> tuple[str, str, list[tuple[str, str]]]:
                                 hint="keep one of the two")  # fmt: skip
             system = content
         elif role in ("user", "assistant"):
-            turns.append((role, content))
+            turns.append((role, content, role == "assistant" and is_learnt(message)))
         else:
             raise DataFault(f"messages[{position}].role is {role!r}, expected user or assistant"
                             " (system only as the first)", subject=f"messages[{position}]")  # fmt: skip
@@ -109,9 +110,8 @@ def _no_words(what: str, subject: str) -> Inexpressible:
                          hint="train such conversations on a base whose template is harmony or its own")  # fmt: skip
 
 
-def _element(kind: str, text: str) -> list[Part]:
+def _element(kind: str, text: str, trained: bool = False) -> list[Part]:
     opening, closing = _TAGS[kind]
-    trained = kind == "assistant"
     body = [Part(text, trained=trained, cuttable=kind == "context")] if text else []
     return [Part(opening, opening), *body, Part(closing, closing, trained=trained)]
 
@@ -124,7 +124,7 @@ def _elements(example: Example) -> list[list[Part]]:
     elements = [_element("system", system)] if system else []
     if context:
         elements.append(_element("context", f"\n{context}\n"))
-    return elements + [_element(role, content) for role, content in turns]
+    return elements + [_element(*turn) for turn in turns]
 
 
 def _join(elements: Iterable[list[Part]]) -> list[Part]:

@@ -24,7 +24,8 @@ def functions_section(tools: Sequence[Schema]) -> str:
     """The section `## functions`, from its heading to the comment behind the namespace."""
     lines = ["## functions", "", "namespace functions {", ""]
     for tool in tools:
-        lines += [*_comment(tool.get("description")), f"type {tool['name']} = {_signature(tool.get('parameters'))};", ""]
+        name = tool["name"].removeprefix("functions.")  # the namespace says it
+        lines += [*_comment(tool.get("description")), f"type {name} = {_signature(tool.get('parameters'))};", ""]
     return "\n".join([*lines, "} // namespace functions"])
 
 
