@@ -29,6 +29,7 @@ from trainer.prepare import Progress
 from trainer.prepare_folder import check_output, skipped_rows, source_of
 from trainer.source_file import SourceFile, batches_of
 from trainer.tokenizer import Tokenizer
+from trainer.unspelt import unknown_in, unspelt_warnings
 
 __all__ = ["FORMATS", "PackPlan", "expand", "pack_folder"]
 
@@ -118,6 +119,7 @@ class _Packing:
         self.tokenizer, self.plan, self.threads, self.progress = tokenizer, plan, threads, progress
         self.examples = {"train": 0, "val": 0}
         self.tokens = {"train": 0, "val": 0}
+        self.unknown = {"train": 0, "val": 0}
         make = FORMATS[plan.format]
         self.rows = {split: [make(folder / f"{split}_{length}", length, plan.shard_rows)
                              for length in sorted(set(plan.lengths))] for split in self.tokens}  # fmt: skip
@@ -147,6 +149,7 @@ class _Packing:
                     self._add(split, mine)
                     last[split] = last[split] or bool(mine)
                     self.examples[split] += len(mine)
+                    self.unknown[split] += unknown_in(mine, self.tokenizer)
                 count += len(batch)
                 if self.progress:
                     self.progress(sum(self.examples.values()), sum(self.tokens.values()))
@@ -203,6 +206,8 @@ def _metadata(packing: _Packing, files: Sequence[SourceFile], counts: Sequence[i
                   for file, count in zip(files, counts, strict=True)],
         "examples": packing.examples,
         "tokens": packing.tokens,
+        **({"unknown_tokens": unknown} if (unknown := {name: n for name, n in packing.unknown.items() if n}) else {}),
         "splits": {name: rows.record() for name, rows in made.items() if rows.rows},
-        "warnings": [f"{name} is not there: too few tokens are held out for one sequence" for name in missing],
+        "warnings": [*(f"{name} is not there: too few tokens are held out for one sequence" for name in missing),
+                     *unspelt_warnings(packing.unknown, sum(packing.tokens.values()), tokenizer)],
     }  # fmt: skip
