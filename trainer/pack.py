@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from guard.checks.rows import Example
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, write_json
+from guard.durable import fsync_tree, make_dir, rename_new, write_json
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from guard.heldout import held_out_mask
 from trainer.dataset import METADATA, STATE
+from trainer.making import made_beside
 from trainer.packed_writer import ArrowRows, Ids, NpyRows, PackedRows
 from trainer.pipeline import in_order
 from trainer.prepare import Progress
@@ -92,10 +93,8 @@ def pack_folder(inputs: Sequence[Path], output_dir: Path, tokenizer: Tokenizer, 
     files = list({file.identity: file for file in (source_of(path, "pretrain") for path in inputs)}.values())
     skipped = [skipped_rows(file, "pretrain") for file in files]
     output_dir = output_dir.absolute()
-    making = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.making")
-    remove_tree(making)
-    make_dir(making)
-    try:
+    with made_beside(output_dir) as (making, removed):
+        make_dir(making)
         packing = _Packing(making, tokenizer, plan, threads, progress)
         counts = packing.run(files)
         metadata = _metadata(packing, files, counts)
@@ -105,10 +104,7 @@ def pack_folder(inputs: Sequence[Path], output_dir: Path, tokenizer: Tokenizer, 
         with contextlib.suppress(FileNotFoundError):
             output_dir.rmdir()
         rename_new(making, output_dir)
-    except BaseException:
-        remove_tree(making)
-        raise
-    return {"output_dir": str(output_dir), **metadata, "skipped_rows": sum(count for count, _rows in skipped),
+    return {"output_dir": str(output_dir), **metadata, "removed": removed, "skipped_rows": sum(count for count, _rows in skipped),
             "skipped": [row for _count, rows in skipped for row in rows][:_LISTED_ROWS]}  # fmt: skip
 
 
