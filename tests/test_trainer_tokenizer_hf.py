@@ -347,7 +347,8 @@ def test_training_gives_the_same_bytes_every_time_and_learns_from_every_kind_of_
 
 
 @pytest.mark.parametrize(("change", "error", "told"), [
-    ({"vocab_size": 100}, UsageError, "must be 266"), ({"inputs": ["nothing.txt"]}, NotFound, "no file"),
+    ({"vocab_size": 100}, UsageError, "must be 266"), ({"specials": [""]}, UsageError, "cannot be empty"),
+    ({"specials": [" "]}, UsageError, "cannot be empty"), ({"inputs": ["nothing.txt"]}, NotFound, "no file"),
     ({"inputs": ["a.bin"]}, UsageError, "no text to learn"), ({"inputs": ["empty.txt"]}, DataFault, "no text in"),
     ({"min_frequency": 0}, UsageError, "at least 1"), ({"out_dir": "."}, UsageError, "exists already"),
     ({"template": "x"}, UsageError, "unknown template"), ({"inputs": []}, UsageError, "no input"),

@@ -55,8 +55,8 @@ def convert(source: Path, output: Path, form: str = "", progress: Progress | Non
     """Convert a file or folder of rows; returns what was made: `output`, `format`, `rows`, `columns`, `splits`.
 
     `form` is one of FORMATS; "" takes it from the output's name, which without a suffix is an Arrow folder. A source with splits
-    gives a folder with a folder for each. Raises UsageError (words, an output that exists), NotFound, DataFault (bad rows by
-    line, values the form has no word for), OSError.
+    gives a folder with a folder for each. Raises UsageError (words, an output that exists or lies in `source`), NotFound,
+    DataFault (bad rows by line, values the form has no word for), OSError.
     """
     form = form or _form_of(output)
     splits = find_splits(source)
@@ -66,6 +66,9 @@ def convert(source: Path, output: Path, form: str = "", progress: Progress | Non
                          hint=f"name a folder and --to {form}, or convert the files of one split")  # fmt: skip
     if os.path.lexists(output):
         raise UsageError(f"{output} exists already", subject=str(output), hint="name a new file or folder; nothing is replaced")
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{output} is inside {source}, and would be a part of it the next time", subject=str(output),
+                         hint="name an output outside of the input")  # fmt: skip
     output = output.absolute()
     with made_beside(output) as (making, removed):
         made = _make_splits(splits, making, form, progress) if named else [_make(splits[""], making, form, progress)]

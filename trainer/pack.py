@@ -64,20 +64,22 @@ class PackPlan:
 
 
 def expand(words: Sequence[str], folder: Path) -> list[Path]:
-    """The files that were named, each once, in the order given; what stands for several (`raw/*.parquet`) sorted by name.
+    """The files that were named, in the order given; what stands for several (`raw/*.parquet`) sorted by name.
 
+    What a pattern finds again is left out; a file that is named again is there again.
     A name that is there as it stands is itself, whatever signs are in it. Raises NotFound when nothing fits.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for word in words:
         path = folder / Path(word).expanduser()
         names = [str(path)] if os.path.lexists(path) or not glob.has_magic(word) else sorted(glob.glob(str(path), recursive=True))
         if not names:
             raise NotFound(f"no file fits {word}", subject=word, hint="check the path after --input")
-        found.update(dict.fromkeys(Path(name) for name in names if len(names) == 1 or os.path.isfile(name)))
+        named = names == [str(path)]
+        found += [path for path in map(Path, names) if named or (path not in found and (len(names) == 1 or path.is_file()))]
     if not found:
         raise UsageError("no input file", hint="--input 'raw/*.parquet'")
-    return list(found)
+    return found
 
 
 def pack_folder(inputs: Sequence[Path], output_dir: Path, tokenizer: Tokenizer, plan: PackPlan, *, threads: int = 1,
@@ -90,7 +92,8 @@ def pack_folder(inputs: Sequence[Path], output_dir: Path, tokenizer: Tokenizer, 
     plan.check()
     check_output(output_dir)
     tokenizer.check_specials()
-    files = list({file.identity: file for file in (source_of(path, "pretrain") for path in inputs)}.values())
+    named = [source_of(path, "pretrain") for path in inputs]
+    files = list({file.identity: file for file in named}.values())
     skipped = [skipped_rows(file, "pretrain") for file in files]
     output_dir = output_dir.absolute()
     with made_beside(output_dir) as (making, removed):
@@ -104,8 +107,21 @@ def pack_folder(inputs: Sequence[Path], output_dir: Path, tokenizer: Tokenizer, 
         with contextlib.suppress(FileNotFoundError):
             output_dir.rmdir()
         rename_new(making, output_dir)
-    return {"output_dir": str(output_dir), **metadata, "removed": removed, "skipped_rows": sum(count for count, _rows in skipped),
+    return {"output_dir": str(output_dir), **metadata, "removed": removed,
+            "warnings": [*metadata["warnings"], *_repeated(named)], "skipped_rows": sum(count for count, _rows in skipped),
             "skipped": [row for _count, rows in skipped for row in rows][:_LISTED_ROWS]}  # fmt: skip
+
+
+def _repeated(named: Sequence[SourceFile]) -> list[str]:
+    """A sentence for every file that is there twice: it is packed once."""
+    first: dict[tuple[str, str], SourceFile] = {}
+    said: dict[str, None] = {}
+    for file in named:
+        before = first.setdefault(file.identity, file)
+        if before is not file:
+            what = "is named twice" if before.path == file.path else f"is the same as {before.name}"
+            said[f"{file.name} {what}: it is packed once"] = None
+    return list(said)
 
 
 class _Packing:

@@ -69,6 +69,9 @@ def _check(inputs: Sequence[Path], vocab_size: int, min_frequency: int, specials
             what = "it holds numbers" if container_of(path.name) else container_reason(path.name)
             raise UsageError(f"{path} is no text to learn words from: {what}", subject=str(path),
                              hint="text, or rows of text: .txt .md .jsonl .json .csv .parquet .arrow")  # fmt: skip
+    if not all(name.strip() for name in specials):
+        raise UsageError("a control token cannot be empty or white space alone", subject="--special",
+                         hint="--special '<|mine|>'")  # fmt: skip
     least = _BYTES + len(specials)
     if not least <= vocab_size <= 1 << 20:
         raise UsageError(f"--vocab-size {vocab_size}: must be {least} (256 bytes and {len(specials)} control tokens) to"
