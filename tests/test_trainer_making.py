@@ -75,6 +75,15 @@ def test_what_a_killed_run_left_is_removed_by_the_next_and_told(
     assert (rows / name).exists() and not left.exists() and all(other.is_dir() for other in others)
 
 
+@pytest.mark.parametrize("command", ["text", "pack"])
+def test_a_folder_as_input_is_told_what_makes_a_file_of_it(
+        rows: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    (rows / "heap").mkdir()
+    assert main(COMMANDS[command]("out").replace("a.jsonl", "heap").split()) == 2
+    said = capsys.readouterr().err
+    assert "heap is a folder" in said and "heirloom prepare convert" in said and "drop it whole" in said
+
+
 def test_nothing_is_left_where_making_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyError), made_beside(tmp_path / ("é" * 120)) as making:
         making.path.mkdir()

@@ -41,6 +41,10 @@ def source_of(path: Path, stage: str) -> SourceFile:
     if not path.exists():
         raise NotFound(f"no file {path}", subject=str(path), hint="check the path after --input")
     container = container_of(path.name)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, and files are prepared", subject=str(path),
+                         hint=f"heirloom prepare convert {path} OUT.jsonl makes one file of its rows, or drop it whole into"
+                         " the inbox")  # fmt: skip
     problem = "" if path.is_file() else "it is no file"
     problem = problem or (kind_reason(stage, container) if container else container_reason(path.name))
     if problem:
