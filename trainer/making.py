@@ -48,7 +48,7 @@ def check_writable(folder: Path) -> None:
             raise
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UsageError(f"nothing can be written into {place}: {reason[:1].lower()}{reason[1:]}", subject=str(folder),
-                         cause=error, hint="name an output in a folder of your own, such as ~/out") from error  # fmt: skip
+                         hint="name an output in a folder of your own, such as ~/out") from None  # fmt: skip
 
 
 @contextlib.contextmanager
