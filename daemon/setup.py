@@ -18,7 +18,7 @@ from guard.store.jobs import add_job, find_job, jobs_in
 from guard.store.keeper import Keeper, open_reader
 from guard.store.versions import all_versions
 from trainer.estimate import version_bytes
-from trainer.hf_tokenizer import keep_tokenizer
+from trainer.hf_tokenizer import keep_tokenizer, open_tokenizer
 from trainer.model_config import ModelConfig
 from trainer.recipe import Recipe, find_recipe, load_recipe, resolve
 from trainer.tokenizer_about import about_tokenizer
@@ -69,6 +69,8 @@ def init_home(
 ) -> dict[str, Any]:  # fmt: skip
     """Make a home and seal its base. Raises CheckFailed over a finished home, UsageError for a wrong recipe.
 
+    A tokenizer or template that cannot be used is refused (NotFound, CheckFailed, UsageError) before anything is made.
+
     `dry_run`: makes nothing, and returns what would be made: home, version, recipe, tokenization, seed, parameters, bytes.
     """
     home = Home(directory.expanduser().absolute())
@@ -82,6 +84,9 @@ def init_home(
     if chosen.stage != "pretrain":
         raise UsageError(f"the recipe {recipe} is for {chosen.stage}; a base is made by one for pretraining",
                          subject=recipe, hint="--recipe pretrain/small")  # fmt: skip
+    # So must a tokenizer that cannot be used: a home without a first version can learn nothing that is dropped.
+    if tokenizer is not None:
+        open_tokenizer(tokenizer, template)
     if dry_run:
         return _would_make(home, chosen, tokenization, seed, tokenizer)
     if not home.store_id_file.exists():

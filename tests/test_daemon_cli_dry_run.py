@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_help import trained_folder
 from homes import add_job_row, clone, keeper_of, make_home, small_family
 from toy import Toy, chat_of, text_of
 
@@ -231,6 +232,19 @@ def test_init_refuses_a_place_before_it_makes_anything(home: Path, capsys: pytes
         code, _out, err = run(f"init {home / 'inner'} --recipe pretrain/micro --tokenization char{dry}")
         assert code == 3 and "do not nest" in err and "making" not in err and not (home / "inner").exists()
     assert run(f"init {home} --recipe pretrain/micro --tokenization char --dry-run")[0] == 3
+
+
+@pytest.mark.parametrize("dry", ["", " --dry-run"])
+def test_init_refuses_a_tokenizer_before_it_makes_anything(
+        tmp_path: Path, dry: str, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    run, target = _runner(capsys), tmp_path / "new"
+    (tmp_path / "tok").mkdir()
+    line = f"init {target} --recipe pretrain/micro --tokenization hf --tokenizer"
+    assert run(f"{line} {tmp_path / 'nothing'}{dry}")[0] == 4 and not target.exists()
+    (tmp_path / "tok" / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}}}')
+    assert run(f"{line} {tmp_path / 'tok'}{dry}")[0] == 3 and not target.exists()
+    good = trained_folder(tmp_path / "good")
+    assert run(f"{line} {good} --template nonsense{dry}")[0] == 2 and not target.exists()
 
 
 def test_an_unfinished_home_would_be_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

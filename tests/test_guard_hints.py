@@ -38,8 +38,34 @@ def test_text_of_another_encoding_is_told_how_to_become_utf8(tmp_path: Path) -> 
         (tmp_path / name).write_bytes(data.encode("cp1252"))
         found = identify(tmp_path / name, name)
         assert found.verdict == "reject" and "iconv -f WINDOWS-1252 -t UTF-8" in found.hint
+        assert ("Excel" in found.hint) == name.endswith(".csv")
         (tmp_path / name).write_text(data, "utf-8")
         assert identify(tmp_path / name, name).verdict == "ok"
+
+
+@pytest.mark.parametrize(("row", "word"), [
+    ({"conversations": [{"from": "human", "value": "q"}, {"from": "bing", "value": "a"}]}, "bing"),
+    ({"messages": [{"role": "user", "content": "q"}, {"role": "bard", "content": "a"}]}, "bard"),
+])  # fmt: skip
+def test_a_speaker_that_is_not_known_is_made_known_as_the_hint_says(row: dict[str, Any], word: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([row] * 9))
+    refused = identify(tmp_path / "a.jsonl", "a.jsonl")
+    said = re.findall(r"(?:columns|roles): \{.*?\}", refused.hint)
+    assert refused.verdict == "reject" and said and f"{word}: assistant" in said[-1]
+    (tmp_path / "a.jsonl.meta.yaml").write_text("\n".join(said) + "\n")
+    found = identify(tmp_path / "a.jsonl", "a.jsonl", side=tmp_path / "a.jsonl.meta.yaml")
+    assert (found.verdict, found.kind, found.examples) == ("ok", "sft", 9), found.reason
+
+
+def test_a_table_with_the_line_ends_of_old_macs_is_told_how_to_be_saved(tmp_path: Path) -> None:
+    for data in (b"text,n\rone,1\rtwo,2\r", b"text,n\none,1\rtwo,2\r"):
+        (tmp_path / "a.csv").write_bytes(data)
+        found = identify(tmp_path / "a.csv", "a.csv")
+        told = f"{found.reason} {found.hint} {found.bad_rows}"
+        assert found.verdict == "reject" and "CR without LF" in told and "save it with LF or CRLF line ends" in told
+        assert "universal-newline" not in told
+    (tmp_path / "a.csv").write_bytes(data.replace(b"\r", b"\r\n"))
+    assert identify(tmp_path / "a.csv", "a.csv").examples == 2
 
 
 def test_numbers_that_json_has_not_are_told_by_their_own_words(tmp_path: Path) -> None:

@@ -181,6 +181,8 @@ def test_ids_of_numpy_and_packed_files_are_converted_too(tmp_path: Path) -> None
         ("rows.jsonl", "a.txt", UsageError, "names no form"),
         ("rows.jsonl", "empty", UsageError, "exists already"),
         ("empty", "x.json", UsageError, "holds no rows"),
+        ("heap", "heap/x.json", UsageError, "is inside"),
+        ("heap", "heap/new/x", UsageError, "is inside"),
         ("broken", "x.json", DataFault, "which is not there"),
         ("outside", "x.json", DataFault, "cannot be read as what"),
         ("blank.json", "x.jsonl", DataFault, "no row in it"),
@@ -197,10 +199,12 @@ def test_what_a_person_may_get_wrong(
         (home / name).mkdir()
         if files:
             (home / name / "state.json").write_text(json.dumps({"_data_files": [{"filename": item} for item in files]}))
-    before = sorted(home.iterdir())
+    (home / "heap").mkdir()
+    (home / "heap" / "a.jsonl").write_text('{"text": "x"}\n')
+    before = sorted(home.rglob("*"))
     with pytest.raises(error, match=words) as caught:
         convert(home / source, home / output)
-    assert caught.value.hint and sorted(home.iterdir()) == before
+    assert caught.value.hint and sorted(home.rglob("*")) == before
 
 
 def test_the_command_tells_what_it_made_and_names_bad_rows_by_line(

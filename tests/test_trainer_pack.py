@@ -131,6 +131,20 @@ def test_patterns_are_expanded_here_too_and_odd_names_are_themselves(tmp_path: P
         expand(["*.parquet"], tmp_path)
 
 
+def test_a_file_that_is_there_twice_is_packed_once_and_told(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (raw / "copy.jsonl").write_bytes((raw / "b.jsonl").read_bytes())
+    line = "prepare pack --seq-length 16 --tokenization char"
+    assert main([*line.split(), "--output", "out", "--input", "raw/b.jsonl", "raw/b.jsonl", "raw/copy.jsonl"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "b.jsonl is named twice: it is packed once" in said and "copy.jsonl is the same as b.jsonl: it is packed once" in said
+    assert main([*line.split(), "--output", "once", "--input", "raw/b.jsonl", "raw/[b].jsonl"]) == 0
+    assert "twice" not in "".join(capsys.readouterr())  # a pattern finds what it finds
+    assert rows_of(tmp_path / "out", "train_16").tobytes() == rows_of(tmp_path / "once", "train_16").tobytes()
+
+
 def test_the_seeds_spelling_on_the_command_line(
     tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from trainer_help import SHAPE, base_job, make_dataset, train_job
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from trainer.dataset import open_dataset, verify_dataset
 from trainer.hf_tokenizer import keep_tokenizer, open_tokenizer, write_hf_tokenizer
+from trainer.pack import PackPlan, pack_folder
 from trainer.prepare import planned_id, prepare_dataset
 from trainer.prepare_folder import prepare_folder
 from trainer.stopping import StopRequested
@@ -303,6 +304,24 @@ def test_plain_text_is_prepared_once_for_every_template(tmp_path: Path, trained:
     assert len(ids) == 3
 
 
+def test_text_that_a_vocabulary_has_no_tokens_for_is_counted_and_told(tmp_path: Path, trained: Path) -> None:
+    folder = unigram_folder(tmp_path / "uni")
+    assert load_tokenizer("hf", folder).unknown_id == 0
+    assert load_tokenizer("hf", trained).unknown_id is load_tokenizer("char").unknown_id is None
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl({"text": "ab" * 300 + "éa" * count} for count in (0, 100)))
+    found = prepare_folder("text", [path], tmp_path / "out", "hf", 0.0, tokenizer_folder=folder)
+    splits = open_dataset(tmp_path / "out").metadata["splits"]
+    assert splits["train"]["unknown_tokens"] == 100 and "unknown_tokens" not in splits["val"]
+    assert found["warnings"] == ["7.1 % of the tokens are <unk>: this tokenizer cannot spell this text"]
+    packed = pack_folder([path], tmp_path / "packed", load_tokenizer("hf", folder), PackPlan((16,), val_split=0.0))
+    assert packed["unknown_tokens"] == {"train": 100} and packed["warnings"] == found["warnings"]
+    path.write_bytes(jsonl([{"text": "ab" * 3000 + "é"}]))
+    found = prepare_folder("text", [path], tmp_path / "few", "hf", 0.0, tokenizer_folder=folder)
+    assert found["warnings"] == []  # one in six thousand is a typing error
+    assert open_dataset(tmp_path / "few").metadata["splits"]["train"]["unknown_tokens"] == 1
+
+
 @pytest.mark.parametrize("words", [{"tokenizer_folder": "x"}, {"template": "harmony"}])
 def test_a_folder_belongs_to_the_tokenization_hf(tmp_path: Path, words: dict[str, Any]) -> None:
     path = tmp_path / "a.txt"
@@ -328,7 +347,8 @@ def test_training_gives_the_same_bytes_every_time_and_learns_from_every_kind_of_
 
 
 @pytest.mark.parametrize(("change", "error", "told"), [
-    ({"vocab_size": 100}, UsageError, "must be 266"), ({"inputs": ["nothing.txt"]}, NotFound, "no file"),
+    ({"vocab_size": 100}, UsageError, "must be 266"), ({"specials": [""]}, UsageError, "cannot be empty"),
+    ({"specials": [" "]}, UsageError, "cannot be empty"), ({"inputs": ["nothing.txt"]}, NotFound, "no file"),
     ({"inputs": ["a.bin"]}, UsageError, "no text to learn"), ({"inputs": ["empty.txt"]}, DataFault, "no text in"),
     ({"min_frequency": 0}, UsageError, "at least 1"), ({"out_dir": "."}, UsageError, "exists already"),
     ({"template": "x"}, UsageError, "unknown template"), ({"inputs": []}, UsageError, "no input"),

@@ -19,6 +19,7 @@ from guard.durable import make_dir, remove_tree, rename_new, write_json
 from guard.errors import DataFault, UsageError
 from trainer.convert_sinks import FORMATS, write_arrow_folder, write_csv, write_json_rows, write_parquet
 from trainer.convert_sources import RowFiles, find_splits
+from trainer.making import made_beside
 
 __all__ = ["convert"]
 
@@ -54,8 +55,8 @@ def convert(source: Path, output: Path, form: str = "", progress: Progress | Non
     """Convert a file or folder of rows; returns what was made: `output`, `format`, `rows`, `columns`, `splits`.
 
     `form` is one of FORMATS; "" takes it from the output's name, which without a suffix is an Arrow folder. A source with splits
-    gives a folder with a folder for each. Raises UsageError (words, an output that exists), NotFound, DataFault (bad rows by
-    line, values the form has no word for), OSError.
+    gives a folder with a folder for each. Raises UsageError (words, an output that exists or lies in `source`), NotFound,
+    DataFault (bad rows by line, values the form has no word for), OSError.
     """
     form = form or _form_of(output)
     splits = find_splits(source)
@@ -65,18 +66,16 @@ def convert(source: Path, output: Path, form: str = "", progress: Progress | Non
                          hint=f"name a folder and --to {form}, or convert the files of one split")  # fmt: skip
     if os.path.lexists(output):
         raise UsageError(f"{output} exists already", subject=str(output), hint="name a new file or folder; nothing is replaced")
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{output} is inside {source}, and would be a part of it the next time", subject=str(output),
+                         hint="name an output outside of the input")  # fmt: skip
     output = output.absolute()
-    making = output.with_name(f".{output.name[:80]}.{os.getpid()}.making")
-    make_dir(output.parent)
-    try:
+    with made_beside(output) as (making, removed):
         made = _make_splits(splits, making, form, progress) if named else [_make(splits[""], making, form, progress)]
         rename_new(making, output)
-    except BaseException:
-        if os.path.lexists(making):
-            remove_tree(making)
-        raise
     return {"output": str(output), "format": form, "rows": sum(item["rows"] for item in made), "columns": made[0]["columns"],
-            "splits": {name: item["rows"] for name, item in zip(splits, made, strict=True) if name}}  # fmt: skip
+            "splits": {name: item["rows"] for name, item in zip(splits, made, strict=True) if name},
+            "removed": removed}  # fmt: skip
 
 
 def _form_of(output: Path) -> str:

@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 
 from guard.checks.rows import Example
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, write_json
+from guard.durable import fsync_tree, make_dir, rename_new, write_json
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from guard.heldout import held_out_mask
 from trainer.dataset import METADATA, STATE
+from trainer.making import made_beside
 from trainer.packed_writer import ArrowRows, Ids, NpyRows, PackedRows
 from trainer.pipeline import in_order
 from trainer.prepare import Progress
 from trainer.prepare_folder import check_output, skipped_rows, source_of
 from trainer.source_file import SourceFile, batches_of
 from trainer.tokenizer import Tokenizer
+from trainer.unspelt import unknown_in, unspelt_warnings
 
 __all__ = ["FORMATS", "PackPlan", "expand", "pack_folder"]
 
@@ -62,20 +64,22 @@ class PackPlan:
 
 
 def expand(words: Sequence[str], folder: Path) -> list[Path]:
-    """The files that were named, each once, in the order given; what stands for several (`raw/*.parquet`) sorted by name.
+    """The files that were named, in the order given; what stands for several (`raw/*.parquet`) sorted by name.
 
+    What a pattern finds again is left out; a file that is named again is there again.
     A name that is there as it stands is itself, whatever signs are in it. Raises NotFound when nothing fits.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for word in words:
         path = folder / Path(word).expanduser()
         names = [str(path)] if os.path.lexists(path) or not glob.has_magic(word) else sorted(glob.glob(str(path), recursive=True))
         if not names:
             raise NotFound(f"no file fits {word}", subject=word, hint="check the path after --input")
-        found.update(dict.fromkeys(Path(name) for name in names if len(names) == 1 or os.path.isfile(name)))
+        named = names == [str(path)]
+        found += [path for path in map(Path, names) if named or (path not in found and (len(names) == 1 or path.is_file()))]
     if not found:
         raise UsageError("no input file", hint="--input 'raw/*.parquet'")
-    return list(found)
+    return found
 
 
 def pack_folder(inputs: Sequence[Path], output_dir: Path, tokenizer: Tokenizer, plan: PackPlan, *, threads: int = 1,
@@ -88,13 +92,12 @@ def pack_folder(inputs: Sequence[Path], output_dir: Path, tokenizer: Tokenizer, 
     plan.check()
     check_output(output_dir)
     tokenizer.check_specials()
-    files = list({file.identity: file for file in (source_of(path, "pretrain") for path in inputs)}.values())
+    named = [source_of(path, "pretrain") for path in inputs]
+    files = list({file.identity: file for file in named}.values())
     skipped = [skipped_rows(file, "pretrain") for file in files]
     output_dir = output_dir.absolute()
-    making = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.making")
-    remove_tree(making)
-    make_dir(making)
-    try:
+    with made_beside(output_dir) as (making, removed):
+        make_dir(making)
         packing = _Packing(making, tokenizer, plan, threads, progress)
         counts = packing.run(files)
         metadata = _metadata(packing, files, counts)
@@ -104,11 +107,21 @@ def pack_folder(inputs: Sequence[Path], output_dir: Path, tokenizer: Tokenizer, 
         with contextlib.suppress(FileNotFoundError):
             output_dir.rmdir()
         rename_new(making, output_dir)
-    except BaseException:
-        remove_tree(making)
-        raise
-    return {"output_dir": str(output_dir), **metadata, "skipped_rows": sum(count for count, _rows in skipped),
+    return {"output_dir": str(output_dir), **metadata, "removed": removed,
+            "warnings": [*metadata["warnings"], *_repeated(named)], "skipped_rows": sum(count for count, _rows in skipped),
             "skipped": [row for _count, rows in skipped for row in rows][:_LISTED_ROWS]}  # fmt: skip
+
+
+def _repeated(named: Sequence[SourceFile]) -> list[str]:
+    """A sentence for every file that is there twice: it is packed once."""
+    first: dict[tuple[str, str], SourceFile] = {}
+    said: dict[str, None] = {}
+    for file in named:
+        before = first.setdefault(file.identity, file)
+        if before is not file:
+            what = "is named twice" if before.path == file.path else f"is the same as {before.name}"
+            said[f"{file.name} {what}: it is packed once"] = None
+    return list(said)
 
 
 class _Packing:
@@ -118,6 +131,7 @@ class _Packing:
         self.tokenizer, self.plan, self.threads, self.progress = tokenizer, plan, threads, progress
         self.examples = {"train": 0, "val": 0}
         self.tokens = {"train": 0, "val": 0}
+        self.unknown = {"train": 0, "val": 0}
         make = FORMATS[plan.format]
         self.rows = {split: [make(folder / f"{split}_{length}", length, plan.shard_rows)
                              for length in sorted(set(plan.lengths))] for split in self.tokens}  # fmt: skip
@@ -147,6 +161,7 @@ class _Packing:
                     self._add(split, mine)
                     last[split] = last[split] or bool(mine)
                     self.examples[split] += len(mine)
+                    self.unknown[split] += unknown_in(mine, self.tokenizer)
                 count += len(batch)
                 if self.progress:
                     self.progress(sum(self.examples.values()), sum(self.tokens.values()))
@@ -203,6 +218,8 @@ def _metadata(packing: _Packing, files: Sequence[SourceFile], counts: Sequence[i
                   for file, count in zip(files, counts, strict=True)],
         "examples": packing.examples,
         "tokens": packing.tokens,
+        **({"unknown_tokens": unknown} if (unknown := {name: n for name, n in packing.unknown.items() if n}) else {}),
         "splits": {name: rows.record() for name, rows in made.items() if rows.rows},
-        "warnings": [f"{name} is not there: too few tokens are held out for one sequence" for name in missing],
+        "warnings": [*(f"{name} is not there: too few tokens are held out for one sequence" for name in missing),
+                     *unspelt_warnings(packing.unknown, sum(packing.tokens.values()), tokenizer)],
     }  # fmt: skip

@@ -45,6 +45,7 @@ from trainer.templates.base import Template
 from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer
 from trainer.unsaid import Unsaid
+from trainer.unspelt import unspelt_warnings
 
 __all__ = ["DEFAULT_SHARD_TOKENS", "LOW_MASK_RATIO", "Progress", "SourceFile", "planned_id", "prepare_dataset"]
 
@@ -211,6 +212,7 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Templat
               unsaid: Unsaid, given: Iterable[str]) -> dict[str, Any]:  # fmt: skip
     splits = {"train": writers[False].record(), "val": writers[True].record()}
     tokens = sum(split["tokens"] for split in splits.values())
+    unknown = {name: split.get("unknown_tokens", 0) for name, split in splits.items()}
     loss_tokens = sum(split["loss_tokens"] for split in splits.values())
     ratio = loss_tokens / tokens if tokens else 0.0
     low = stage == "sft" and tokens > 0 and ratio < LOW_MASK_RATIO
@@ -235,7 +237,8 @@ def _metadata(identity: str, stage: str, tokenizer: Tokenizer, template: Templat
         "mask_ratio": ratio,
         **({"inexpressible": {"count": unsaid.count, "first": unsaid.listed}} if unsaid.count else {}),
         "warnings": [*(_taken_on_trust(name, tokenizer) for name in given),
-                     *unsaid.warnings(template.name), *([_low_ratio(ratio)] if low else [])],
+                     *unsaid.warnings(template.name), *unspelt_warnings(unknown, tokens, tokenizer),
+                     *([_low_ratio(ratio)] if low else [])],
     }  # fmt: skip
 
 

@@ -8,7 +8,6 @@ Nothing is registered, and nothing is known of what any model has learnt.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 from guard.checks.columns import PLAIN
 from guard.checks.kinds import container_of, container_reason, holds_rows, kind_reason
 from guard.checks.rows import iter_rows, read_fields
-from guard.durable import make_dir, remove_tree, rename_new, sha256_file
+from guard.durable import rename_new, sha256_file
 from guard.errors import CheckFailed, DataFault, NotFound, UsageError
 from trainer.hf_tokenizer import open_tokenizer
+from trainer.making import check_writable, made_beside
 from trainer.prepare import DEFAULT_SHARD_TOKENS, Progress, SourceFile, prepare_dataset
 from trainer.row_files import reading_beside
 from trainer.templates.base import Template
@@ -41,6 +41,10 @@ def source_of(path: Path, stage: str) -> SourceFile:
     if not path.exists():
         raise NotFound(f"no file {path}", subject=str(path), hint="check the path after --input")
     container = container_of(path.name)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, and files are prepared", subject=str(path),
+                         hint=f"heirloom prepare convert {path} OUT.jsonl makes one file of its rows, or drop it whole into"
+                         " the inbox")  # fmt: skip
     problem = "" if path.is_file() else "it is no file"
     problem = problem or (kind_reason(stage, container) if container else container_reason(path.name))
     if problem:
@@ -68,12 +72,13 @@ def skipped_rows(file: SourceFile, stage: str) -> _Skipped:
 
 
 def check_output(folder: Path) -> None:
-    """Raises UsageError unless the folder is missing or empty."""
+    """Raises UsageError unless the folder is missing or empty, and can be made."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} is not a folder", subject=str(folder), hint="name a new folder after --output-dir")
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", subject=str(folder),
                          hint="name a new or empty folder after --output-dir")  # fmt: skip
+    check_writable(folder.absolute().parent)
 
 
 def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | str, tokenization: str = "gpt2",
@@ -102,9 +107,7 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
         files += [replace(source_of(Path(item), stage), split="val") for item in held_out]
     skipped = [skipped_rows(file, stage) for file in {file.sha256: file for file in files}.values()]
     output_dir = output_dir.absolute()
-    making = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.making")
-    make_dir(output_dir.parent)
-    try:
+    with made_beside(output_dir) as (making, removed):
         dataset = prepare_dataset(files, tokenizer, making, stage=stage, shard_size_tokens=shard_size_tokens, salt=salt,
                                   validation_fraction=val_split, threads=threads, template=chosen, progress=progress)  # fmt: skip
         if not dataset.train.count + dataset.val.count:
@@ -114,10 +117,7 @@ def prepare_folder(kind: str, inputs: Sequence[Path | str], output_dir: Path | s
         with contextlib.suppress(FileNotFoundError):
             output_dir.rmdir()
         rename_new(making, output_dir)
-    except BaseException:
-        remove_tree(making)
-        raise
-    return _summary(dataset.metadata, output_dir, skipped)
+    return _summary(dataset.metadata, output_dir, skipped) | {"removed": removed}
 
 
 def tokenizer_of(tokenization: str, folder: Path | str | None, template: str | None) -> tuple[Tokenizer, Template]:

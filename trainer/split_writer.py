@@ -19,6 +19,7 @@ from trainer.dataset import COLUMNS
 from trainer.shards import ShardWriter
 from trainer.template import Encoded
 from trainer.tokenizer import Tokenizer
+from trainer.unspelt import unknown_in, unknown_record
 
 __all__ = ["SplitWriter"]
 
@@ -30,8 +31,8 @@ class SplitWriter:
                  stack: contextlib.ExitStack) -> None:  # fmt: skip
         make_dir(folder)
         self.folder = folder
-        self.with_mask = with_mask
-        self.count = self.loss_tokens = 0
+        self.tokenizer, self.with_mask = tokenizer, with_mask
+        self.count = self.loss_tokens = self.unknown = 0
         self.table = stack.enter_context(open_new(folder / "examples.npy"))
         self._write_header()
         self.fingerprints = stack.enter_context(open_new(folder / "examples.fp"))
@@ -61,6 +62,7 @@ class SplitWriter:
         self.fingerprints.write(b"".join(example.fingerprint for example, _encoded in rows))
         self.count += len(rows)
         self.loss_tokens += int(table[:, 4].sum())
+        self.unknown += unknown_in([encoded.ids for _example, encoded in rows], self.tokenizer)
 
     def finish(self) -> None:
         """Put the number of examples into the header; before the files are closed."""
@@ -72,6 +74,7 @@ class SplitWriter:
             "examples": self.count,
             "tokens": self.writer.total_tokens,
             "loss_tokens": self.loss_tokens,
+            **unknown_record(self.unknown),
             "shards": [shard.as_dict() for shard in self.writer.shards],
             "examples_sha256": sha256_file(self.folder / "examples.npy"),
             "fingerprints_sha256": sha256_file(self.folder / "examples.fp"),

@@ -60,6 +60,8 @@ class Tokenizer(ABC):
     """Rows of the embedding table; ids from vocab_size on never occur."""
     dtype: np.dtype[Any] = np.dtype("<u2")
     """Of its ids, in memory and on disk: uint16, or uint32 where the vocabulary needs it."""
+    unknown_id: int | None = None
+    """What text becomes that the vocabulary has no tokens for; None where anything can be spelt."""
 
     def __init__(self, first_special: int, padded_vocab_size: int) -> None:
         self._specials = {name: first_special + offset for offset, name in enumerate(SPECIAL_TOKENS)}

@@ -102,6 +102,7 @@ class HfTokenizer(Tokenizer):
         ends = {self.separator_id, *(self._specials.get(files.named.get(word, "")) for word in ("eos_token", "bos_token"))}
         if unknown is not None and unknown not in ends:  # where one token is both, unknown text would end a document
             self._forbidden[unknown] = False
+            self.unknown_id = unknown
 
     def _separator(self, files: TokenizerFolder, name: str) -> int:
         if files.separator_id is not None and files.separator_id in self._names:

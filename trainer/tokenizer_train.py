@@ -6,7 +6,6 @@ Not here: using it (`trainer/tokenizer_hf.py`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ import orjson
 from guard.checks.kinds import container_of, container_reason, holds_rows, unpacked_container
 from guard.checks.rows import iter_rows, open_regular, text_chunks
 from guard.containers.unpack import unpacked
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new
+from guard.durable import fsync_tree, make_dir, rename_new
 from guard.errors import DataFault, NotFound, UsageError
 from guard.segment import iter_segments
 from trainer.hf_tokenizer import write_hf_tokenizer
+from trainer.making import made_beside
 from trainer.runs import RUN_PATTERN, split_runs
-from trainer.templates.base import Template
 from trainer.templates.find import template_from
 from trainer.tokenizer_folder import TokenizerFolder, added_token
 from trainer.tokenizer_hf import HfTokenizer
@@ -70,6 +69,9 @@ def _check(inputs: Sequence[Path], vocab_size: int, min_frequency: int, specials
             what = "it holds numbers" if container_of(path.name) else container_reason(path.name)
             raise UsageError(f"{path} is no text to learn words from: {what}", subject=str(path),
                              hint="text, or rows of text: .txt .md .jsonl .json .csv .parquet .arrow")  # fmt: skip
+    if not all(name.strip() for name in specials):
+        raise UsageError("a control token cannot be empty or white space alone", subject="--special",
+                         hint="--special '<|mine|>'")  # fmt: skip
     least = _BYTES + len(specials)
     if not least <= vocab_size <= 1 << 20:
         raise UsageError(f"--vocab-size {vocab_size}: must be {least} (256 bytes and {len(specials)} control tokens) to"
@@ -87,22 +89,27 @@ def train_tokenizer(inputs: Sequence[Path | str], vocab_size: int, out_dir: Path
 
     `min_frequency`: how often a pair must occur to be merged; `specials`: control tokens beside those of `template` and
     <|endoftext|>; `progress` is told (texts, characters) so far. Returns {out_dir, vocab_size, content_hash, texts,
-    characters, special_tokens}. Raises UsageError for wrong words or an existing folder, NotFound for a missing file,
-    DataFault when there is no text.
+    characters, special_tokens, template, removed}. Raises UsageError for wrong words or a folder that exists or
+    cannot be made, NotFound for a missing file, DataFault when there is no text.
     """
     paths, out_dir = [Path(item) for item in inputs], Path(out_dir).absolute()
     chosen = template_from({"name": template})
     names = list(dict.fromkeys([_END_OF_TEXT, *chosen.special_tokens, *specials]))
     _check(paths, vocab_size, min_frequency, names, out_dir)
-    feed = _Feed(paths, progress)
-    model = _learn(feed, vocab_size - len(names), min_frequency)
-    if not feed.characters:
-        raise DataFault("there is no text in the files", subject=paths[0].name, hint="name other files after --input")
-    tokenizer = _assemble(model, names)
-    _write(tokenizer, chosen, out_dir)
+    with made_beside(out_dir) as (making, removed):
+        feed = _Feed(paths, progress)
+        model = _learn(feed, vocab_size - len(names), min_frequency)
+        if not feed.characters:
+            raise DataFault("there is no text in the files", subject=paths[0].name, hint="name other files after --input")
+        tokenizer = _assemble(model, names)
+        tokenizer.check_specials()
+        make_dir(making)
+        write_hf_tokenizer(tokenizer, making, None, chosen)
+        fsync_tree(making)
+        rename_new(making, out_dir)
     return {"out_dir": str(out_dir), "vocab_size": tokenizer.vocab_size, "content_hash": tokenizer.content_hash,
             "texts": feed.texts, "characters": feed.characters, "special_tokens": tokenizer.special_tokens,
-            "template": chosen.name}  # fmt: skip
+            "template": chosen.name, "removed": removed}  # fmt: skip
 
 
 class _Feed:
@@ -147,17 +154,3 @@ def _assemble(model: dict[str, Any], names: Sequence[str]) -> HfTokenizer:
         "decoder": byte_level, "model": model,
     }  # fmt: skip
     return HfTokenizer(TokenizerFolder(document, {"eos_token": _END_OF_TEXT, "pad_token": _END_OF_TEXT}), "the new tokenizer")
-
-
-def _write(tokenizer: HfTokenizer, template: Template, out_dir: Path) -> None:
-    tokenizer.check_specials()
-    making = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.making")
-    make_dir(out_dir.parent)
-    try:
-        make_dir(making)
-        write_hf_tokenizer(tokenizer, making, None, template)
-        fsync_tree(making)
-        rename_new(making, out_dir)
-    except BaseException:
-        remove_tree(making)
-        raise

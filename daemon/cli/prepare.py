@@ -16,7 +16,7 @@ import typer
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_tokens, plural, visible
 
-__all__ = ["add_to", "dataset_lines", "teller"]
+__all__ = ["add_to", "dataset_lines", "removed_lines", "teller"]
 
 _TELL_TOKENS = 2_000_000
 
@@ -142,4 +142,9 @@ def dataset_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"   Skipped: {plural(found['skipped_rows'], 'row')} that cannot be used")
         lines += [f"     {visible(row['file'])}:{row['line']} {visible(row['field'])} {visible(row['reason'])}"
                   for row in found["skipped"]]  # fmt: skip
-    return lines + [f"   ⚠️ {visible(text)}" for text in found["warnings"]]
+    return lines + [f"   ⚠️ {visible(text)}" for text in found["warnings"]] + removed_lines(found)
+
+
+def removed_lines(found: Mapping[str, Any]) -> list[str]:
+    """What runs that were killed had left of the same output."""
+    return [f"   Removed {visible(name)}: a run that was killed had left it" for name in found["removed"]]

@@ -14,6 +14,7 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import bar, human_count, plural, visible
+from daemon.cli.prepare import removed_lines
 from guard.errors import UsageError
 
 __all__ = ["add_to"]
@@ -44,7 +45,7 @@ def prepare_convert(
     caller.console.emit(found)
     lines = [f"✅ Converted: {visible(found['output'])} ({found['format']})", f"   {plural(found['rows'], 'row')}"]
     lines += [f"   {visible(name)}: {plural(rows, 'row')}" for name, rows in found["splits"].items()]
-    caller.console.note(*lines, f"   Columns: {', '.join(visible(name) for name in found['columns'])}")
+    caller.console.note(*lines, f"   Columns: {', '.join(visible(name) for name in found['columns'])}", *removed_lines(found))
 
 
 class _Teller:

@@ -10,7 +10,7 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_tokens, plural, visible
-from daemon.cli.prepare import teller
+from daemon.cli.prepare import removed_lines, teller
 from guard.errors import UsageError
 
 __all__ = ["add_to", "pack_lines"]
@@ -71,4 +71,4 @@ def pack_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"   Skipped: {plural(found['skipped_rows'], 'row')} that cannot be used")
         lines += [f"     {visible(row['file'])}:{row['line']} {visible(row['field'])} {visible(row['reason'])}"
                   for row in found["skipped"]]  # fmt: skip
-    return lines + [f"   ⚠️ {visible(text)}" for text in found["warnings"]]
+    return lines + [f"   ⚠️ {visible(text)}" for text in found["warnings"]] + removed_lines(found)

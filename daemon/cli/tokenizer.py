@@ -12,6 +12,7 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_count, plural, visible
+from daemon.cli.prepare import removed_lines
 
 __all__ = ["add_to"]
 
@@ -56,4 +57,5 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"✅ Tokenizer ready: {visible(found['out_dir'])}",
         f"   {plural(found['vocab_size'], 'id')} from {plural(found['texts'], 'text')}, template {visible(found['template'])}",
         f"   Use it: heirloom init DIR --tokenization hf --tokenizer {visible(found['out_dir'])}",
+        *removed_lines(found),
     ]

@@ -7,6 +7,7 @@ Not here: reading and counting (`identify.py`, `scan.py`), and the words of a wh
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from guard.checks import kinds
 from guard.checks.forms import columns_hint
@@ -20,6 +21,9 @@ from guard.containers.faults import CutShort
 __all__ = ["counted", "cut_short", "ignore", "judged", "wait", "zero_filled"]
 
 _SHOWN = 40
+_SPEAKER = re.compile(r"unknown (role|speaker) '([A-Za-z][\w-]*)'", re.ASCII)
+_SHARED = ("columns: {conversations: messages, conversations.from: messages.role, conversations.value: messages.content} and, "
+           "in a line of its own, ")  # fmt: skip
 BYTES_PER_TOKEN = 4  # GPT-2 on English prose; the exact count is made when the file is prepared
 _RENAMED = {"gzip": ".gz, such as data.jsonl.gz", "zstandard": ".zst, such as data.jsonl.zst", "parquet": ".parquet",
             "Arrow": ".arrow", "NumPy": ".npy"}  # fmt: skip
@@ -91,7 +95,8 @@ def _read_hint(base: Identity, tally: Tally) -> str:
     """What to do about too many rows that cannot be read, from the first of them."""
     reason = tally.bad_rows[0].reason
     if reason.startswith("invalid UTF-8"):
-        return "save it as UTF-8 text: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        excel = " (in Excel: Save as, CSV UTF-8)" if kinds.unpacked_container(base.container) == "csv" else ""
+        return f"save it as UTF-8 text: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW{excel}"
     if reason.endswith("is not a JSON number"):
         return "write null in its place: JSON has no NaN and no Infinity"
     return _shape_hint(base, tally)
@@ -101,6 +106,11 @@ def _rows_hint(base: Identity, tally: Tally, columns: list[str]) -> str:
     """What to do about too many rows that cannot be trained on, from the first of them."""
     if tally.unusable_rows[0].field == "prefix" and base.kind == "preference" and not base.reading.get("columns"):
         return columns_hint(columns)
+    speaker = _SPEAKER.fullmatch(tally.unusable_rows[0].reason)
+    if speaker and base.kind == "sft" and not (base.reading.get("columns") or base.reading.get("roles")):
+        shared, names = (_SHARED, "human: user, gpt: assistant, ") if speaker[1] == "speaker" else ("", "")
+        return (f"if {speaker[2]} is the assistant, write beside it in FILE.meta.yaml: {shared}"
+                f"roles: {{{names}{speaker[2]}: assistant}}")  # fmt: skip
     some = "" if tally.examples == 0 else ", or raise intake.max_unusable_rows in configs/heirloom.yaml: they are left out then"
     return f"heirloom prepare validate FILE --all lists every row at fault: mend or remove them{some}"
 

@@ -21,6 +21,8 @@ __all__ = ["read_csv"]
 _SEPARATORS = (",", ";", "\t")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _SHOWN_BYTES = 4096
+_LONE_CR = "new-line character seen in unquoted field"
+_CR_REASON, _CR_HINT = "a line ends in CR without LF", "save it with LF or CRLF line ends"
 
 
 def read_csv(stream: BinaryIO, max_row_bytes: int) -> Iterator[Row]:
@@ -40,6 +42,8 @@ def read_csv(stream: BinaryIO, max_row_bytes: int) -> Iterator[Row]:
             if "unexpected end of data" in str(error):
                 raise CutShort(f"the quotes that open in the row of line {begun} are never closed", line=begun) from error
             fault = Fault("", f"not valid CSV: {error}", "quotes around a value, and doubled inside it")
+            if _LONE_CR in str(error):
+                fault = Fault("", f"not valid CSV: {_CR_REASON}", _CR_HINT)
             yield Row(begun, lines.first, None, fault)
             continue
         if cells:
@@ -60,6 +64,8 @@ def _header(lines: _Lines, max_row_bytes: int) -> tuple[list[str], Iterator[list
     try:
         names = next(records, [])
     except csv.Error as error:
+        if _LONE_CR in str(error):
+            raise DataFault(_CR_REASON, hint=_CR_HINT) from error
         raise DataFault(f"the first line is no header of column names: {error}",
                         hint="name the columns in it, e.g. text") from error  # fmt: skip
     lines.refuse_foreign_letters()
@@ -137,4 +143,6 @@ class _Lines:
     def refuse_foreign_letters(self) -> None:
         """Raises DataFault when what was read of the header is no UTF-8."""
         if self.fault:
-            raise DataFault(self.fault.reason, hint="save it as UTF-8 text, with iconv -f WINDOWS-1252 -t UTF-8")
+            raise DataFault(self.fault.reason,
+                            hint="save it as UTF-8 text, with iconv -f WINDOWS-1252 -t UTF-8 (in Excel: Save as,"
+                            " CSV UTF-8)")  # fmt: skip

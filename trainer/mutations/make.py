@@ -20,6 +20,7 @@ import orjson
 
 from guard.durable import make_dir, open_new
 from guard.errors import CheckFailed, DataFault, EnvironmentFault, NotFound, UsageError
+from trainer.making import check_writable
 from trainer.mutations.outcome import REASONS, mutant_of, row_of
 
 __all__ = ["OUTPUT_FILE", "make_mutations"]
@@ -52,6 +53,7 @@ def make_mutations(repos: Sequence[Path], outs: Sequence[Path], output: Path, *,
     if target.exists():
         raise UsageError(f"{target} exists already", subject=str(target), hint="name another --output")
     pairs = _pairs(repos, outs)
+    check_writable(target.parent)
     make_dir(target.parent)
     tally, told = _Tally(), []
     with tempfile.TemporaryDirectory(prefix=".mutants-", dir=target.parent) as scratch, open_new(target) as handle:

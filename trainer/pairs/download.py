@@ -20,6 +20,7 @@ from typing import Any
 from guard.durable import make_dir, open_new
 from guard.errors import DataFault, NotFound, UsageError
 from guard.failpoints import point
+from trainer.making import check_writable
 from trainer.pairs.hub import Origin, find_folder, find_origin, open_rows
 from trainer.pairs.pair import pair_id, pair_line
 from trainer.pairs.partial import Partial, SourceState
@@ -68,6 +69,7 @@ class Download:
         The report: `out pairs bytes sha256 missing sources{name: pairs rows refused listed origin revision done}`. Raises
         EnvironmentFault when the network or the disk gives way (run again goes on), DataFault, NotFound, Busy.
         """
+        check_writable(self.request.out.parent)
         make_dir(self.request.out.parent)
         with self.partial.hold():
             runs = {source.name: self._begin(source) for source in self.sources()}

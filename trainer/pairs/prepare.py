@@ -20,6 +20,7 @@ from guard.checks.rows import read_fields
 from guard.checks.safety import Rule, broken_rules
 from guard.durable import make_dir, open_new
 from guard.errors import DataFault, NotFound, UsageError
+from trainer.making import check_writable
 from trainer.pairs.pair import PAIRS_FILE, pair_id, pair_line
 from trainer.row_files import data_files, reading_beside, rows_of
 
@@ -65,6 +66,7 @@ def prepare_pairs(inputs: Sequence[Path], output_dir: Path | None, rules: Sequen
     if output is not None and output.exists():
         raise UsageError(f"{output} exists already", subject=str(output), hint="name another --output-dir")
     if output is not None:
+        check_writable(output.parent)
         make_dir(output.parent)
     tally = _Tally(everything)
     with contextlib.ExitStack() as stack:

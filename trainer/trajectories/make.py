@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from guard.durable import make_dir, open_new
 from guard.errors import DataFault, NotFound, UsageError
+from trainer.making import check_writable
 from trainer.row_files import data_files, rows_of
 from trainer.templates.harmony_simple import encode_harmony_messages
 from trainer.trajectories.events import Piece, Unreadable, pieces_of, session_key, starts_session, whole_session
@@ -74,6 +75,7 @@ def make_trajectories(inputs: Sequence[Path], output: Path, *, form: str = "mess
         raise UsageError(f"{target} exists already", subject=str(target), hint="name another --output")
     files = [item for path in inputs for item in _files(path)]
     render, tally = _renderer(form), _Tally()
+    check_writable(target.parent)
     make_dir(target.parent)
     with open_new(target) as handle:
         for session in (session for path, name in files for session in _sessions(path, name, tally)):
