@@ -111,7 +111,7 @@ def test_parquet_and_both_forms_of_arrow_give_the_same_rows(scratch: Path) -> No
 
 def test_splits_are_known_by_their_names(scratch: Path) -> None:
     held_out = ("val/a.jsonl", "data/test-00000-of-00001.parquet", "val_512/x.npy", "Validation/x.csv")
-    trained = ("train/a.jsonl", "data/values.jsonl", "evaluate.jsonl", "train/test-questions.jsonl")
+    trained = ("train/a.jsonl", "train/test-questions.jsonl")
     for name in (*held_out, *trained):
         write(scratch / "splits" / name, text_rows(1))
     assert {item.name: item.split for item in data_files(scratch / "splits")} == {
@@ -123,6 +123,12 @@ def test_splits_are_known_by_their_names(scratch: Path) -> None:
     for name in ("b/x.jsonl", "a.txt"):
         write(scratch / "hidden" / name, text_rows(1))
     assert [item.name for item in data_files(scratch / "hidden")] == ["a.txt", "b/x.jsonl"]
+    write(scratch / "splits" / "data/values.jsonl", text_rows(1))
+    with pytest.raises(DataFault, match="values[.]jsonl says neither train nor val beside train/a"):
+        data_files(scratch / "splits")
+    for name in ("data/values.jsonl", "evaluate.jsonl"):
+        write(scratch / "heap" / name, text_rows(1))
+    assert {item.split for item in data_files(scratch / "heap")} == {"train"}
 
 
 def test_an_id_beyond_the_vocabulary_is_named() -> None:
