@@ -250,6 +250,17 @@ def test_files_in_a_folder_that_is_itself_called_train_are_a_drop_each(toy: Toy)
     assert sorted(drop[:2] for drop in toy.drops()) == [("a.jsonl", "admitted"), ("b.jsonl", "admitted")]
 
 
+def test_arrow_files_that_the_description_does_not_name_are_not_learnt_and_told(toy: Toy) -> None:
+    folder = saved(toy.home.inbox / "set", {"train": texts("row", 20), "test": texts("val", 4)})
+    write_files(folder, {"train/data-00001-of-00003.arrow": texts("stale", 30), "train/cache-0a1b.arrow": texts("cache", 3)})
+    settle(toy)
+    assert [drop[:2] for drop in toy.drops()] == [("set", "admitted")]
+    file = find_file(toy.keeper.ledger, "set")
+    assert (file.examples, file.record["unread"]) == (24, ["train/data-00001-of-00003.arrow"])
+    story = "\n".join(story_lines(tell_story(toy.keeper, "set", toy.home.root)))
+    assert "not read, for its state.json does not name them: train/data-00001-of-00003.arrow" in story
+
+
 def test_a_side_file_beside_a_folder_is_taken_with_it(toy: Toy) -> None:
     rows = [{"body": row["text"]} for row in texts("row", 30)]
     write_files(toy.home.inbox / "pretrain/set", {"train/a.jsonl": rows, "val/a.parquet": rows[:5]})

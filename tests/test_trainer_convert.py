@@ -16,9 +16,9 @@ import pytest
 
 from daemon.cli.main import main
 from guard.errors import DataFault, HeirloomError, NotFound, UsageError
-from trainer.convert_sources import find_splits
 from trainer import convert_sinks
 from trainer.convert import convert
+from trainer.convert_sources import find_splits
 
 datasets = pytest.importorskip("datasets")
 datasets.disable_progress_bars()
@@ -237,7 +237,7 @@ def test_a_file_that_names_no_split_beside_splits_is_not_converted_as_one(scratc
     (scratch / "set").mkdir()
     for name in ("train", "test", "exam2"):
         (scratch / "set" / f"{name}.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(DataFault, match="exam2[.]jsonl says neither train nor val"):
+    with pytest.raises(DataFault, match=r"exam2\.jsonl says neither train nor val"):
         find_splits(scratch / "set")
     (scratch / "set" / "exam2.jsonl").unlink()
     assert sorted(find_splits(scratch / "set")) == ["test", "train"]

@@ -15,7 +15,16 @@ from typing import NamedTuple
 import orjson
 
 from guard.checks.columns import PLAIN, Reading
-from guard.checks.folders import dataset_folders, is_junk, members_of, named_missing, row_container, split_of, waits_for
+from guard.checks.folders import (
+    dataset_folders,
+    is_junk,
+    members_of,
+    named_missing,
+    row_container,
+    split_of,
+    unread_files,
+    waits_for,
+)
 from guard.checks.jsonl import Row
 from guard.checks.kinds import container_of, holds_rows, unpacked_container
 from guard.checks.rows import open_regular
@@ -23,9 +32,10 @@ from guard.checks.side import read_side, reading_in, sides_beside
 from guard.containers.read import read_container
 from guard.errors import DataFault, UsageError
 
-__all__ = ["DataFile", "data_files", "reading_beside", "rows_of", "side_beside", "whole_problem"]
+__all__ = ["DataFile", "data_files", "reading_beside", "rows_of", "side_beside", "unread_in", "whole_problem"]
 
 _WORDS_ONLY = {"tokenizer_state.json", "dataset_metadata.json", "readme.md", "license.txt", "license.md"}
+_TELL = ("state.json", "dataset_dict.json")
 
 
 class DataFile(NamedTuple):
@@ -41,6 +51,8 @@ def data_files(folder: Path) -> list[DataFile]:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     if problem := whole_problem(folder, names):
         raise DataFault(f"{folder} is not whole: {problem}", subject=str(folder), hint="copy the whole folder again")
+    stale = set(unread_in(folder, names))
+    names = [name for name in names if name not in stale]
     if "" in dataset_folders(names):  # one drop: what lies beside its rows is settings
         return [DataFile(folder / member.name, member.name, member.split) for member in members_of(names)]
     return [DataFile(folder / name, name, split_of(name) or "train") for name in names if _is_data(name)]
@@ -58,22 +70,28 @@ def whole_problem(folder: Path, names: Sequence[str], irregular: Sequence[str] =
 
     `irregular`: names of what is no regular file.
     """
+    stale = set(unread_in(folder, names))
     for unit in sorted(dataset_folders([*names, *irregular])):
-        cut = len(unit) + 1 if unit else 0
-        here, odd = ([name[cut:] for name in some if name.startswith(unit + "/" if unit else "")] for some in (names, irregular))
+        top = f"{unit}/" if unit else ""
+        here = [name[len(top) :] for name in names if name.startswith(top) and name not in stale]
+        odd = [name[len(top) :] for name in irregular if name.startswith(top)]
         if problem := waits_for(here, odd):
             return f"{unit}: {problem}" if unit else problem
-    return next(filter(None, (_told_missing(folder, name, names) for name in names)), "")
+    places = [(name.rpartition("/")[0], _told(folder, name)) for name in names if name.rpartition("/")[2] in _TELL]
+    return next(filter(None, (named_missing(place, told, names) for place, told in places)), "")
 
 
-def _told_missing(folder: Path, name: str, names: Sequence[str]) -> str:
-    place, _, last = name.rpartition("/")
-    if last not in ("state.json", "dataset_dict.json"):
-        return ""
+def unread_in(folder: Path, names: Sequence[str]) -> list[str]:
+    """The Arrow files among these that the `state.json` beside them does not name: none of their rows are read."""
+    states = [name for name in names if name.rpartition("/")[2] == "state.json"]
+    return sorted({stale for name in states for stale in unread_files(name.rpartition("/")[0], _told(folder, name), names)})
+
+
+def _told(folder: Path, name: str) -> object:
     try:
-        return named_missing(place, orjson.loads((folder / name).read_bytes()), names)
+        return orjson.loads((folder / name).read_bytes())
     except orjson.JSONDecodeError:
-        return ""  # somebody else's state.json: names decide
+        return None  # somebody else's state.json: names decide
 
 
 def side_beside(path: Path) -> Path | None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from guard.checks.kinds import container_of, forced_kind_of, holds_rows, ignored_name, kind_reason, unpacked_container
 
 __all__ = ["LACKS", "PLAIN_FOLDER", "Member", "dataset_folders", "ignored_folder", "is_junk", "members_of", "named_missing",
-           "row_container", "shown_name", "split_of", "split_word", "waits_for"]  # fmt: skip
+           "row_container", "shown_name", "split_of", "split_word", "unread_files", "waits_for"]  # fmt: skip
 
 LACKS = "it lacks "
 """How the reason begins when pieces are not there yet: such a folder waits for them however long it takes."""
@@ -235,12 +235,19 @@ def _says_nothing(members: Sequence[Member]) -> str:
     return f"{shown_name(silent)} says neither train nor val beside {beside}: rename it or take it out"
 
 
-def _missing_pieces(names: Iterable[str]) -> list[str]:
-    """The names of pieces that the others tell of: `-00001-of-00003` where only 0 and 2 are there."""
+def _missing_pieces(names: Sequence[str]) -> list[str]:
+    """The names of pieces that the others tell of: `-00001-of-00003` where only 0 and 2 are there.
+
+    Arrow files that `datasets` saved are told by their `state.json` instead (`named_missing`): others may be stale.
+    """
+    here = set(names)
+    told = {folder for name in names if (folder := name.removesuffix("dataset_info.json")) != name
+            and folder + "state.json" in here}
     pieces: dict[tuple[str, str, str], set[int]] = {}
     for name in names:
         found = _PIECE.fullmatch(name)
-        if found and not is_junk(name):
+        by_state = name.endswith(".arrow") and name[: name.rindex("/") + 1 if "/" in name else 0] in told
+        if found and not is_junk(name) and not by_state:
             pieces.setdefault((found[1], found[3], found[4]), set()).add(int(found[2]))
     return [f"{stem}-{number:05d}-of-{total}{suffix}" for (stem, total, suffix), there in sorted(pieces.items())
             for number in range(int(total)) if number not in there]  # fmt: skip
@@ -255,6 +262,17 @@ def named_missing(folder: str, description: object, names: Iterable[str]) -> str
     here = set(names)
     missing = [_below(folder, name) for name in wanted if isinstance(name, str) and _below(folder, name) not in here]
     return LACKS + _listed(missing) if missing else ""
+
+
+def unread_files(folder: str, description: object, names: Iterable[str]) -> list[str]:
+    """Arrow files in `folder` that its own `state.json` (parsed) does not name: what an earlier `save_to_disk` left there.
+
+    None where it names no file: then all of them count.
+    """
+    files: Any = description.get("_data_files") if isinstance(description, dict) else None
+    named = {item.get("filename") for item in files if isinstance(item, dict)} if isinstance(files, list) else set()
+    return [name for name in names if named and name.rpartition("/")[0] == folder
+            and unpacked_container(row_container(name)) == "arrow" and name.rpartition("/")[2] not in named]  # fmt: skip
 
 
 def _listed(missing: Sequence[str]) -> str:
