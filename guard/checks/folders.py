@@ -9,6 +9,7 @@ out, the same for a folder and for a tar of it. Not here: listing a folder (`gua
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -92,8 +93,9 @@ def _said_by_files(names: Iterable[str]) -> dict[str, str]:
     one that says val whatever folder it lies in."""
     found: dict[str, str] = {}
     for name in sorted(names):
-        if row_container(name):
-            found.setdefault(split_of(name), name)
+        split = split_of(name)
+        if (split not in found or (split == "val" and "only" not in found)) and row_container(name):
+            found.setdefault(split, name)
             if _ONLY_VAL.fullmatch(name.partition(".")[0]):
                 found.setdefault("only", name)
     return found
@@ -129,6 +131,8 @@ def _why_by_words(folder: str, below: Sequence[str], said: Mapping[str, Mapping[
     It holds rows to train and rows to judge by; data sets in folders without such a word stay what they are, unless rows to
     judge by lie outside them. Or it has a folder of rows to train: the others may be on their way.
     """
+    if not below:
+        return ""
     loose: dict[str, str] = {}
     whole: dict[str, str] = {}
     training = ""
@@ -170,6 +174,7 @@ def split_word(name: str) -> str:
     return next((found[0].lower() for part in (*reversed(parts), last) if (found := _WORD.match(part))), "")
 
 
+@functools.lru_cache(maxsize=1 << 14)  # a heap's names are asked for again and again
 def split_of(name: str) -> str:
     """`train` or `val` by `split_word`; "" when nothing says a split."""
     word = _WORD.match(split_word(name))
