@@ -113,6 +113,7 @@ def drop_result(name: str, verdict: str, reason: str, sha256: str | None, record
         "duplicates": record.get("duplicates", 0) + decision.get("known_examples", 0), "status": status,
         "mended": list(decision.get("mends", ())),
         "splits": split_counts(record), "left_out": list(record.get("left_out", ())),
+        "unread": list(record.get("unread", ())),
         "untouchable": decision.get("untouchable_examples", 0), "evaluation_rows": (record.get("evaluation") or {}).get("rows"),
     }  # fmt: skip
 

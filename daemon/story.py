@@ -168,6 +168,7 @@ def _file(row: sqlite3.Row) -> dict[str, Any]:
         "bad_rows_count": record.get("bad_rows_count") or len(record.get("bad_rows") or []),
         "reading": record.get("reading") or {}, "settings": record.get("settings") or {},
         "splits": record.get("splits") or [], "left_out": record.get("left_out") or [],
+        "unread": record.get("unread") or [],
         "unusable_rows": record.get("unusable_rows") or [], "unusable_rows_count": record.get("unusable_rows_count") or 0,
     }  # fmt: skip
 

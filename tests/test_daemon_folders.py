@@ -192,6 +192,75 @@ def test_domain_folders_are_a_drop_each_and_other_folders_stay_heaps_of_files(to
     assert names == dict.fromkeys(("coding", "legal", "a.jsonl", "x.jsonl", "n.md"), "admitted")
 
 
+@pytest.mark.parametrize("files", [
+    {"train.jsonl": "train", "test.jsonl": "val", "notes.txt": ""},
+    {"train.jsonl": "train", "validation_matched.jsonl": "val", "eval-hard.jsonl": "val", "heldout.jsonl": "val",
+     "devset.jsonl": "val", "testset.jsonl": "val"},
+    {"train/a/x.jsonl": "train", "train/test_a/x.jsonl": "val", "val/a/x.jsonl": "val"},
+])  # fmt: skip
+def test_rows_that_a_name_keeps_for_judging_are_never_learnt_whatever_lies_beside_them(toy: Toy, files: dict[str, str]) -> None:
+    write_files(toy.home.inbox / "heap", {name: texts(name, 20) if split else "a note\n" for name, split in files.items()})
+    settle(toy)
+    assert [drop[:2] for drop in toy.drops()] == [("heap", "admitted")]
+    file = find_file(toy.keeper.ledger, "heap")
+    told = {item["member"]: item["split"] for item in file.record["splits"]}
+    assert told == {name: split for name, split in files.items() if split}
+    learnt = bitmap_flags(toy.keeper.ledger.value("SELECT bitmap FROM learnt WHERE sha256 = ?", (file.sha256,)), file.examples)
+    assert learnt[:20].any() and not learnt[20:].any()
+
+
+def test_a_file_that_names_no_split_beside_splits_makes_the_folder_wait(toy: Toy) -> None:
+    folder = write_files(toy.home.inbox / "heap", {name: texts(name, 9) for name in ("train.jsonl", "test.jsonl", "exam2.jsonl")})
+    settle(toy)
+    assert toy.drops() == []
+    assert toy.engine.intake.settler.waiting()[str(folder)] == \
+        "exam2.jsonl says neither train nor val beside train.jsonl and test.jsonl: rename it or take it out"  # fmt: skip
+    (folder / "exam2.jsonl").rename(folder / "test-exam2.jsonl")
+    settle(toy)
+    assert [drop[:2] for drop in toy.drops()] == [("heap", "admitted")]
+
+
+def test_a_folder_whose_other_split_is_still_on_its_way_waits_for_it_as_a_whole(toy: Toy) -> None:
+    folder = write_files(toy.home.inbox / "set", {"train/a.jsonl": texts("row", 20), "val/.rv.jsonl.Xy12Zw": texts("val", 3)})
+    settle(toy)
+    assert toy.drops() == []
+    assert toy.engine.intake.settler.waiting()[str(folder)].startswith("val/.rv.jsonl.Xy12Zw in it is a hidden file; rsync")
+    (folder / "val/.rv.jsonl.Xy12Zw").rename(folder / "val/rv.jsonl")
+    settle(toy)
+    assert [drop[:2] for drop in toy.drops()] == [("set", "admitted")]
+    assert find_file(toy.keeper.ledger, "set").record["splits"][1]["split"] == "val"
+
+
+def test_later_files_of_a_folder_with_rows_to_train_start_its_waiting_anew(toy: Toy) -> None:
+    folder = toy.home.inbox / "set"
+    toy.engine.hint()
+    for number in range(12):
+        write_files(folder, {f"train/{number}.jsonl": texts(f"row {number}", 3)})
+        toy.step()
+    write_files(folder, {"val/a.jsonl": texts("val", 3)})
+    assert toy.drops() == []
+    settle(toy)
+    assert [drop[:2] for drop in toy.drops()] == [("set", "admitted")]
+    assert {item["split"] for item in find_file(toy.keeper.ledger, "set").record["splits"]} == {"train", "val"}
+
+
+def test_files_in_a_folder_that_is_itself_called_train_are_a_drop_each(toy: Toy) -> None:
+    write_files(toy.home.inbox / "train", {"a.jsonl": texts("a", 9), "b.jsonl": texts("b", 9)})
+    settle(toy)
+    assert sorted(drop[:2] for drop in toy.drops()) == [("a.jsonl", "admitted"), ("b.jsonl", "admitted")]
+
+
+def test_arrow_files_that_the_description_does_not_name_are_not_learnt_and_told(toy: Toy) -> None:
+    folder = saved(toy.home.inbox / "set", {"train": texts("row", 20), "test": texts("val", 4)})
+    write_files(folder, {"train/data-00001-of-00003.arrow": texts("stale", 30), "train/cache-0a1b.arrow": texts("cache", 3)})
+    settle(toy)
+    assert [drop[:2] for drop in toy.drops()] == [("set", "admitted")]
+    file = find_file(toy.keeper.ledger, "set")
+    assert (file.examples, file.record["unread"]) == (24, ["train/data-00001-of-00003.arrow"])
+    story = "\n".join(story_lines(tell_story(toy.keeper, "set", toy.home.root)))
+    assert "not read, for its state.json does not name them: train/data-00001-of-00003.arrow" in story
+
+
 def test_a_side_file_beside_a_folder_is_taken_with_it(toy: Toy) -> None:
     rows = [{"body": row["text"]} for row in texts("row", 30)]
     write_files(toy.home.inbox / "pretrain/set", {"train/a.jsonl": rows, "val/a.parquet": rows[:5]})

@@ -43,17 +43,33 @@ SHARD = "train-00000-of-00001.parquet"
     (["train.jsonl", "test.jsonl", "README.md"], [""]),
     (["hh/harmless/train.jsonl.gz", "hh/harmless/test.jsonl.gz", "hh/README.md"], ["hh/harmless"]),
     (["data/train.tsv", "data/dev.ndjson", "notes.md"], [""]),
-    (["train.jsonl", "test.jsonl", "notes.md"], []),
-    (["train.jsonl", "test_cases.jsonl"], []),
+    (["train.jsonl", "test.jsonl", "notes.md"], [""]),
+    (["heap/train.jsonl", "heap/test.jsonl", "heap/notes.txt", "heap/x.pdf"], ["heap"]),
+    (["train.jsonl", "test_cases.jsonl"], [""]),
+    (["train.jsonl", "validation_matched.jsonl", "eval-hard.jsonl", "odd.jsonl"], [""]),
+    *((["train.jsonl", f"{word}.jsonl"], [""]) for word in ("heldout", "holdout", "held-out", "hold_out", "devset", "testset",
+                                                            "valset", "evalset", "testing", "HELDOUT2")),
+    (["trainset.jsonl", "testset.jsonl"], [""]),
+    (["nest/train/a/x.jsonl", "nest/train/test_a/x.jsonl", "nest/val/a/x.jsonl"], ["nest"]),
+    (["x/a/train.jsonl", "x/b/test.jsonl"], ["x"]),
+    (["x/one/train/a.jsonl", "x/one/val/a.jsonl", "x/two/train.jsonl", "x/two/test.jsonl", "x/a.jsonl"], ["x/one", "x/two"]),
+    (["x/one/train/a.jsonl", "x/one/val/a.jsonl", "x/test.jsonl"], ["x"]),
+    (["x/train/train.jsonl", "x/train/test.jsonl"], ["x"]),
+    (["data/train/a.jsonl", "data/val/a.jsonl", "README.md"], [""]),
     (["train.jsonl", "test.txt"], []),
     (["train.jsonl", "training.jsonl"], []),
     (["train/a.jsonl", "val/a.jsonl"], [""]),
     (["train/a.arrow", "train/state.json", "train/dataset_info.json", "validation/a.arrow"], [""]),
     (["coding/train/a.jsonl", "coding/val/a.jsonl", "legal/train/a.npy", "legal/val/a.npy"], ["coding", "legal"]),
     (["train_512/a.npy", "train_1024/a.npy"], [""]),
-    (["train/a.jsonl"], []),
+    (["train/a.jsonl"], [""]),
+    (["x/train_a/deep/a.jsonl", "x/b.jsonl", "c.jsonl"], ["x"]),
+    (["train/a.jsonl", "val/.a.jsonl.Xy12Zw"], [""]),
+    (["a.jsonl", "b.jsonl"], []),
+    (["train.jsonl"], []),
     (["val/a.jsonl", "test/a.jsonl"], []),
-    (["train/a.jsonl", "val/notes.txt"], []),
+    (["train/a.jsonl", "val/notes.txt"], [""]),
+    (["train/notes.txt", "val/a.jsonl"], []),
     (["training/a.jsonl", "validation/b.jsonl", "validation/.DS_Store"], [""]),
     (["trainers/a.jsonl", "valid/a.jsonl"], []),
     (["trains.jsonl", "values.jsonl"], []),
@@ -77,7 +93,10 @@ def test_train_is_read_first_and_lengths_ascend() -> None:
     ("data/test.csv.gz", "val", "csv.gz"), ("data-00000-of-00001.arrow", "train", "arrow"),
     ("train/test_cases.jsonl", "train", "jsonl"), ("eval-00000-of-00001.json", "val", "json"),
     ("data/developers.jsonl", "train", "jsonl"), ("data/test_gen-00000-of-00001.parquet", "val", "parquet"),
-    ("valid.tsv", "val", "csv"), ("coding/val/x.jsonl.zst", "val", "jsonl.zst"),
+    ("heldout-3.csv", "val", "csv"), ("validation_matched.jsonl", "val", "jsonl"), ("holdouts.jsonl", "train", "jsonl"),
+    ("train/test.jsonl", "val", "jsonl"), ("train/test-00000-of-00001.parquet", "val", "parquet"),
+    ("train/test_a/x.jsonl", "val", "jsonl"), ("val/train.jsonl", "val", "jsonl"), ("valid.tsv", "val", "csv"),
+    ("coding/val/x.jsonl.zst", "val", "jsonl.zst"),
 ])  # fmt: skip
 def test_a_file_belongs_to_the_split_of_its_nearest_folder_else_of_its_name(name: str, split: str, container: str) -> None:
     assert members_of([name]) == [(name, split, container)]
@@ -96,6 +115,19 @@ def test_what_is_missing_is_named() -> None:
     assert named_missing("", {"splits": ["train", "test"]}, ["train/state.json"]) == "it lacks test/state.json"
     for odd in (None, [], {"_data_files": 3, "splits": "x"}, {"_data_files": [{"filename": 3}, 4], "splits": [5]}):
         assert named_missing("", odd, []) == ""
+
+
+def test_a_file_of_rows_that_names_no_split_beside_splits_keeps_the_set_waiting() -> None:
+    names = ["train.jsonl", "test.jsonl", "notes.txt", "settings.json"]
+    assert waits_for(names) == ""
+    assert waits_for([*names, "exam2.jsonl"]) == \
+        "exam2.jsonl says neither train nor val beside train.jsonl and test.jsonl: rename it or take it out"  # fmt: skip
+    assert waits_for(["train/a.jsonl", "val/b.jsonl", "more/c.csv"]).startswith("more/c.csv says neither train nor val")
+    assert waits_for(["train/a.jsonl", "more.jsonl"]) == ""
+    pieces = [f"data/{name}-00000-of-00001.parquet" for name in ("train", "test", "unsupervised")]
+    assert waits_for(pieces) == ""
+    assert waits_for(["train/a.jsonl", "val/.a.jsonl.Xy12Zw"]).startswith("val/.a.jsonl.Xy12Zw in it is a hidden file; rsync")
+    assert waits_for(["train/a.jsonl", "val/a.jsonl.part"]).startswith("val/a.jsonl.part in it is an unfinished")
 
 
 def test_junk_is_what_systems_and_tools_leave_behind() -> None:

@@ -18,6 +18,7 @@ from daemon.cli.main import main
 from guard.errors import DataFault, HeirloomError, NotFound, UsageError
 from trainer import convert_sinks
 from trainer.convert import convert
+from trainer.convert_sources import find_splits
 
 datasets = pytest.importorskip("datasets")
 datasets.disable_progress_bars()
@@ -234,3 +235,13 @@ def test_a_large_file_is_converted_in_bounded_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20 and [rows for rows, _share in told] == [1000] and 0.6 < (told[0][1] or 0) < 0.8
+
+
+def test_a_file_that_names_no_split_beside_splits_is_not_converted_as_one(scratch: Path) -> None:
+    (scratch / "set").mkdir()
+    for name in ("train", "test", "exam2"):
+        (scratch / "set" / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataFault, match=r"exam2\.jsonl says neither train nor val"):
+        find_splits(scratch / "set")
+    (scratch / "set" / "exam2.jsonl").unlink()
+    assert sorted(find_splits(scratch / "set")) == ["test", "train"]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from trainer_data import chat_row, jsonl, make, store, text_rows
 
+from daemon.cli.main import main
 from guard.durable import json_bytes
 from guard.errors import DataFault, NotFound, UsageError
 from trainer.dataset import open_dataset
@@ -96,6 +97,36 @@ def test_a_folder_of_arrow_files_is_read_by_what_it_says_it_holds(scratch: Path)
     assert not told["ok"] and "data-00001-of-00002.arrow" in told["reason"]
 
 
+def test_arrow_files_of_an_earlier_saving_are_not_read_and_told(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = arrow_folder(scratch / "set", [chat_row(number) for number in range(9)], 1)
+    (folder / "data-00002-of-00003.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
+    report = validate_path(folder)
+    assert report["ok"] and report["rows"] == 9 and report["unread"] == ["data-00002-of-00003.arrow"]
+    assert main(["prepare", "validate", str(folder)]) == 0
+    assert "Not read, for its state.json does not name them: data-00002-of-00003.arrow" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("data/train-00000-of-00002.jsonl", "it lacks data/train-00001-of-00002.jsonl"),
+    ("data/test-00000-of-00001.jsonl.part", "data/test-00000-of-00001.jsonl.part in it is an unfinished"),
+    ("below/train/a.jsonl.part", "below: train/a.jsonl.part in it is an unfinished"),
+    ("link", "link in it is not a regular file"),
+])  # fmt: skip
+def test_a_folder_that_intake_would_not_take_yet_is_at_fault_for_intakes_reason(
+        name: str, reason: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    folder = scratch / "set"
+    inside = "below/train/b.jsonl" if name.startswith("below") else "data/test-00000-of-00001.jsonl"
+    write(folder / inside, text_rows(3))
+    assert main(["prepare", "validate", str(folder)]) == 0
+    if name == "link":
+        (folder / name).symlink_to(folder / inside)
+    else:
+        write(folder / name, text_rows(3))
+    capsys.readouterr()
+    assert main(["prepare", "validate", str(folder)]) == 3
+    assert f"is not whole: {reason}" in capsys.readouterr().out
+
+
 def test_parquet_and_both_forms_of_arrow_give_the_same_rows(scratch: Path) -> None:
     rows = [{"text": f"row {number}", "note": None if number % 2 else "odd"} for number in range(150)]
     table = pa.Table.from_pylist(rows)
@@ -111,7 +142,7 @@ def test_parquet_and_both_forms_of_arrow_give_the_same_rows(scratch: Path) -> No
 
 def test_splits_are_known_by_their_names(scratch: Path) -> None:
     held_out = ("val/a.jsonl", "data/test-00000-of-00001.parquet", "val_512/x.npy", "Validation/x.csv")
-    trained = ("train/a.jsonl", "data/values.jsonl", "evaluate.jsonl", "train/test-questions.jsonl")
+    trained = ("train/a.jsonl", "train/test-questions.jsonl")
     for name in (*held_out, *trained):
         write(scratch / "splits" / name, text_rows(1))
     assert {item.name: item.split for item in data_files(scratch / "splits")} == {
@@ -123,6 +154,12 @@ def test_splits_are_known_by_their_names(scratch: Path) -> None:
     for name in ("b/x.jsonl", "a.txt"):
         write(scratch / "hidden" / name, text_rows(1))
     assert [item.name for item in data_files(scratch / "hidden")] == ["a.txt", "b/x.jsonl"]
+    write(scratch / "splits" / "data/values.jsonl", text_rows(1))
+    with pytest.raises(DataFault, match=r"values\.jsonl says neither train nor val beside train/a"):
+        data_files(scratch / "splits")
+    for name in ("data/values.jsonl", "evaluate.jsonl"):
+        write(scratch / "heap" / name, text_rows(1))
+    assert {item.split for item in data_files(scratch / "heap")} == {"train"}
 
 
 def test_an_id_beyond_the_vocabulary_is_named() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from guard.checks.folders import dataset_folders, row_container, split_of, split_word
+from guard.checks.folders import dataset_folders, row_container, split_of, split_word, waits_for
 from guard.checks.jsonl import Row
 from guard.checks.kinds import container_of, container_reason, holds_rows, ignored_name, unpacked_container
 from guard.checks.rows import open_regular
@@ -57,6 +57,8 @@ def _by_word(paths: list[Path]) -> dict[str, list[Path]]:
     """Files by the split that their names say (`train-00000-of-00002.parquet`, `test.jsonl`); all together where none is said."""
     if "" not in dataset_folders(path.name for path in paths):
         return {"": paths}
+    if problem := waits_for([path.name for path in paths]):
+        raise DataFault(f"{paths[0].parent} is not whole: {problem}", subject=str(paths[0].parent), hint="make it whole first")
     found: dict[str, list[Path]] = {}
     for path in paths:
         found.setdefault(split_word(path.name) or "train", []).append(path)

@@ -7,7 +7,7 @@ data and which split they say is told by `guard/checks/folders.py`, as for drops
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,16 @@ from typing import NamedTuple
 import orjson
 
 from guard.checks.columns import PLAIN, Reading
-from guard.checks.folders import dataset_folders, is_junk, members_of, named_missing, row_container, split_of
+from guard.checks.folders import (
+    dataset_folders,
+    is_junk,
+    members_of,
+    named_missing,
+    row_container,
+    split_of,
+    unread_files,
+    waits_for,
+)
 from guard.checks.jsonl import Row
 from guard.checks.kinds import container_of, holds_rows, unpacked_container
 from guard.checks.rows import open_regular
@@ -23,9 +32,10 @@ from guard.checks.side import read_side, reading_in, sides_beside
 from guard.containers.read import read_container
 from guard.errors import DataFault, UsageError
 
-__all__ = ["DataFile", "data_files", "reading_beside", "rows_of", "side_beside"]
+__all__ = ["DataFile", "data_files", "reading_beside", "rows_of", "side_beside", "unread_in", "whole_problem"]
 
 _WORDS_ONLY = {"tokenizer_state.json", "dataset_metadata.json", "readme.md", "license.txt", "license.md"}
+_TELL = ("state.json", "dataset_dict.json")
 
 
 class DataFile(NamedTuple):
@@ -37,9 +47,12 @@ class DataFile(NamedTuple):
 
 
 def data_files(folder: Path) -> list[DataFile]:
-    """The data files below a folder, by name, without hidden ones. Raises DataFault for a piece that is missing."""
+    """The data files below a folder, by name, without hidden ones. Raises DataFault for what intake would wait with."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    _missing_pieces(folder, names)
+    if problem := whole_problem(folder, names):
+        raise DataFault(f"{folder} is not whole: {problem}", subject=str(folder), hint="copy the whole folder again")
+    stale = set(unread_in(folder, names))
+    names = [name for name in names if name not in stale]
     if "" in dataset_folders(names):  # one drop: what lies beside its rows is settings
         return [DataFile(folder / member.name, member.name, member.split) for member in members_of(names)]
     return [DataFile(folder / name, name, split_of(name) or "train") for name in names if _is_data(name)]
@@ -52,17 +65,33 @@ def _is_data(name: str) -> bool:
     return bool(row_container(name)) or (unpacked_container(container_of(name)) == "text" and not hidden)
 
 
-def _missing_pieces(folder: Path, names: list[str]) -> None:
-    for name in names:
-        place, _, last = name.rpartition("/")
-        if last not in ("state.json", "dataset_dict.json"):
-            continue
-        try:
-            told = orjson.loads((folder / name).read_bytes())
-        except orjson.JSONDecodeError:
-            continue  # somebody else's state.json: names decide
-        if problem := named_missing(place, told, names):
-            raise DataFault(f"{folder} is not whole: {problem}", subject=str(folder), hint="copy the whole folder again")
+def whole_problem(folder: Path, names: Sequence[str], irregular: Sequence[str] = ()) -> str:
+    """Why intake would not take a data set at or below a folder yet, by its names and by what describes it; "" when it would.
+
+    `irregular`: names of what is no regular file.
+    """
+    stale = set(unread_in(folder, names))
+    for unit in sorted(dataset_folders([*names, *irregular])):
+        top = f"{unit}/" if unit else ""
+        here = [name[len(top) :] for name in names if name.startswith(top) and name not in stale]
+        odd = [name[len(top) :] for name in irregular if name.startswith(top)]
+        if problem := waits_for(here, odd):
+            return f"{unit}: {problem}" if unit else problem
+    places = [(name.rpartition("/")[0], _told(folder, name)) for name in names if name.rpartition("/")[2] in _TELL]
+    return next(filter(None, (named_missing(place, told, names) for place, told in places)), "")
+
+
+def unread_in(folder: Path, names: Sequence[str]) -> list[str]:
+    """The Arrow files among these that the `state.json` beside them does not name: none of their rows are read."""
+    states = [name for name in names if name.rpartition("/")[2] == "state.json"]
+    return sorted({stale for name in states for stale in unread_files(name.rpartition("/")[0], _told(folder, name), names)})
+
+
+def _told(folder: Path, name: str) -> object:
+    try:
+        return orjson.loads((folder / name).read_bytes())
+    except orjson.JSONDecodeError:
+        return None  # somebody else's state.json: names decide
 
 
 def side_beside(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ Not here: words for a person (`daemon/cli/prepare_checks.py`).
 from __future__ import annotations
 
 import dataclasses
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from guard.checks.jsonl import Fault, Row
 from guard.checks.kinds import KINDS, container_of, detect_columns, holds_rows
 from guard.checks.rows import read_fields
 from guard.errors import Damage, DataFault, NotFound, UsageError
+from guard.folder_tree import list_tree, regular
 from trainer.dataset import METADATA, Split, open_dataset, verify_dataset
-from trainer.row_files import data_files, rows_of, side_beside
+from trainer.row_files import data_files, rows_of, side_beside, unread_in, whole_problem
 from trainer.shards import shard_name
 
 __all__ = ["LISTED", "token_fault", "validate_path"]
@@ -38,7 +40,8 @@ def validate_path(path: Path, kind: str | None = None, *, everything: bool = Fal
 
     `everything`: list every fault and not the first 20. `vocab_size`: ids in `input_ids` must lie below it. Keys: `path
     type ok kind container rows examples tokens columns sample faults_count faults[] reason hint`; of a folder also
-    `files[]` (the same for each). A fault is `{file, line, field, reason, expected}`. Raises NotFound and UsageError.
+    `files[]` (the same for each) and `unread[]` (Arrow files that its `state.json` does not name).
+    A fault is `{file, line, field, reason, expected}`. Raises NotFound and UsageError.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError(f"{kind} is not a kind", hint=f"one of {', '.join(KINDS)}")
@@ -180,6 +183,11 @@ def _record(file: str, line: int, fault: Fault) -> dict[str, Any]:
 
 def _folder(path: Path, kind: str | None, everything: bool, vocab_size: int | None) -> dict[str, Any]:
     """All data files of a folder, one after another."""
+    entries = list_tree(path)
+    names = regular(entries)
+    if problem := whole_problem(path, names, [name for name, facts in entries if not stat.S_ISREG(facts.st_mode)]):
+        # As intake would say it, which follows no link.
+        return _hopeless(path, DataFault(f"{path} is not whole: {problem}", hint="make it whole, and look again"))
     try:
         files = data_files(path)
     except DataFault as fault:
@@ -196,7 +204,7 @@ def _folder(path: Path, kind: str | None, everything: bool, vocab_size: int | No
         "path": str(path), "type": "folder", "ok": all(report["ok"] for report in reports), "kind": first["kind"],
         "container": first["container"], "rows": sum(report["rows"] for report in reports),
         "examples": sum(report["examples"] for report in reports), "tokens": sum(report["tokens"] for report in reports),
-        "columns": first["columns"], "sample": first["sample"], "splits": splits,
+        "columns": first["columns"], "sample": first["sample"], "splits": splits, "unread": unread_in(path, names),
         "faults_count": sum(report["faults_count"] for report in reports),
         "faults": faults if everything else faults[:LISTED], "files": reports,
         "reason": next((report["reason"] for report in reports if not report["ok"]), ""), "hint": "",

@@ -206,6 +206,8 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
             lines.append(f"    a folder of {visible(told)}{more}")
         if file.get("left_out"):
             lines.append(f"    left out when it was packed: {visible(', '.join(file['left_out']))}")
+        if file.get("unread"):
+            lines.append(f"    not read, for its state.json does not name them: {visible(', '.join(file['unread']))}")
         if file.get("damage"):
             lines.append(f"    damaged: {visible(file['damage'])}")
         for rows, what in (("bad_rows", "skipped"), ("unusable_rows", "that cannot be trained on")):

@@ -71,6 +71,9 @@ def validate_lines(report: Mapping[str, Any]) -> list[str]:
     size = f" (about {human_tokens(report['tokens'])} tokens)" if report["tokens"] else ""
     lines.append(f"   Rows: {report['rows']:,}, of them usable {report['examples']:,}{size}")
     lines += _split_lines(report)
+    if report.get("unread"):
+        listed = visible(", ".join(report["unread"][:_LISTED_DROPS]))
+        lines.append(f"   Not read, for its state.json does not name them: {listed}")
     if report["sample"] is not None:
         lines.append(f"   Sample: {_excerpt(report['sample'])}")
     lines += fault_lines(report, named=report["type"] != "file")

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from guard import durable
 from guard.checks import kinds
 from guard.checks.columns import PLAIN, Reading
+from guard.checks.folders import shown_name
 from guard.checks.identity import Identity, Limits
 from guard.checks.judging import counted, cut_short, ignore, judged, wait, zero_filled
 from guard.checks.made_with import said_by_side
@@ -224,6 +225,7 @@ def _folder(stream: BinaryIO, base: Identity, forced_kind: str | None, limits: L
     detected, columns = detect_folder_kind(stream, found, limits.max_line_bytes, reading)
     kind = forced_kind or (detected.kind if detected else "")
     base = dataclasses.replace(base, kind=kind, card=card_text(stream, found.files),
+                               unread=tuple(map(shown_name, found.unread[:20])),
                                tokenizer=tokenizer_in(stream, found.files) or base.tokenizer)  # fmt: skip
     if kinds.kind_reason(kind, base.container) and kind:
         return ignore(base, kinds.kind_reason(kind, base.container))

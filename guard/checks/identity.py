@@ -94,14 +94,16 @@ class Identity:
     """What was said of the tokenizer that made its token ids (`made_with.py`); {} when nothing was, or it holds no ids."""
     card: str = ""
     """Of a packed folder: the first words of its card."""
+    unread: tuple[str, ...] = ()
+    """Of a packed folder: Arrow files in it that its `state.json` does not name; their rows are not its own."""
 
     def as_record(self) -> dict[str, Any]:
         """The identity as plain values: `record.json`, and the child's reply."""
         record = dataclasses.asdict(self)
         for name in ("bad_rows", "unusable_rows"):
             record[name] = [fault.as_dict() for fault in getattr(self, name)]
-        record["splits"] = list(self.splits)
-        return {key: value for key, value in record.items() if value or key not in ("splits", "card")}
+        record["splits"], record["unread"] = list(self.splits), list(self.unread)
+        return {key: value for key, value in record.items() if value or key not in ("splits", "card", "unread")}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Identity:
@@ -109,4 +111,4 @@ class Identity:
         known = {key: record[key] for key in (field.name for field in dataclasses.fields(cls)) if key in record}
         for name in ("bad_rows", "unusable_rows"):
             known[name] = tuple(RowFault(**fault) for fault in known.get(name, ()))
-        return cls(**{**known, "splits": tuple(known.get("splits", ()))})
+        return cls(**{**known, "splits": tuple(known.get("splits", ())), "unread": tuple(known.get("unread", ()))})

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from guard.checks.folders import Member, dataset_folders, is_junk, members_of, named_missing, shown_name, waits_for
+from guard.checks.folders import Member, dataset_folders, is_junk, members_of, named_missing, shown_name, unread_files, waits_for
 from guard.checks.jsonl import MAX_LINE_BYTES, Row
 from guard.checks.made_with import said_by_state
 from guard.errors import DataFault
@@ -26,10 +26,14 @@ _TOLD = ("state.json", "dataset_dict.json")
 
 
 class DataSet(NamedTuple):
-    """A data set in a tar: its files of rows in reading order, each with its place, and all of its files by name."""
+    """A data set in a tar: its files of rows in reading order, each with its place, and all of its files by name.
+
+    `unread`: Arrow files that the `state.json` beside them does not name, and that are therefore no rows of it.
+    """
 
     members: list[tuple[Member, Stored]]
     files: dict[str, Stored]
+    unread: tuple[str, ...] = ()
 
 
 def data_set_in(stream: BinaryIO) -> DataSet:
@@ -46,10 +50,17 @@ def data_set_in(stream: BinaryIO) -> DataSet:
     top = next(iter(found))
     cut = len(top) + 1 if top else 0
     files = {name[cut:]: file for name, file in stored.items() if name.startswith(f"{top}/" if top else "") and not is_junk(name)}
-    problem = waits_for(list(files)) or _told_missing(stream, files)
+    unread = _unread(stream, files)
+    kept = [name for name in files if name not in unread]
+    problem = waits_for(kept) or _told_missing(stream, files)
     if problem:
         raise DataFault(f"the data set is not whole: {problem}", hint="copy the folder again")
-    return DataSet([(member, files[member.name]) for member in members_of(files)], files)
+    return DataSet([(member, files[member.name]) for member in members_of(kept)], files, tuple(sorted(unread)))
+
+
+def _unread(stream: BinaryIO, files: dict[str, Stored]) -> set[str]:
+    folders = [(name.rpartition("/")[0], file) for name, file in files.items() if name.rpartition("/")[2] == "state.json"]
+    return {name for folder, file in folders for name in unread_files(folder, _json(stream, file), files)}
 
 
 def _told_missing(stream: BinaryIO, files: dict[str, Stored]) -> str:
