@@ -68,6 +68,10 @@ def dataset_folders(names: Iterable[str]) -> dict[str, str]:
             folder, _, last = name.rpartition("/")
             files.setdefault(folder, set()).add(last)
     said = {folder: found for folder, here in files.items() if (found := _said_by_files(here))}
+    folder_words = {split_of(part) for folder in said for part in folder.split("/")}
+    words = folder_words.union(*said.values())
+    if "train" not in folder_words and not words >= _BOTH:
+        said = {}  # most heaps: no word in them can make a data set
     below: dict[str, list[str]] = {}
     for folder in files:
         for above in _with_parents(folder):
