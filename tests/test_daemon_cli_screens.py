@@ -345,8 +345,9 @@ def test_old_turns_make_room_and_the_question_stays() -> None:
 def test_a_prepared_dataset_names_what_was_left_out() -> None:
     split = {"examples": 9, "tokens": 900, "shards": 1}
     lines = dataset_lines({"output_dir": "/d", "train": split, "val": split, "tokenization": "char", "kind": "sft",
-                           "mask_ratio": 0.5, "warnings": ["low"], "skipped_rows": 1,
+                           "mask_ratio": 0.5, "warnings": ["low"], "skipped_rows": 1, "removed": [".d.7.making"],
                            "skipped": [{"file": "a", "line": 2, "field": "text", "reason": "missing"}]})  # fmt: skip
     assert "   Mask ratio: 50.0% of the tokens are trained" in lines and "     a:2 text missing" in lines
+    assert lines[-1] == "   Removed .d.7.making: a run that was killed had left it"
     assert index_lines({"documents": 1, "chunks": 2, "embedded_new": 2, "skipped": [{"name": "x", "reason": "no text"}]},
                        "/i")[-1] == "   ⚠️ left out x: no text"  # fmt: skip

@@ -23,7 +23,7 @@ from guard.identify_child import answer
 
 def test_every_key_may_be_said_and_comes_back_as_it_was_written() -> None:
     text = ("description: letters of 1890\nrecipe: sft/small\npriority: -3\nline: policy\nkind: sft\nqueue: false\n"
-            "untouchable: true\n"
+            "untouchable: true\ntokenization: gpt2\n"
             "max_steps: 7\ntraining: {epochs: 2}\ncolumns: {q: user, a: assistant}\nroles: {human: user}\n")  # fmt: skip
     values = parse_side(b"\xef\xbb\xbf" + text.encode())
     assert tuple(sorted(values)) == tuple(sorted(KEYS)) and values["training"] == {"epochs": 2} and values["queue"] is False
