@@ -309,3 +309,15 @@ def test_a_large_member_is_read_in_bounded_memory(scratch: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 9e6, f"{peak:,} bytes for a file of 12 MB"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("dev/a.jsonl", "train/.b.jsonl.Xy12Zw"), ("test.jsonl", ".train.jsonl.Xy12Zw"), ("val/a.jsonl", "train/b.parquet.part"),
+     ("data/test/a.jsonl", "data/train/.b.jsonl.Xy12Zw")],
+)  # fmt: skip
+def test_rows_to_judge_by_wait_for_rows_to_train_that_are_on_their_way(names: tuple[str, ...]) -> None:
+    """Copied by name, `dev/` and `test/` come before `train/`: alone they would be drops to learn."""
+    assert ("on their way" in dataset_folders(names)[""] and "transfer" in waits_for(names)) or "unfinished" in waits_for(names)
+    assert dataset_folders([name for name in names if ".jsonl.X" not in name and not name.endswith(".part")]) == {}
+    assert dataset_folders(["x/a.jsonl", "x/.y.jsonl.Xy12Zw"]) == {}

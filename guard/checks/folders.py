@@ -68,9 +68,10 @@ def dataset_folders(names: Iterable[str]) -> dict[str, str]:
             folder, _, last = name.rpartition("/")
             files.setdefault(folder, set()).add(last)
     said = {folder: found for folder, here in files.items() if (found := _said_by_files(here))}
+    coming = {folder for folder, here in files.items() if _rows_to_come(folder, here)}
     folder_words = {split_of(part) for folder in said for part in folder.split("/")}
     words = folder_words.union(*said.values())
-    if "train" not in folder_words and not words >= _BOTH:
+    if "train" not in folder_words and not words >= _BOTH and not (coming and "val" in words):
         said = {}  # most heaps: no word in them can make a data set
     below: dict[str, list[str]] = {}
     for folder in files:
@@ -78,7 +79,8 @@ def dataset_folders(names: Iterable[str]) -> dict[str, str]:
             below.setdefault(above, []).append(folder)
     sets: dict[str, str] = {}
     for folder in sorted(below, key=lambda item: -(item.count("/") + bool(item))):  # a folder after those in it
-        if reason := _why(folder, files) or _why_by_words(folder, [item for item in below[folder] if item in said], said, sets):
+        rows = [item for item in below[folder] if item in said]
+        if reason := _why(folder, files) or _why_by_words(folder, rows, said, sets, not coming.isdisjoint(below[folder])):
             sets[folder] = reason
     return {folder: reason for folder, reason in sets.items() if not any(item in sets for item in _with_parents(folder)[1:])}
 
@@ -90,6 +92,18 @@ def _with_parents(folder: str) -> list[str]:
         folder = folder.rpartition("/")[0]
         found.append(folder)
     return found
+
+
+def _rows_to_come(folder: str, names: Iterable[str]) -> bool:
+    """Whether names in a folder tell of rows to train that are still on their way: a transfer's own names, in a folder that is
+    called after training or of a file that is."""
+    last = folder.rpartition("/")[2]
+    for name in names:
+        if name.startswith(".") or name.lower().endswith((".part", ".partial", ".filepart", ".tmp")):
+            meant = name.lstrip(".").rpartition(".")[0]  # `.train.jsonl.Xy12Zw`, `train.jsonl.part`
+            if split_of(f"{last}/{meant}" if last else meant) == "train" and row_container(meant):
+                return True
+    return False
 
 
 def _said_by_files(names: Iterable[str]) -> dict[str, str]:
@@ -128,12 +142,14 @@ def _why(folder: str, files: Mapping[str, set[str]]) -> str:
     return ""
 
 
-def _why_by_words(folder: str, below: Sequence[str], said: Mapping[str, Mapping[str, str]], sets: Mapping[str, str]) -> str:
+def _why_by_words(folder: str, below: Sequence[str], said: Mapping[str, Mapping[str, str]], sets: Mapping[str, str],
+                  coming: bool) -> str:  # fmt: skip
     """Why the words in its names make a folder a data set; `below`: folders at or in it that hold rows, `sets`: those in it that
     are data sets already.
 
     It holds rows to train and rows to judge by; data sets in folders without such a word stay what they are, unless rows to
-    judge by lie outside them. Or it has a folder of rows to train: the others may be on their way.
+    judge by lie outside them. Or it has a folder of rows to train: the others may be on their way. `coming`: rows to train
+    are on their way into it, so that rows to judge by are not torn from them.
     """
     if not below:
         return ""
@@ -154,6 +170,8 @@ def _why_by_words(folder: str, below: Sequence[str], said: Mapping[str, Mapping[
         if first and split_of(first[0]) == "train" and "train" in shown:
             training = training or shown["train"]
     told = whole if "val" in loose else loose
+    if coming and "val" in told and "train" not in told:
+        return f"its names are splits: {told['val'][:_SHOWN]}, and rows to train are on their way"
     if told.keys() >= _BOTH:
         return f"its names are splits: {', '.join(sorted(told.values()))[:_SHOWN]}"
     return f"its sub-folders are splits: {training[:_SHOWN]}" if training else ""
