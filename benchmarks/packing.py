@@ -1,7 +1,7 @@
 """Packing: the same conversations in rows without padding against rows padded to the longest, and how full sequences get.
 
 Both sides train the very same tokens in the same number of optimiser steps: what is left is padding and attention. The
-conversations are GSM8K's when /work/shared/data is there, else made up with lengths like theirs.
+conversations are GSM8K's when a folder shared/data lies beside the checkout, else made up with lengths like theirs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.measure import Figure, compare
 
 __all__ = ["BENCHMARKS", "packed_against_padded", "sequences_full"]
 
-CHATS = Path("/work/shared/data/gsm8k_chat.jsonl")
+CHATS = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k_chat.jsonl"
 VOCABULARY = 50304
 CONVERSATIONS, EACH = 24, 8
 SHAPES = {"micro, block 512": (4, 4, 128, 384, 512), "6 x 384, block 256": (6, 6, 384, 1024, 256)}

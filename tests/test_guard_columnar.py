@@ -162,7 +162,7 @@ def test_bytes_that_were_changed_at_random_never_do_more_than_raise_a_fault() ->
 
 
 def test_files_of_datasets_and_pandas_are_read_as_they_write_them(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
     datasets.disable_progress_bars()
     made = datasets.Dataset.from_list(WITHOUT_NULLS)
     made.save_to_disk(tmp_path / "saved")

@@ -266,7 +266,7 @@ def test_token_arrays_are_read_row_by_row_in_their_own_lengths(scratch: Path) ->
 
 
 def test_what_datasets_saves_is_read_as_what_it_was_made_of(scratch: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
     datasets.disable_progress_bars()
     rows = [{"messages": [{"role": "user", "content": f"{n} and 1?"}, {"role": "assistant", "content": str(n + 1)}]}
             for n in range(40)]  # fmt: skip

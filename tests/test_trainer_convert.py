@@ -9,6 +9,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,6 @@ from trainer import convert_sinks
 from trainer.convert import convert
 from trainer.convert_sources import find_splits
 
-datasets = pytest.importorskip("datasets")
 datasets.disable_progress_bars()
 
 ROWS: list[dict[str, Any]] = [

@@ -25,7 +25,7 @@ from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.replay import ReplaySource, add_replay
 from trainer.selection import Selection, load_selection
 
-CHATS = Path("/work/shared/data/gsm8k_chat.jsonl")
+CHATS = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k_chat.jsonl"
 
 
 def plainly(sizes: list[int], capacity: int) -> list[int]:
