@@ -17,16 +17,15 @@ from types import ModuleType
 from typing import Any
 
 import orjson
-import torch
 
 from guard.durable import publish
-from guard.errors import Damage, DataFault
+from guard.errors import Damage
 from trainer.batches import Feed, StepBatch
 from trainer.model import Decoder
-from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors
 from trainer.run_logs import RunLogs
 from trainer.schedule import learning_rate
 from trainer.snapshot import newest_snapshot, save_snapshot
+from trainer.stepper import Stepper
 from trainer.stopping import StopRequested
 
 __all__ = ["LoopPlan", "Outcome", "StopRequested", "train"]
@@ -84,15 +83,15 @@ def train(
     Damage when snapshots or metrics are damaged, OSError when the disk says no.
     """
     assert plan.steps >= 1, "a plan without steps trains nothing and must not be accepted"
-    optimizer = new_optimizer(model, plan.training)
-    run, kept = _resume(model, optimizer, plan)
+    stepper = Stepper(model, objective, plan.training, plan.dtype)
+    run, kept = _resume(stepper, plan)
     with RunLogs(plan.staging, kept) as logs:
         saved_at, told_at, started, before = clock(), -math.inf, clock(), run.wall_seconds
         while run.step < plan.steps:
             began = clock()
             rate = learning_rate(run.step, plan.steps, plan.training)
             batch = feed.step(run.step)
-            loss, gradient_norm = _optimise(model, optimizer, objective, batch, rate, plan, run.step)
+            loss, gradient_norm = stepper.step(batch, rate, run.step)
             now = clock()
             _advance(run, batch, loss, before + now - started)
             logs.append(_row(run, batch, rate, gradient_norm, now - began), batch.sequences)
@@ -101,51 +100,12 @@ def train(
                 told_at = now
             stopping = stop()
             if _snapshot_due(plan, run.step, now - saved_at, stopping):
-                _save(model, optimizer, plan, run, logs)
+                _save(stepper, plan, run, logs)
                 saved_at = now
             if stopping and run.step < plan.steps:
                 raise StopRequested(f"stopped after step {run.step} of {plan.steps}")
         run.consumed = logs.consumed_sha256
     return run
-
-
-def _optimise(
-    model: Decoder, optimizer: torch.optim.Optimizer, objective: ModuleType, batch: StepBatch, rate: float,
-    plan: LoopPlan, step: int,
-) -> tuple[float, float]:  # fmt: skip
-    """One optimizer step; returns loss per trained token and the gradient's norm before clipping."""
-    if batch.weight <= 0:
-        raise DataFault(f"step {step + 1} has no token that bears loss", hint="check the loss mask of the data")
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    dtype = torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32
-    total = 0.0
-    for micro in batch.micro_batches:
-        summed = objective.loss(model, micro, dtype)
-        (summed / batch.weight).backward()
-        total += float(summed.detach())
-    loss = total / batch.weight
-    _require_finite("loss", loss, step)
-    norm = _clip(model, float(plan.training["grad_clip"]))
-    _require_finite("gradient", norm, step)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, norm
-
-
-def _clip(model: Decoder, most: float) -> float:
-    """Scale gradients so that their common norm is at most `most` (0: leave them); returns the norm before."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    if most > 0 and norm > most:
-        torch._foreach_mul_(gradients, most / norm)
-    return norm
-
-
-def _require_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise DataFault(f"the {what} of step {step + 1} is not finite ({value}); training stopped before using it",
-                        hint="lower training.learning_rate or look at the data; nothing was published")  # fmt: skip
 
 
 def _advance(run: Outcome, batch: StepBatch, loss: float, wall_seconds: float) -> None:
@@ -183,7 +143,7 @@ def _snapshot_due(plan: LoopPlan, step: int, unsaved_seconds: float, stopping: b
     return stopping or by_steps or by_time or at_the_end
 
 
-def _save(model: Decoder, optimizer: torch.optim.Optimizer, plan: LoopPlan, run: Outcome, logs: RunLogs) -> None:
+def _save(stepper: Stepper, plan: LoopPlan, run: Outcome, logs: RunLogs) -> None:
     state = {
         "identity": plan.identity,
         "run": vars(run),
@@ -191,12 +151,12 @@ def _save(model: Decoder, optimizer: torch.optim.Optimizer, plan: LoopPlan, run:
         # Synced first: a snapshot must never speak of rows that the disk does not have.
         "logs": logs.sync(),
     }
-    weights = dict(model.named_parameters())
-    save_snapshot(plan.staging / "snapshots", run.step, state, weights, optimizer_tensors(model, optimizer))
+    weights, moments = stepper.tensors()
+    save_snapshot(plan.staging / "snapshots", run.step, state, weights, moments)
 
 
-def _resume(model: Decoder, optimizer: torch.optim.Optimizer, plan: LoopPlan) -> tuple[Outcome, dict[str, Any]]:
-    """Put model and optimizer where the newest snapshot left them; returns the run so far and what its logs held."""
+def _resume(stepper: Stepper, plan: LoopPlan) -> tuple[Outcome, dict[str, Any]]:
+    """Put the stepper where the newest snapshot left it; returns the run so far and what its logs held."""
     snapshot = newest_snapshot(plan.staging / "snapshots")
     if snapshot is None:
         return Outcome(), {}
@@ -204,10 +164,7 @@ def _resume(model: Decoder, optimizer: torch.optim.Optimizer, plan: LoopPlan) ->
     if state["identity"] != plan.identity:
         raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan",
                      hint="a job's plan never changes; `heirloom queue retry ID` trains from the beginning")  # fmt: skip
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(snapshot.model[name])
-    load_optimizer(model, optimizer, snapshot.optimizer)
+    stepper.load(snapshot.model, snapshot.optimizer)
     run = Outcome(**state["run"])
     run.resumes += 1
     run.changed_surroundings |= state["surroundings"] != plan.surroundings
