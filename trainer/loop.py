@@ -105,6 +105,7 @@ def train(
             if stopping and run.step < plan.steps:
                 raise StopRequested(f"stopped after step {run.step} of {plan.steps}")
         run.consumed = logs.consumed_sha256
+    stepper.finish()
     return run
 
 

@@ -49,9 +49,11 @@ def chunked_cross_entropy(
 
 
 def next_token_loss(model: Decoder, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """Weighted sum of the next-token losses of one micro-batch: what every next-token objective trains on."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-        hidden = model(batch.inputs) if batch.documents is None else model(batch.inputs, documents=batch.documents)
+    """Weighted sum of the next-token losses of one micro-batch: what every next-token objective trains on.
+
+    `dtype`: of the products with the head; the sum is fp32 whatever it is.
+    """
+    hidden = model(batch.inputs) if batch.documents is None else model(batch.inputs, documents=batch.documents)
     flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
     return chunked_cross_entropy(flat, model.head_weight, batch.targets.reshape(-1), batch.weights.reshape(-1))
 

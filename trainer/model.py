@@ -11,15 +11,17 @@ RMSNorm (arXiv 1910.07467), SwiGLU (arXiv 2002.05202).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.kernels import normed, rotated, swiglu
 from trainer.model_config import ModelConfig
 
-__all__ = ["Decoder", "KeyValueCache", "new_model"]
+__all__ = ["Decoder", "Halves", "KeyValueCache", "new_model"]
 
 INITIAL_DEVIATION = 0.02
 
@@ -45,6 +47,29 @@ class KeyValueCache:
         return keys, values
 
 
+@dataclass(frozen=True)
+class Halves:
+    """A layer before and after its attention, compiled; the functions of `trainer/kernels.py` of those names."""
+
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    after: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of one forward pass stand and what they may see: the same for every layer."""
+
+    cos: Tensor
+    """fp32 [tokens, 1, head_dim / 2], as `sin`: the angles of each token's position."""
+    sin: Tensor
+    rows: int
+    """Rows of the batch; all have the same number of tokens."""
+    lengths: list[int] | None
+    """Lengths of the documents in the order in which they stand; None: each row is one document."""
+    cache: KeyValueCache | None
+    halves: Halves | None
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension, computed in fp32."""
 
@@ -54,32 +79,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = _NormRows.apply(x.float(), self.weight, self.eps)
-        return result.to(x.dtype)
-
-
-class _NormRows(torch.autograd.Function):
-    """Half the time of torch's own on a CPU (1.0 against 2.0 ms for 2,048 x 128, forward and backward)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.rsqrt((x * x).mean(-1, keepdim=True).add_(eps))
-        normed = x * scale
-        ctx.save_for_backward(normed, scale, weight)
-        return normed * weight
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        normed, scale, weight = ctx.saved_tensors
-        product = (gradients[0] * normed).reshape(-1, normed.shape[-1])
-        along = torch.mv(product, weight).view(scale.shape).div_(normed.shape[-1])
-        return (gradients[0] * weight).addcmul_(normed, along, value=-1.0).mul_(scale), product.sum(0), None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_dim/2) of x [batch, heads, tokens, head_dim], as Hugging Face lays them out."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return normed(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -97,52 +97,52 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.qk_norm = config.qk_norm
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None, layer: int,
-                lengths: list[int] | None) -> Tensor:  # fmt: skip
-        batch, tokens, _ = x.shape
-        queries = self.q_proj(x).view(batch, tokens, self.heads, self.head_dim)
-        keys = self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim)
-        values = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+    def project(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries, keys, and values, each [tokens, heads, head_dim], of normed rows [tokens, width]."""
+        queries = self.q_proj(x).view(-1, self.heads, self.head_dim)
+        keys = self.k_proj(x).view(-1, self.kv_heads, self.head_dim)
+        values = self.v_proj(x).view(-1, self.kv_heads, self.head_dim)
         if self.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = _rotate(queries.transpose(1, 2), cos, sin), _rotate(keys.transpose(1, 2), cos, sin)
-        queries, keys = queries.to(values.dtype), keys.to(values.dtype)
-        if cache is not None:
-            keys, values = cache.extend(layer, keys, values)
-        keys, values = self._share(keys), self._share(values)
-        if lengths is not None:
-            return self.o_proj(_attend_within(queries, keys, values, lengths).view(batch, tokens, -1))
-        seen = keys.shape[2]
+        return rotated(queries, place.cos, place.sin), rotated(keys, place.cos, place.sin), values
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, place: Place, layer: int) -> Tensor:
+        """What every token takes from those it may see: [tokens, heads * head_dim]."""
+        if place.lengths is not None:
+            keys, values = self._share(keys), self._share(values)
+            return _attend_within(queries, keys, values, place.lengths).flatten(1)
+        queries, keys, values = (x.unflatten(0, (place.rows, -1)).transpose(1, 2) for x in (queries, keys, values))
+        if place.cache is not None:
+            keys, values = place.cache.extend(layer, keys, values)
+        keys, values = self._share(keys, 1), self._share(values, 1)
+        tokens, seen = queries.shape[2], keys.shape[2]
         mixed = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=_look_back(tokens, seen), is_causal=tokens == seen
+            queries, keys, values, attn_mask=_look_back(tokens, seen, queries.device), is_causal=tokens == seen
         )
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
-    def _share(self, x: Tensor) -> Tensor:
-        """Repeat each key/value head for the query heads it serves."""
+    def _share(self, x: Tensor, heads: int = -2) -> Tensor:
+        """Repeat each key/value head, which stand in dimension `heads`, for the query heads it serves."""
         group = self.heads // self.kv_heads
-        if group == 1:
-            return x
-        batch, kv_heads, tokens, head_dim = x.shape
-        return x[:, :, None].expand(batch, kv_heads, group, tokens, head_dim).reshape(batch, -1, tokens, head_dim)
+        return x if group == 1 else x.repeat_interleave(group, dim=heads)
 
 
-def _look_back(tokens: int, seen: int) -> Tensor | None:
+def _look_back(tokens: int, seen: int, device: torch.device) -> Tensor | None:
     """The mask of `tokens` new positions at the end of `seen`; None where "causal" or "everything" says it all."""
     if tokens in (1, seen):
         return None
-    return torch.ones(tokens, seen, dtype=torch.bool).tril(seen - tokens)
+    return torch.ones(tokens, seen, dtype=torch.bool, device=device).tril(seen - tokens)
 
 
 def _attend_within(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int]) -> Tensor:
-    """Causal attention of each document to itself alone: [batch * tokens, heads, head_dim].
+    """Causal attention of each document to itself alone: [tokens, heads, head_dim].
 
-    q, k, v [batch, heads, tokens, head_dim]; `lengths` of the documents in the order in which they stand, row by row.
+    q, k, v [tokens, heads, head_dim]; `lengths` of the documents in the order in which they stand, row by row.
     One call per document leaves out all pairs of different documents, where a mask computes and then drops them: a
     third to a half of the time of a mask at 512 and 1,024 tokens, and less than one document of that length takes.
     `split` gets its gradient back in one piece; slices would each fill a tensor as large as the batch.
     """
-    parts = [x.transpose(1, 2).flatten(0, 1).split(lengths) for x in (queries, keys, values)]
+    parts = [x.split(lengths) for x in (queries, keys, values)]
     mixed = []
     for document in zip(*parts, strict=True):
         query, key, value = (part.transpose(0, 1)[None] for part in document)
@@ -171,7 +171,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Layer(nn.Module):
@@ -184,10 +184,26 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None, layer: int,
-                lengths: list[int] | None) -> Tensor:  # fmt: skip
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer, lengths)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, place: Place, layer: int) -> Tensor:
+        """The residual stream [tokens, width] behind this layer, the `layer`-th."""
+        attention, mlp = self.self_attn, self.mlp
+        if place.halves is not None:
+            return self._compiled(x, place, layer, place.halves)
+        mixed = attention.mix(*attention.project(self.input_layernorm(x), place), place, layer)
+        x = x + attention.o_proj(mixed)
+        return x + mlp(self.post_attention_layernorm(x))
+
+    def _compiled(self, x: Tensor, place: Place, layer: int, halves: Halves) -> Tensor:
+        """The same through two compiled functions of plain tensors: every layer shares them."""
+        attention, mlp, norm = self.self_attn, self.mlp, self.input_layernorm
+        turned = halves.before(
+            x, norm.weight, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight,
+            attention.q_norm.weight if attention.qk_norm else None, attention.k_norm.weight if attention.qk_norm else None,
+            place.cos, place.sin, norm.eps)  # fmt: skip
+        result: Tensor = halves.after(
+            x, attention.mix(*turned, place, layer), attention.o_proj.weight, self.post_attention_layernorm.weight,
+            mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, norm.eps)  # fmt: skip
+        return result
 
 
 class _Body(nn.Module):
@@ -210,6 +226,10 @@ class Decoder(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
         self._cos, self._sin = _rotary_tables(config)
+        self.compute_dtype = torch.float32
+        """Of the residual stream and the matrix products in the layers: that of their matrices (`trainer/precision.py`)."""
+        self.halves: Halves | None = None
+        """The compiled halves of a layer, while a run trains with them (`trainer/compiling.py`)."""
 
     @property
     def head_weight(self) -> Tensor:
@@ -229,19 +249,26 @@ class Decoder(nn.Module):
         than the block then, and not the row. Not together with a cache.
         """
         assert cache is None or documents is None, "a cache continues one document"
-        start, lengths = 0 if cache is None else cache.length, None
-        end = start + tokens.shape[1]
-        if documents is not None:
-            positions, lengths = _layout(documents)
-            end = max(lengths)
-        assert end <= self.config.block_size, f"{end} positions exceed the block of {self.config.block_size}"
-        cos, sin = self._cos[start:end], self._sin[start:end]
-        if documents is not None:
-            cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
-        x = self.model.embed_tokens(tokens)
+        start = 0 if cache is None else cache.length
+        place = self._place(tokens, start, cache, documents)
+        x = self.model.embed_tokens(tokens).flatten(0, 1).to(self.compute_dtype)
         for number, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, cache, number, lengths)
-        return self.model.norm(x)
+            x = layer(x, place, number)
+        return self.model.norm(x).unflatten(0, tokens.shape)
+
+    def _place(self, tokens: Tensor, start: int, cache: KeyValueCache | None, documents: Tensor | None) -> Place:
+        """Where the tokens stand. Raises AssertionError for more positions than the block has."""
+        batch, count = tokens.shape
+        if documents is None:
+            lengths, end = None, start + count
+            positions = torch.arange(start, end, device=tokens.device).repeat(batch)
+        else:
+            positions, lengths = _layout(documents)
+            positions, end = positions.flatten(), max(lengths)
+        assert end <= self.config.block_size, f"{end} positions exceed the block of {self.config.block_size}"
+        if self._cos.device != tokens.device:
+            self._cos, self._sin = self._cos.to(tokens.device), self._sin.to(tokens.device)
+        return Place(self._cos[positions][:, None], self._sin[positions][:, None], batch, lengths, cache, self.halves)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores [..., vocab_size] in fp32 for hidden states [..., width]."""

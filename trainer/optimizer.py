@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from guard.errors import Damage
-from trainer.model import Decoder
 
 __all__ = ["load_optimizer", "new_optimizer", "optimizer_tensors"]
 
 _PARTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def new_optimizer(model: Decoder, training: Mapping[str, Any]) -> torch.optim.AdamW:
-    """AdamW with the recipe's betas and decay; parameters in the order of their names."""
-    named = sorted(model.named_parameters())
+def new_optimizer(trained: Mapping[str, Tensor], training: Mapping[str, Any]) -> torch.optim.AdamW:
+    """AdamW over weights by name, with the recipe's betas and decay, in the order of their names."""
+    named = sorted(trained.items())
     groups = [
         {"params": [tensor for _name, tensor in named if tensor.dim() >= 2], "weight_decay": training["weight_decay"]},
         {"params": [tensor for _name, tensor in named if tensor.dim() < 2], "weight_decay": 0.0},
@@ -31,18 +30,20 @@ def new_optimizer(model: Decoder, training: Mapping[str, Any]) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, fused=True)
 
 
-def optimizer_tensors(model: Decoder, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as `<parameter>.<part>` -> tensor."""
     return {
         f"{name}.{part}": optimizer.state[parameter][part]
-        for name, parameter in model.named_parameters()
+        for name, parameter in trained.items()
         for part in _PARTS
     }
 
 
-def load_optimizer(model: Decoder, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(
+    trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     """Put a saved state back. Raises Damage when a part is missing or has another shape."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained.items():
         for part in _PARTS:
             saved = tensors.get(f"{name}.{part}")
             if saved is None or (part != "step" and saved.shape != parameter.shape):

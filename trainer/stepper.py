@@ -17,8 +17,10 @@ from torch import Tensor
 
 from guard.errors import DataFault
 from trainer.batches import StepBatch
+from trainer.compiling import FEWEST_TOKENS, compile_layers
 from trainer.model import Decoder
 from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors
+from trainer.precision import WorkingCopy
 
 __all__ = ["Stepper"]
 
@@ -26,12 +28,20 @@ __all__ = ["Stepper"]
 class Stepper:
     """A model in training. Changes it in place."""
 
-    def __init__(self, model: Decoder, objective: ModuleType, training: Mapping[str, Any], dtype: str) -> None:
-        """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for autocast."""
+    def __init__(
+        self, model: Decoder, objective: ModuleType, training: Mapping[str, Any], dtype: str, compile: bool = False
+    ) -> None:
+        """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for a working copy in it.
+
+        `compile`: fuse the layers first, which takes a while. Raises what the compiler raises.
+        """
         self.model, self._objective = model, objective
-        self._optimizer = new_optimizer(model, training)
-        self._clip_at = float(training["grad_clip"])
         self._dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        self._copy = WorkingCopy(model) if dtype == "bfloat16" else None
+        self._trained = self._copy.trained() if self._copy else dict(model.named_parameters())
+        self._halves = compile_layers(model) if compile else None
+        self._optimizer = new_optimizer(self._trained, training)
+        self._clip_at = float(training["grad_clip"])
 
     def step(self, batch: StepBatch, rate: float, step: int) -> tuple[float, float]:
         """One step at learning rate `rate`; returns loss per trained token and the gradient's norm before clipping.
@@ -48,20 +58,25 @@ class Stepper:
         _require_finite("gradient", norm, step)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._copy:
+            self._copy.spread()
         return loss, norm
 
     def _gradients(self, batch: StepBatch) -> float:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
         total = 0.0
         for micro in batch.micro_batches:
+            self.model.halves = self._halves if micro.inputs.numel() >= FEWEST_TOKENS else None
             summed = self._objective.loss(self.model, micro, self._dtype)
             (summed / batch.weight).backward()
             total += float(summed.detach())
+            if self._copy:
+                self._copy.gather()
         return total
 
     def _clip(self) -> float:
         """Scale gradients so that their common norm is at most the limit (0: leave them); returns the norm before."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        gradients = [weight.grad for weight in self._trained.values() if weight.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if self._clip_at > 0 and norm > self._clip_at:
             torch._foreach_mul_(gradients, self._clip_at / norm)
@@ -69,14 +84,22 @@ class Stepper:
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(weights, optimiser state) as named tensors: what a snapshot keeps."""
-        return dict(self.model.named_parameters()), optimizer_tensors(self.model, self._optimizer)
+        return dict(self._trained), optimizer_tensors(self._trained, self._optimizer)
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` gave. Raises Damage when a part is missing or has another shape."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
-        load_optimizer(self.model, self._optimizer, moments)
+            for name, weight in self._trained.items():
+                weight.copy_(weights[name])
+        if self._copy:
+            self._copy.spread()
+        load_optimizer(self._trained, self._optimizer, moments)
+
+    def finish(self) -> None:
+        """Leave the model as one that is not in training: its weights in fp32, nothing compiled."""
+        self.model.halves = None
+        if self._copy:
+            self._copy.remove()
 
 
 def _require_finite(what: str, value: float, step: int) -> None:
