@@ -51,7 +51,7 @@ def recipe_for(keeper: Keeper, stage: str, named: str, base: Version, overrides:
     """The recipe a person named, else the one of the base's size in the home's configs; with overrides applied."""
     roots = [keeper.home.configs]
     if named:
-        recipe = load_recipe(find_recipe(named, roots, stage))
+        recipe = load_recipe(find_recipe(named, roots, stage), stage)
     else:
         size = str(base.record.get("size") or "small")
         try:

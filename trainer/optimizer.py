@@ -10,19 +10,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guard.errors import Damage
 from trainer.model import Decoder
 
-__all__ = ["load_optimizer", "new_optimizer", "optimizer_tensors"]
+__all__ = ["load_optimizer", "new_optimizer", "optimizer_tensors", "trained_parameters"]
 
 _PARTS = ("step", "exp_avg", "exp_avg_sq")
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by name: all weights, or those beside a frozen base."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def new_optimizer(model: Decoder, training: Mapping[str, Any]) -> torch.optim.AdamW:
     """AdamW with the recipe's betas and decay; parameters in the order of their names."""
-    named = sorted(model.named_parameters())
+    named = sorted(trained_parameters(model).items())
     groups = [
         {"params": [tensor for _name, tensor in named if tensor.dim() >= 2], "weight_decay": training["weight_decay"]},
         {"params": [tensor for _name, tensor in named if tensor.dim() < 2], "weight_decay": 0.0},
@@ -35,14 +40,14 @@ def optimizer_tensors(model: Decoder, optimizer: torch.optim.Optimizer) -> dict[
     """The optimizer's state as `<parameter>.<part>` -> tensor."""
     return {
         f"{name}.{part}": optimizer.state[parameter][part]
-        for name, parameter in model.named_parameters()
+        for name, parameter in trained_parameters(model).items()
         for part in _PARTS
     }
 
 
 def load_optimizer(model: Decoder, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put a saved state back. Raises Damage when a part is missing or has another shape."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained_parameters(model).items():
         for part in _PARTS:
             saved = tensors.get(f"{name}.{part}")
             if saved is None or (part != "step" and saved.shape != parameter.shape):

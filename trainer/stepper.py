@@ -18,7 +18,7 @@ from torch import Tensor
 from guard.errors import DataFault
 from trainer.batches import StepBatch
 from trainer.model import Decoder
-from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors
+from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors, trained_parameters
 
 __all__ = ["Stepper"]
 
@@ -69,12 +69,12 @@ class Stepper:
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(weights, optimiser state) as named tensors: what a snapshot keeps."""
-        return dict(self.model.named_parameters()), optimizer_tensors(self.model, self._optimizer)
+        return dict(trained_parameters(self.model)), optimizer_tensors(self.model, self._optimizer)
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` gave. Raises Damage when a part is missing or has another shape."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in trained_parameters(self.model).items():
                 parameter.copy_(weights[name])
         load_optimizer(self.model, self._optimizer, moments)
 
