@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-__all__ = ["ADAPTER", "ADAPTER_BASE", "ADAPTER_NOTE", "ADAPTER_SETTINGS", "FULL", "adapter_base", "input_identity", "weights_name",
-           "weights_sha256"]  # fmt: skip
+__all__ = ["ADAPTER", "ADAPTER_BASE", "ADAPTER_NOTE", "ADAPTER_SETTINGS", "FULL", "adapter_base", "input_identity",
+           "weights_name", "weights_sha256"]  # fmt: skip
 
 FULL = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"

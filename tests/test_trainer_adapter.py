@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +169,12 @@ def test_the_same_adapter_is_trained_on_and_another_one_is_refused(home: Path, d
     ended = result_of(home, "v002_chat")["evaluation"][0]["child_loss"]
     assert result["evaluation"][0]["parent_loss"] == pytest.approx(ended, abs=1e-6), "it goes on from the parent's adapter"
     assert json.loads((home / "job-on" / "out" / "adapter_base.json").read_text())["name"] == "v001_base"
-    with pytest.raises(CheckFailed, match="rank 4, alpha 8 on q_proj.*asks for rank 2") as refused:
+    with pytest.raises(CheckFailed, match=r"rank 4, alpha 8 on q_proj.*asks for rank 2") as refused:
         run_train(lora_job(home, "other", data, "v002_chat", lora={**LORA, "rank": 2}, steps=2))
     assert "lora.rank" in str(refused.value.hint)
 
 
 def test_an_adapter_is_never_put_on_other_weights(home: Path, tmp_path: Path, data: Any) -> None:
-    import shutil
-
     for name in ("v001_base", "v002_chat"):
         shutil.copytree(home / name, tmp_path / name)
     run_base({**trainer_help.base_job(tmp_path / "job-other"), "seed": 2})
@@ -199,14 +198,16 @@ def test_an_adapter_is_never_put_on_other_weights(home: Path, tmp_path: Path, da
     ("adapter_config.json", b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_dora": true}',
      "does not compute this adapter .use_dora"),
     ("adapter_config.json", b'{"peft_type": "IA3"}', "type IA3"),
-    ("adapter_config.json", b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}', "does not hold this adapter"),
-    ("adapter_config.json", b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}', "is for all-linear"),
+    ("adapter_config.json", b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}',
+     "does not hold this adapter"),
+    ("adapter_config.json", b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}',
+     "is for all-linear"),
     (ADAPTER, b"\xff" * 64, "not a sound safetensors"),
     (ADAPTER, None, "missing"),
 ])  # fmt: skip
-def test_a_broken_adapter_is_told_and_not_loaded(home: Path, tmp_path: Path, name: str, content: bytes | None, error: str) -> None:
-    import shutil
-
+def test_a_broken_adapter_is_told_and_not_loaded(
+    home: Path, tmp_path: Path, name: str, content: bytes | None, error: str
+) -> None:
     shutil.copytree(home / "v002_chat", tmp_path / "v002_chat")
     (tmp_path / "v001_base").symlink_to(home / "v001_base")
     (tmp_path / "v002_chat" / name).unlink()

@@ -50,10 +50,11 @@ def put_on(model: Decoder, config: AdapterConfig) -> None:
     """Freeze the model and put an adapter beside each target matrix of every layer; its numbers are still to be set."""
     freeze(model)
     for layer in model.model.layers:
-        for part in (layer.self_attn, layer.mlp):
-            for name in config.target_modules:
-                if name in part._modules:
-                    setattr(part, name, AdaptedLinear(getattr(part, name), config))
+        for part in (layer.get_submodule("self_attn"), layer.get_submodule("mlp")):
+            for name, plain in list(part.named_children()):
+                if name in config.target_modules:
+                    assert isinstance(plain, nn.Linear), "targets are plain matrices"
+                    setattr(part, name, AdaptedLinear(plain, config))
     assert len(adapter_tensors(model)) == 2 * len(config.target_modules) * model.config.layers, "every target is adapted"
 
 

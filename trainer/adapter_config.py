@@ -49,7 +49,8 @@ class AdapterConfig:
         if strange:
             dense = "gate_up_proj" in strange or "gate_up_projs" in strange
             hint = "this model is dense and has gate_proj and up_proj instead" if dense else f"one of {', '.join(LINEAR_MODULES)}"
-            raise UsageError(f"lora.target_modules: the model has no {', '.join(strange)}", subject="lora.target_modules", hint=hint)
+            raise UsageError(f"lora.target_modules: the model has no {', '.join(strange)}", subject="lora.target_modules",
+                             hint=hint)  # fmt: skip
         return cls(int(lora["rank"]), float(lora["alpha"]), tuple(lora["target_modules"]))
 
     @classmethod
@@ -75,12 +76,12 @@ class AdapterConfig:
         }  # fmt: skip
 
     def parameter_count(self, model: ModelConfig) -> int:
-        """Numbers in all A and B of a model of that shape."""
+        """Numbers in all A and B of a model of that shape; a name that fits nothing counts nothing, and is refused elsewhere."""
         heads, kv_heads = model.heads * model.head_dim, model.kv_heads * model.head_dim
         sides = {"q_proj": (model.width, heads), "k_proj": (model.width, kv_heads), "v_proj": (model.width, kv_heads),
                  "o_proj": (heads, model.width), "gate_proj": (model.width, model.hidden),
                  "up_proj": (model.width, model.hidden), "down_proj": (model.hidden, model.width)}  # fmt: skip
-        return model.layers * self.rank * sum(sum(sides[name]) for name in self.target_modules)
+        return model.layers * self.rank * sum(sum(sides.get(name, ())) for name in self.target_modules)
 
 
 def require_continuable(asked: AdapterConfig, there: AdapterConfig, name: str) -> None:

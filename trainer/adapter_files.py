@@ -24,7 +24,8 @@ from trainer.adapter_config import AdapterConfig
 from trainer.model import Decoder
 from trainer.weights import save_weights
 
-__all__ = ["AdapterNote", "base_folder", "is_adapter", "load_adapter", "read_note", "read_settings", "require_base", "write_adapter"]
+__all__ = ["AdapterNote", "base_folder", "is_adapter", "load_adapter", "read_note", "read_settings", "require_base",
+           "write_adapter"]  # fmt: skip
 
 _PREFIX = "base_model.model."
 """How peft calls what stands inside its own model."""
@@ -96,7 +97,8 @@ def require_base(folder: Path, note: AdapterNote) -> None:
     found = sha256_file(path)
     if found != note.sha256:
         raise CheckFailed(f"the adapter was trained on {note.name} with weights {note.sha256[:12]}; those at {folder} are "
-                          f"{found[:12]}", subject=note.name, hint=f"heirloom verify {note.name}, then heirloom restore it")  # fmt: skip
+                          f"{found[:12]}", subject=note.name,
+                          hint=f"heirloom verify {note.name}, then heirloom restore {note.name}")  # fmt: skip
 
 
 def load_adapter(model: Decoder, folder: Path) -> None:

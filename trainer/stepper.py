@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from guard.errors import DataFault
 from trainer.batches import StepBatch
 from trainer.model import Decoder
+from trainer.objectives import Loss
 from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors, trained_parameters
 
 __all__ = ["Stepper"]
@@ -26,12 +26,14 @@ __all__ = ["Stepper"]
 class Stepper:
     """A model in training. Changes it in place."""
 
-    def __init__(self, model: Decoder, objective: ModuleType, training: Mapping[str, Any], dtype: str) -> None:
+    def __init__(self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str) -> None:
         """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for autocast."""
         self.model, self._objective = model, objective
         self._optimizer = new_optimizer(model, training)
         self._clip_at = float(training["grad_clip"])
         self._dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        self.metrics: dict[str, float] = {}
+        """What the objective told beside the loss of the newest step, in the mean as the loss is."""
 
     def step(self, batch: StepBatch, rate: float, step: int) -> tuple[float, float]:
         """One step at learning rate `rate`; returns loss per trained token and the gradient's norm before clipping.
@@ -52,11 +54,15 @@ class Stepper:
 
     def _gradients(self, batch: StepBatch) -> float:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
-        total = 0.0
+        total, told = 0.0, dict[str, float]()
         for micro in batch.micro_batches:
-            summed = self._objective.loss(self.model, micro, self._dtype)
+            found = self._objective.loss(self.model, micro, self._dtype)
+            summed, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
             (summed / batch.weight).backward()
             total += float(summed.detach())
+            for name, value in metrics.items():
+                told[name] = told.get(name, 0.0) + float(value)
+        self.metrics = {name: value / batch.weight for name, value in told.items()}
         return total
 
     def _clip(self) -> float:

@@ -21,7 +21,9 @@ from guard.weights import ADAPTER, ADAPTER_BASE, FULL, input_identity
 from trainer.adapter import adapter_tensors, freeze, new_adapter, put_on
 from trainer.adapter_config import AdapterConfig, require_continuable
 from trainer.adapter_files import AdapterNote, is_adapter, read_note, read_settings
+from trainer.extra import attach_extra
 from trainer.model import Decoder
+from trainer.objectives import find_objective
 from trainer.tokenizer import Tokenizer
 from trainer.version_files import load_adapted, load_version, weights_differ
 
@@ -74,6 +76,10 @@ def load_student(job: Job) -> Student:
     for item in found:
         if item["role"] != ADAPTER_BASE:
             student.frozen[item["role"]] = _frozen(Path(item["path"]))
+    extend = getattr(find_objective(job["objective"]), "extend", None)
+    if extend is not None:
+        extend(student.model, int(job["seed"]))
+        attach_extra(student.model, parent)
     return student
 
 
@@ -108,5 +114,6 @@ def _with_adapter(job: Job, parent: Path, base: Mapping[str, Any]) -> Student:
 
 def _frozen(folder: Path) -> Decoder:
     model, _tokenizer = load_version(folder)
+    attach_extra(model, folder)
     freeze(model)
     return model

@@ -35,7 +35,7 @@ from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
-from trainer.objectives import find_objective
+from trainer.objectives import bind, find_objective
 from trainer.selection import Selection
 from trainer.student import load_student
 from trainer.template import stop_ids
@@ -111,16 +111,17 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     student = load_student(job)
     model, tokenizer, parent_weights = student.model, student.tokenizer, student.parent_sha256
     template = load_template(base)
+    objective = bind(job["objective"], student.frozen)
     apart = not takes_documents(model)
-    feed = _open_feed(child, tokenizer, apart=apart)
+    feed = _open_feed(child, tokenizer, objective, apart=apart)
     shared = rows_that_share(feed)
     if shared and not apart:
         child.tell("checking that documents do not see one another")
-        require_no_leak(model, find_objective(job["objective"]), shared)
+        require_no_leak(model, find_objective(job["stage"]), shared)
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
-    run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights),
+    run = train(model, feed, objective, _loop_plan(child, parent_weights),
                 stop=stop, clock=time.monotonic)  # fmt: skip
     model.eval()
     child.tell("judging the child", run)
@@ -146,7 +147,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     return result
 
 
-def _open_feed(child: _Child, tokenizer: Tokenizer, *, apart: bool) -> Feed:
+def _open_feed(child: _Child, tokenizer: Tokenizer, objective: Any, *, apart: bool) -> Feed:
     """The frozen list, proven to be the planned one, over datasets of the base's own tokenizer."""
     job = child.job
     selection = Selection.load(child.staging)
@@ -156,7 +157,7 @@ def _open_feed(child: _Child, tokenizer: Tokenizer, *, apart: bool) -> Feed:
         raise Damage("the frozen list in staging is not the one that was planned", subject=str(child.staging),
                      hint="check the disk; the job can be retried from its start")  # fmt: skip
     feed = Feed(
-        selection, find_objective(job["objective"]), seed=int(job["seed"]),
+        selection, objective, seed=int(job["seed"]),
         batch_sequences=int(job["recipe"]["training"]["batch_sequences"]),
         micro_sequences=int(job["micro_sequences"]), use_mask=bool(job["recipe"].get("use_loss_mask")), apart=apart,
     )  # fmt: skip

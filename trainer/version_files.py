@@ -27,6 +27,7 @@ from guard.weights import FULL as WEIGHTS
 from trainer.adapter import merged
 from trainer.adapter_config import AdapterConfig
 from trainer.adapter_files import AdapterNote, base_folder, is_adapter, load_adapter, read_note, require_base, write_adapter
+from trainer.extra import PREFIX, write_extra
 from trainer.hf_tokenizer import write_hf_tokenizer
 from trainer.model import Decoder
 from trainer.model_config import ModelConfig
@@ -55,7 +56,8 @@ def write_version_files(
         write_adapter(folder, model, *adapter)
     else:
         _write_config(folder, model.config, tokenizer, stop_ids(template, tokenizer))
-        save_weights(dict(model.named_parameters()), folder / WEIGHTS)
+        save_weights({name: tensor for name, tensor in model.named_parameters() if not name.startswith(PREFIX)}, folder / WEIGHTS)
+    write_extra(folder, model)
     write_hf_tokenizer(tokenizer, folder, model.config.block_size, template)
     write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
     if metrics is not None:
@@ -84,12 +86,13 @@ def weights_differ(model: Decoder, folder: Path) -> bool:
     """True when at least one weight of the model is not that of the version in `folder`; reads tensor by tensor."""
     if is_adapter(folder):
         before = dict(load_version(folder)[0].named_parameters())
-        return any(not torch.equal(parameter.detach(), before[name]) for name, parameter in model.named_parameters())
+        return any(not torch.equal(parameter.detach(), before[name])
+                   for name, parameter in model.named_parameters() if not name.startswith(PREFIX))  # fmt: skip
     with safe_open(folder / WEIGHTS, framework="pt") as weights:
         return any(
             not torch.equal(parameter.detach(), weights.get_tensor(name).to(parameter.dtype))
-            for name, parameter in model.named_parameters()
-        )
+            for name, parameter in model.named_parameters() if not name.startswith(PREFIX)
+        )  # fmt: skip
 
 
 def load_version(folder: Path | str) -> tuple[Decoder, Tokenizer]:
