@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ import pytest
 from test_daemon_remake import RealToy, real_child
 from toy import Toy, chat_of, text_of
 
+from daemon.costs import cost_of
+from daemon.facts import check_base, gather_facts
+from daemon.inputs import inputs_of
+from daemon.planning import prepare_request
 from daemon.remake import remake
-from guard.durable import sha256_file
+from daemon.targets import Target, numbers_of, shape_of
+from guard.checks.preflight import preflight
+from guard.durable import seal_tree, sha256_file
 from guard.errors import Protected
+from guard.store.jobs import Job
 from guard.store.keeper import Keeper
 from guard.store.lineage import needed_to_load
 from guard.store.restore import restore
@@ -21,6 +29,8 @@ from guard.store.vault import run_backup
 from guard.store.verify import verify
 from guard.store.versions import find_version
 from guard.weights import ADAPTER, FULL
+from trainer.objectives import OBJECTIVES, About
+from trainer.recipe import parse_recipe
 from trainer.version_files import load_version
 
 RECIPE = """
@@ -88,6 +98,69 @@ def test_the_base_of_an_adapter_cannot_be_deleted_under_it(keeper: Keeper) -> No
         delete(keeper, "v002")
 
 
+def asked(keeper: Keeper, base: str, **changes: Any) -> Target:
+    """A draft of a job on a version, with a recipe of the home's `tiny` adapter in which something may be changed."""
+    lora = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **changes.pop("lora", {})}
+    recipe = parse_recipe({"stage": "sft", "lora": lora, "training": {"learning_rate": 0.01, "batch_sequences": 2}})
+    version = find_version(keeper.ledger, base)
+    job = Job(0, "train", "planned", 0, "sft", "policy", version.id, "draft", None, None, changes, {}, "", 0, 0, "", "", ())
+    return Target(job, version, recipe, ())
+
+
+@pytest.mark.parametrize("base, lora, problem, remedy", [
+    ("v001", {}, "", ""),
+    ("v002", {}, "", ""),
+    ("v002", {"rank": 8}, "is an adapter of rank 4", "or take a recipe without lora"),
+    ("v002", {"target_modules": ["q_proj"]}, "on q_proj, v_proj, down_proj; the recipe asks", "set lora.rank"),
+    ("v001", {"target_modules": ["q_proj", "gate_up_proj"]}, "the model has no gate_up_proj", "gate_proj and up_proj"),
+])  # fmt: skip
+def test_preflight_tells_what_an_adapter_recipe_cannot_do(
+    keeper: Keeper, base: str, lora: dict[str, Any], problem: str, remedy: str
+) -> None:
+    facts = gather_facts(keeper, asked(keeper, base, lora=lora))
+    (check,) = [item for item in preflight(facts).checks if item.name == "Other inputs"]
+    assert check.ok is not bool(problem) and problem in check.detail and remedy in check.remedy
+    assert facts.inputs == (record(keeper, "v001")["name"],)
+
+
+def test_an_adapter_needs_less_room_and_memory(keeper: Keeper) -> None:
+    adapter = asked(keeper, "v001")
+    whole = dataclasses.replace(adapter, recipe=adapter.recipe.model_copy(update={"lora": None}))
+    costs = [cost_of(item.recipe, shape_of(keeper, item.base), numbers_of(keeper, item), 10_000, examples=10, iterations=None,
+                     measured=None)[1] for item in (adapter, whole)]  # fmt: skip
+    assert costs[0].memory_bytes < costs[1].memory_bytes and costs[0].version_bytes < costs[1].version_bytes
+    assert costs[0].staging_bytes - costs[0].version_bytes < (costs[1].staging_bytes - costs[1].version_bytes) / 4
+    assert shape_of(keeper, find_version(keeper.ledger, "v003")) == shape_of(keeper, find_version(keeper.ledger, "v001"))
+
+
+def test_a_damaged_adapter_base_stops_a_job_on_the_adapter(keeper: Keeper) -> None:
+    folder = keeper.home.models / record(keeper, "v001")["name"]
+    for path in (folder, folder / "config.json"):
+        path.chmod(path.stat().st_mode | 0o200)
+    text = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(text + b" ")
+    present, intact, problem = check_base(keeper, find_version(keeper.ledger, "v002"))
+    (folder / "config.json").write_bytes(text)
+    seal_tree(folder)
+    assert present and not intact and problem.startswith(f"it is an adapter of {folder.name}: changed")
+    assert check_base(keeper, find_version(keeper.ledger, "v002"))[:2] == (True, True)
+
+
+def test_an_objective_that_looks_at_others_gets_them_into_the_plan(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OBJECTIVES, "margin", About("sft", inputs=("reference",), replay=False))
+    given = asked(keeper, "v002", objective="margin", inputs={"reference": "v003"})
+    base, parent, reference = (record(keeper, name) for name in ("v001", "v002", "v003"))
+    found = inputs_of(keeper, given)
+    assert [(item["role"], item["name"], item["sha256"]) for item in found] == [
+        ("adapter_base", base["name"], base["files"][FULL]), ("reference", reference["name"], reference["files"][ADAPTER])]
+    assert all(Path(item["path"]).is_dir() for item in found)
+    unnamed = inputs_of(keeper, asked(keeper, "v002", objective="margin"))
+    assert unnamed[1]["name"] == parent["name"], "a reference that nobody named is where training starts from"
+    request = prepare_request(keeper, given, keeper.home.staging / "known.fp")
+    assert request["objective"] == "margin" and request["replay"]["fraction"] == 0.0
+    assert prepare_request(keeper, asked(keeper, "v002"), keeper.home.staging / "known.fp")["replay"]["fraction"] > 0.0
+
+
 def test_an_adapter_comes_back_from_the_vault_as_it_was(keeper: Keeper) -> None:
     vault = keeper.home.vault(keeper.settings.backup.path)
     run_backup(keeper)
@@ -112,5 +185,6 @@ def test_an_adapter_without_its_base_is_damage_that_verify_tells(keeper: Keeper)
     sums.write_bytes(text.replace(record(keeper, "v001")["files"][FULL].encode(), b"0" * 64))
     found = [item for item in verify(keeper, versions=["v002"]).damage if item.name.startswith("v002")]
     sums.write_bytes(text)
+    seal_tree(base)
     assert [(item.file, "not those it was trained on" in item.problem) for item in found] == [("adapter_base.json", True)]
     assert not verify(keeper, versions=["v002"]).damage
