@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daemon.costs import backup_bytes, needed_bytes, tokens_approx
-from daemon.inputs import adapter_base_of, input_problem, input_versions
+from daemon.inputs import adapter_base_of, input_problem, input_versions, objective_of
 from daemon.targets import Target, base_of
 from guard.checks.preflight import DataFact, Facts
 from guard.durable import sha256_bytes, sha256_file
@@ -155,5 +155,5 @@ def _examples_new(keeper: Keeper, target: Target, prepared: Mapping[str, Any] | 
     sidecars = [sidecar_bytes(keeper.home.files / file.sha256) for file in target.files]
     # Of several files together: what one of them keeps for judging is taken for held out in all, which is an estimate.
     apart = b"".join(val_keys(file.record, keys) for file, keys in zip(target.files, sidecars, strict=True))
-    novelty = yield from novelty_steps(keeper, b"".join(sidecars), target.base.id, target.job.stage, apart=apart)
+    novelty = yield from novelty_steps(keeper, b"".join(sidecars), target.base.id, objective_of(target), apart=apart)
     return novelty.new + (novelty.known if repeat else 0)

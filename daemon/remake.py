@@ -140,11 +140,12 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
     """The request of the original preparation, with everything that decided about the list taken from the record."""
     record, planned = version.record, version.record["planned"]
     request = {key: planned[key] for key in ("allow_repeat", "iterations") if planned.get(key)}
+    request["objective"] = record["objective"]
     job = Job(0, "train", "training", 0, record["stage"], version.line, base.id, "remake", None, None, request, {}, "", 0, 0,
               "", "", tuple(item["sha256"] for item in record["data"]))  # fmt: skip
     known = scratch / "known.fp"
     target = Target(job, base, parse_sealed(record["recipe"]), _originals(keeper, version))
-    write_known(keeper, [keeper.home.files / file.sha256 for file in target.files], base.id, record["stage"], known)
+    write_known(keeper, [keeper.home.files / file.sha256 for file in target.files], base.id, record["objective"], known)
     sources = _sources(keeper, base, planned["replay_sources"], scratch, child)
     asked = prepare_request(keeper, target, known, planned.get("untouchable_sets") or ())
     return {

@@ -76,7 +76,8 @@ def pairs_of(folder: Path) -> Selection:
     number = np.arange(count, dtype=np.int64)
     return Selection(
         datasets=(str(folder),), dataset_ids=(dataset.id,), ranges=ranges,
-        sequences=np.stack([2 * number, 2 * number + 2], axis=1), replay=np.zeros(count, dtype=bool), documents=np.tile(np.array([0, 1], dtype=np.int64), count),
+        sequences=np.stack([2 * number, 2 * number + 2], axis=1),
+        replay=np.zeros(count, dtype=bool), documents=np.tile(np.array([0, 1], dtype=np.int64), count),
         examples=np.stack([number * 0, number, ranges[0::2, 2]], axis=1), touches=np.stack([number, number], axis=1),
     )  # fmt: skip
 
