@@ -10,6 +10,7 @@ from typing import Any
 from daemon.targets import Target, numbers_of, shape_of
 from guard.store.keeper import Keeper
 from guard.store.vault_state import other_device, vault_of
+from trainer.adapter_config import AdapterConfig
 from trainer.estimate import Estimate, estimate_job
 from trainer.hardware import Numbers, hardware_facts
 from trainer.model_config import ModelConfig
@@ -30,7 +31,10 @@ def cost_of(
         sequences = max(sequences, examples)  # each conversation has one of its own
     steps = int(iterations or max(1, -(-sequences * recipe.training.epochs // recipe.training.batch_sequences)))
     work = steps * per_step if iterations else tokens * recipe.training.epochs
+    lora = recipe.lora
+    adapter = AdapterConfig(lora.rank, lora.alpha, lora.target_modules).parameter_count(shape) if lora else None
     return steps, estimate_job(shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences,
+                               adapter_parameters=adapter,
                                flags=hardware_facts()["cpu_flags"], cores=numbers.threads, measured=measured)  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daemon.costs import backup_bytes, needed_bytes, tokens_approx
+from daemon.inputs import adapter_base_of, input_problem, input_versions, objective_of
 from daemon.targets import Target, base_of
 from guard.checks.preflight import DataFact, Facts
 from guard.durable import sha256_bytes, sha256_file
@@ -46,7 +47,22 @@ def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
     if found != sums:
         wrong = sorted({line.split("  ", 1)[-1] for line in set(found.splitlines()) ^ set(sums.splitlines())})
         return True, False, f"changed or missing: {', '.join(wrong[:5])}"
-    return True, True, ""
+    under = adapter_base_of(keeper, base)
+    if under is None:
+        return True, True, ""
+    present, intact, problem = yield from _check_base(keeper, under)
+    return present, intact, "" if present and intact else f"it is an adapter of {under.name}: {problem}"
+
+
+def _check_inputs(keeper: Keeper, target: Target) -> Steps[dict[str, Any]]:
+    """What preflight is told of the versions a job loads besides its parent."""
+    versions = input_versions(keeper, target)
+    problem, hint = input_problem(target)
+    for version in {item.id: item for _role, item in versions if item.id != target.base.id}.values():
+        present, intact, reason = yield from _check_base(keeper, version)
+        if not (present and intact) and not problem:
+            problem, hint = f"{version.name}: {reason}", f"heirloom verify {version.name}, then heirloom restore {version.name}"
+    return {"inputs": tuple(version.name for _role, version in versions), "inputs_problem": problem, "inputs_hint": hint}
 
 
 def check_base(keeper: Keeper, base: Version) -> tuple[bool, bool, str]:
@@ -107,7 +123,7 @@ def fact_steps(
         template_base=base.record.get("template_hash"),
         template_data=prepared.get("template_hash") if prepared else None,
         mask_ratio=prepared.get("mask_ratio") if prepared else None, mask_needed=job.stage == "sft",
-        output_problem=_output_problem(keeper, wanted, job.id),
+        output_problem=_output_problem(keeper, wanted, job.id), **(yield from _check_inputs(keeper, target)),
     )  # fmt: skip
 
 
@@ -139,5 +155,5 @@ def _examples_new(keeper: Keeper, target: Target, prepared: Mapping[str, Any] | 
     sidecars = [sidecar_bytes(keeper.home.files / file.sha256) for file in target.files]
     # Of several files together: what one of them keeps for judging is taken for held out in all, which is an estimate.
     apart = b"".join(val_keys(file.record, keys) for file, keys in zip(target.files, sidecars, strict=True))
-    novelty = yield from novelty_steps(keeper, b"".join(sidecars), target.base.id, target.job.stage, apart=apart)
+    novelty = yield from novelty_steps(keeper, b"".join(sidecars), target.base.id, objective_of(target), apart=apart)
     return novelty.new + (novelty.known if repeat else 0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from daemon.inputs import objective_of
 from daemon.planning import base_request, prepare_request, train_request
 from daemon.publish import ensure_staging
 from daemon.targets import Target
@@ -36,7 +37,7 @@ def known_steps(keeper: Keeper, job: Job, target: Target) -> Steps[int]:
     """Write down what was learnt of a job's files, in slices, in an empty staging folder; returns how many examples."""
     staging = _clean_staging(keeper, job)
     sidecars = [keeper.home.files / file.sha256 for file in target.files]
-    return write_known_steps(keeper, sidecars, target.base.id, job.stage, staging / _KNOWN)
+    return write_known_steps(keeper, sidecars, target.base.id, objective_of(target), staging / _KNOWN)
 
 
 def freeze_preparation(keeper: Keeper, job: Job, target: Target) -> Path:

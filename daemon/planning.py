@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from daemon.inputs import inputs_of, objective_of
 from daemon.targets import Target, numbers_of
 from guard.errors import UsageError
 from guard.store.evaluation import protected_for
@@ -24,9 +25,11 @@ from guard.store.versions import (
     learnt_rows,
     version_by_id,
 )
+from guard.weights import weights_sha256
 from trainer.barred import REPLAY_RULES
 from trainer.hardware import resolve_numbers
 from trainer.model_config import ModelConfig
+from trainer.objectives import about
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
@@ -56,7 +59,7 @@ def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[
     home, job = keeper.home, target.job
     settings = keeper.settings
     return {
-        "schema": 1, "job": job.id, "task": "prepare", "stage": job.stage, "objective": job.stage,
+        "schema": 1, "job": job.id, "task": "prepare", "stage": job.stage, "objective": objective_of(target),
         "staging": str(home.staging_of(job.id)), "tokenization": target.base.record["tokenization"],
         "tokenizer_folder": str(home.models / target.base.name),
         "files": [_file_entry(keeper, file) for file in target.files], "known_fps": str(known),
@@ -64,7 +67,8 @@ def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[
         "validation_fraction": float(keeper.ledger.meta("validation_fraction") or settings.validation.fraction),
         "shard_size_tokens": SHARD_TOKENS, "block_size": target.base.record["block_size"],
         "datasets_root": str(home.shards), "allow_repeat": bool(job.request.get("allow_repeat")),
-        "replay": {"fraction": settings.replay.fraction, "datasets": replay_sources(keeper, target.base),
+        "replay": {"fraction": settings.replay.fraction if about(objective_of(target)).replay else 0.0,
+                   "datasets": replay_sources(keeper, target.base),
                    "originals": str(home.files), "rules": REPLAY_RULES},
         "recipe": target.recipe.as_dict(), "seed": target.recipe.seed,
         "max_steps": job.request.get("max_steps", settings.training.max_steps) or None,
@@ -183,7 +187,8 @@ def train_request(
     settings = keeper.settings.training
     # The recipe is the one that was frozen when the data was prepared, whatever its file says by now.
     recipe = parse_sealed(request["recipe"])
-    numbers = numbers_of(keeper, dataclasses.replace(target, recipe=recipe))
+    target = dataclasses.replace(target, recipe=recipe)
+    numbers = numbers_of(keeper, target)
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
@@ -192,8 +197,9 @@ def train_request(
         # A plan frozen by an earlier release names no folder: it needs none.
         "tokenizer_folder": request.get("tokenizer_folder"),
         **dataclasses.asdict(numbers), "task": "train", "dataset": dataset, "output": dict(output),
+        "inputs": inputs_of(keeper, target), "role": about(request["objective"]).role,
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
-                 "weights_sha256": target.base.record["files"]["model.safetensors"]},
+                 "weights_sha256": weights_sha256(target.base.record)},
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation,
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},

@@ -10,6 +10,7 @@ from typing import Any
 
 from guard.checks.verdict import Verdict
 from guard.names import version_name
+from guard.weights import input_identity
 
 __all__ = ["base_record", "code_version", "forked_record", "learnt_of", "skipped"]
 
@@ -75,7 +76,8 @@ def forked_record(
     seconds = float(result["wall_seconds"])
     return {
         "schema": 1, "name": plan["output"]["name"], "id": plan["output"]["id"], "parent": plan["base"]["name"],
-        "inputs": [], "line": line, "role": "policy", "created": created, "stage": plan["stage"],
+        "inputs": input_identity(plan.get("inputs") or ()), "line": line, "role": plan.get("role", "policy"), "created": created,
+        "stage": plan["stage"],
         "objective": plan["objective"], "data": data, "skipped": skipped(prepared["counts"]),
         "replay": {"tokens": result["replay_tokens"], "datasets": prepared.get("replay_datasets", [])},
         "planned": plan.get("planned", {}), "packing": _packing(prepared, result),

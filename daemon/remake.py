@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.facts import check_base
+from daemon.inputs import placed
 from daemon.planning import prepare_request, replay_sources
 from daemon.targets import Target
 from guard.durable import make_dir, remove_tree, write_json
@@ -28,6 +29,7 @@ from guard.store.keeper import Keeper
 from guard.store.learnt import write_known
 from guard.store.sums import drain, listed_problem_steps
 from guard.store.versions import Version, ancestors, find_version, version_by_id
+from guard.weights import weights_sha256
 from trainer.hardware import hardware_facts, library_versions
 from trainer.recipe import parse_sealed
 
@@ -138,11 +140,12 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
     """The request of the original preparation, with everything that decided about the list taken from the record."""
     record, planned = version.record, version.record["planned"]
     request = {key: planned[key] for key in ("allow_repeat", "iterations") if planned.get(key)}
+    request["objective"] = record["objective"]
     job = Job(0, "train", "training", 0, record["stage"], version.line, base.id, "remake", None, None, request, {}, "", 0, 0,
               "", "", tuple(item["sha256"] for item in record["data"]))  # fmt: skip
     known = scratch / "known.fp"
     target = Target(job, base, parse_sealed(record["recipe"]), _originals(keeper, version))
-    write_known(keeper, [keeper.home.files / file.sha256 for file in target.files], base.id, record["stage"], known)
+    write_known(keeper, [keeper.home.files / file.sha256 for file in target.files], base.id, record["objective"], known)
     sources = _sources(keeper, base, planned["replay_sources"], scratch, child)
     asked = prepare_request(keeper, target, known, planned.get("untouchable_sets") or ())
     return {
@@ -200,7 +203,8 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
         **{key: record[key] for key in ("objective", "threads", "dtype", "micro_sequences", "recipe_hash")},
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),
-                 "weights_sha256": base.record["files"]["model.safetensors"]},
+                 "weights_sha256": weights_sha256(base.record)},
+        "inputs": placed(keeper, record.get("inputs") or []),
         "steps": record["metrics"]["steps"], "selection_sha256": record["selection_sha256"],
         "consumed_sha256": record["consumed_sha256"], "evaluation": [],
         "snapshot": {"every_steps": None, "every_seconds": 0}, "output": {"id": version.id, "name": version.name},

@@ -171,7 +171,7 @@ def _recipe_problem(keeper: Keeper, settings: Mapping[str, Any], kind: str) -> s
         return f"{'recipe' if named else 'training'} is for training and {kind} is not trained here: take it out"
     for stage in [stage_of(kind)] if kind else dict.fromkeys(map(stage_of, TRAINABLE_KINDS)):
         try:
-            recipe = load_recipe(find_recipe(str(named or "small"), [keeper.home.configs], stage))
+            recipe = load_recipe(find_recipe(str(named or "small"), [keeper.home.configs], stage), stage)
             if named and recipe.stage != stage:
                 problems.append(f"the recipe {named} is for {recipe.stage} and the data is {stage}; ls configs/{stage}/")
                 continue

@@ -16,6 +16,7 @@ from guard.store.files import StoredFile, get_file
 from guard.store.jobs import Job
 from guard.store.keeper import Keeper
 from guard.store.versions import Version, find_version, line_tip, version_by_id
+from guard.weights import adapter_base
 from trainer.hardware import Numbers, resolve_numbers
 from trainer.model_config import ModelConfig
 from trainer.recipe import PACKINGS, Recipe, find_recipe, load_recipe, parse_sealed, resolve
@@ -51,7 +52,7 @@ def recipe_for(keeper: Keeper, stage: str, named: str, base: Version, overrides:
     """The recipe a person named, else the one of the base's size in the home's configs; with overrides applied."""
     roots = [keeper.home.configs]
     if named:
-        recipe = load_recipe(find_recipe(named, roots, stage))
+        recipe = load_recipe(find_recipe(named, roots, stage), stage)
     else:
         size = str(base.record.get("size") or "small")
         try:
@@ -106,8 +107,10 @@ def resolve_base(keeper: Keeper, text: str) -> Version:
 
 
 def shape_of(keeper: Keeper, base: Version) -> ModelConfig:
-    """The shape of a sealed version, from its config.json."""
-    return ModelConfig.from_hf(json.loads((keeper.home.models / base.name / "config.json").read_text("utf-8")))
+    """The shape of a sealed version, from its config.json; of an adapter, its base's."""
+    under = adapter_base(base.record.get("inputs") or ())
+    name = base.name if under is None else str(under["name"])
+    return ModelConfig.from_hf(json.loads((keeper.home.models / name / "config.json").read_text("utf-8")))
 
 
 def numbers_of(keeper: Keeper, target: Target) -> Numbers:

@@ -197,7 +197,7 @@ def _judge(keeper: Keeper, arguments: Mapping[str, Any]) -> _Asked:
     if not folder.is_dir():
         raise NotFound(f"{folder} is not a folder", subject=str(folder), hint="heirloom prepare text|chat makes one")
     dataset = open_dataset(folder)
-    recipe = load_recipe(Path(arguments["config_file"]))
+    recipe = load_recipe(Path(arguments["config_file"]), dataset.stage)
     overrides = asked_packing(arguments).get("overrides")
     recipe = resolve(recipe, overrides) if overrides else recipe
     if recipe.stage != dataset.stage:

@@ -77,6 +77,41 @@ def test_a_plan_without_a_figure_is_refused(key: str) -> None:
     assert failing(lambda plan, result, found: plan.pop(key))
 
 
+BASE = {"role": "adapter_base", "name": "v001_base", "sha256": "old"}
+ADAPTER_FILES = {"adapter_model.safetensors": "new", "adapter_config.json": "ac", "adapter_base.json": "ab"}
+
+
+def adapted(plan: dict[str, Any], result: dict[str, Any], found: dict[str, str]) -> None:
+    """The same child as an adapter."""
+    plan["inputs"], result["inputs"] = [{**BASE, "path": "/home/models/v001_base"}], [dict(BASE)]
+    result["files"] = dict(ADAPTER_FILES)
+    found.clear()
+    found.update(ADAPTER_FILES)
+
+
+@pytest.mark.parametrize("name, change", [
+    ("", lambda p, r, f: None),
+    ("inputs", lambda p, r, f: r.update(inputs=[])),
+    ("inputs", lambda p, r, f: r.pop("inputs")),
+    ("inputs", lambda p, r, f: r.update(inputs=[{**BASE, "sha256": "another base"}])),
+    ("inputs", lambda p, r, f: r.update(inputs=[BASE, {**BASE, "role": "reference"}])),
+    ("files", lambda p, r, f: (f.pop("adapter_base.json"), r["files"].pop("adapter_base.json"))),
+    ("files", lambda p, r, f: (f.pop("adapter_model.safetensors"), r["files"].pop("adapter_model.safetensors"))),
+    ("files", lambda p, r, f: (f.update({"model.safetensors": "x"}), r["files"].update({"model.safetensors": "x"}))),
+    ("files", lambda p, r, f: r.update(weights_sha256="something else")),
+])  # fmt: skip
+def test_an_adapter_is_proven_with_its_base(name: str, change: Callable[..., object]) -> None:
+    assert failing(lambda p, r, f: (adapted(p, r, f), change(p, r, f))) == ([name] if name else [])
+
+
+def test_an_adapter_where_full_weights_were_planned_is_refused() -> None:
+    def change(plan: dict[str, Any], result: dict[str, Any], found: dict[str, str]) -> None:
+        adapted(plan, result, found)
+        plan["inputs"], result["inputs"] = [], []
+
+    assert failing(change) == ["files"]
+
+
 def test_an_empty_answer_proves_nothing() -> None:
     assert len(prove(PLAN, {}, FOUND).failures) == 7
 

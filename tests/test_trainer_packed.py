@@ -263,7 +263,7 @@ def test_a_model_that_leaks_is_refused_and_one_that_cannot_pack_is_fed_apart(
         model.__class__ = kind
         return model, tokenizer
 
-    monkeypatch.setattr("trainer.train_job.load_version", load)
+    monkeypatch.setattr("trainer.student.load_version", load)
     if kind is Blind:
         with pytest.raises(CheckFailed, match="packing leak"):
             run_train(job)

@@ -24,7 +24,7 @@ from torch import Tensor
 from trainer.dataset import Dataset, open_dataset
 from trainer.selection import Selection
 
-__all__ = ["Batch", "Document", "Feed", "Row", "StepBatch", "pad", "side_by_side"]
+__all__ = ["Batch", "Document", "Feed", "Row", "StepBatch", "in_groups", "pad", "side_by_side"]
 
 Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 Document = tuple[NDArray[np.integer], NDArray[np.uint8] | None]
@@ -42,6 +42,8 @@ class Batch:
     """float32 [n, T]; 0 where nothing is trained"""
     documents: Tensor | None = None
     """int64 [n, T]: neighbours of one row with one number are one document; None: each row is one document."""
+    groups: Tensor | None = None
+    """int64 [n]: rows with one number are one example of a grouped objective, in the order of its documents; else None."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class StepBatch:
     """Input tokens, padding not counted."""
     loss_tokens: int
     replay_tokens: int
+
+
+def _summed_weight(rows: Sequence[Row]) -> float:
+    return float(sum(float(row[2].sum(dtype=np.float64)) for row in rows))
 
 
 def pad(rows: Sequence[Row]) -> Batch:
@@ -79,6 +85,13 @@ def side_by_side(rows: Sequence[Row]) -> Batch:
     return Batch(inputs, targets, weights, numbers[None] if len(rows) > 1 else None)
 
 
+def in_groups(examples: Sequence[Sequence[Row]]) -> Batch:
+    """Whole examples of several documents: a row for each document, and the number of its example beside it."""
+    batch = pad([row for rows in examples for row in rows])
+    numbers = torch.repeat_interleave(torch.tensor([len(rows) for rows in examples]))
+    return Batch(batch.inputs, batch.targets, batch.weights, None, numbers)
+
+
 class Feed:
     """Gives the batch of any step. Opens the selection's datasets once; keeps no position."""
 
@@ -99,10 +112,11 @@ class Feed:
         sequences = [self.rows(int(sequence)) for sequence in chosen]
         lengths = np.array([sum(len(row[0]) for row in rows) for rows in sequences])
         weights = [row[2] for rows in sequences for row in rows]
+        counts = getattr(self._objective, "weight", _summed_weight)
         return StepBatch(
             sequences=chosen,
             micro_batches=self._micro_batches(sequences, int(lengths.max())),
-            weight=float(sum(float(weight.sum(dtype=np.float64)) for weight in weights)),
+            weight=float(sum(float(counts(rows)) for rows in sequences)),
             tokens=int(lengths.sum()),
             loss_tokens=sum(int(np.count_nonzero(weight)) for weight in weights),
             replay_tokens=int(lengths[self.selection.replay[chosen]].sum()),
@@ -111,6 +125,10 @@ class Feed:
     def _micro_batches(self, sequences: list[list[Row]], longest: int) -> list[Batch]:
         """Sequences of about equal length together; documents apart never take more positions than whole sequences."""
         each = self._micro_sequences
+        if getattr(self._objective, "GROUPED", False):
+            # Alike in length together, as below; an example is never divided.
+            by_longest = sorted(sequences, key=lambda rows: max(len(row[0]) for row in rows))
+            return [in_groups(by_longest[start : start + each]) for start in range(0, len(by_longest), each)]
         if self.selection.shares and not self._apart:
             by_length = sorted(sequences, key=lambda rows: sum(len(row[0]) for row in rows))
             return [side_by_side([row for rows in by_length[start : start + each] for row in rows])

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from guard.errors import CheckFailed
 from trainer.kernels import after_attention, before_attention
 from trainer.model import Decoder, Halves
 
@@ -40,6 +41,9 @@ def compile_layers(model: Decoder) -> Halves:
     Raises what the compiler raises, the lack of a C++ compiler among it.
     """
     assert all(parameter.grad is None for parameter in model.parameters()), "compile before the first step"
+    if any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules()):
+        # The halves take weights and call no module: what an adapter adds would be left out without a word.
+        raise CheckFailed("a model with an adapter is not compiled", subject="compile", hint="plan it without training.compile")
     import torch._dynamo
     import torch._inductor.config  # not with the file: both take seconds, and most jobs compile nothing
 

@@ -62,17 +62,18 @@ def tokens_per_second(model: ModelConfig, flags: list[str], cores: int, measured
 
 def estimate_job(
     model: ModelConfig, *, tokens: int, steps: int, micro_sequences: int, flags: list[str], cores: int,
-    measured: float | None = None,
+    measured: float | None = None, adapter_parameters: int | None = None,
 ) -> Estimate:  # fmt: skip
-    """All figures for training `tokens` input tokens in `steps` steps."""
+    """All figures for training `tokens` input tokens in `steps` steps; `adapter_parameters`: only so many are trained."""
     parameters = model.parameter_count()
-    finished = version_bytes(model, steps)
-    snapshots = (_SNAPSHOTS_KEPT + 1) * _WEIGHTS_PER_SNAPSHOT * parameters * _BYTES_FP32
+    trained = parameters if adapter_parameters is None else adapter_parameters
+    finished = version_bytes(model, steps) - (parameters - trained) * _BYTES_FP32
+    snapshots = (_SNAPSHOTS_KEPT + 1) * _WEIGHTS_PER_SNAPSHOT * trained * _BYTES_FP32
     per_token = model.layers * (14 * model.width + 5 * model.hidden) + 6 * model.width
     activations = micro_sequences * model.block_size * per_token * _BYTES_FP32
     head_chunk = _HEAD_CHUNK_TOKENS * model.vocab_size * _BYTES_FP32
     # weights, gradients, two moments, the head's own gradient, and one copy while a snapshot is written
-    memory = 5 * parameters * _BYTES_FP32 + model.vocab_size * model.width * _BYTES_FP32
+    memory = (parameters + 4 * trained) * _BYTES_FP32 + model.vocab_size * model.width * _BYTES_FP32
     speed = tokens_per_second(model, flags, cores, measured)
     return Estimate(
         parameters=parameters, version_bytes=finished, staging_bytes=finished + snapshots,

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import orjson
@@ -74,7 +73,7 @@ class Outcome:
 
 
 def train(
-    model: Decoder, feed: Feed, objective: ModuleType, plan: LoopPlan, *,
+    model: Decoder, feed: Feed, objective: Any, plan: LoopPlan, *,
     stop: Callable[[], bool], clock: Callable[[], float],
 ) -> Outcome:  # fmt: skip
     """Run `plan.steps` steps, from the newest snapshot in staging if there is one. Changes `model` in place.
@@ -94,7 +93,7 @@ def train(
             loss, gradient_norm = stepper.step(batch, rate, run.step)
             now = clock()
             _advance(run, batch, loss, before + now - started)
-            logs.append(_row(run, batch, rate, gradient_norm, now - began), batch.sequences)
+            logs.append({**_row(run, batch, rate, gradient_norm, now - began), **stepper.metrics}, batch.sequences)
             if now - told_at >= PROGRESS_SECONDS or run.step == plan.steps:
                 _tell(plan, run, batch, now - began)
                 told_at = now

@@ -70,7 +70,8 @@ class _TiledCrossEntropy(torch.autograd.Function):
             len(tiles) if learns else 1, min(chunk, hidden.shape[0]) * min(tile_rows, matrix.shape[0]), dtype=hidden.dtype
         )
         hidden_gradient = torch.empty_like(hidden) if learns else None
-        head_gradient = torch.zeros_like(head, dtype=torch.float32) if learns else None
+        # A frozen head, as under an adapter, is left out: a third of the work.
+        head_gradient = torch.zeros_like(head, dtype=torch.float32) if learns and ctx.needs_input_grad[1] else None
         longest_row = float(torch.linalg.vector_norm(matrix, dim=1).max())
         total = torch.zeros((), dtype=torch.float64)
         for start in range(0, hidden.shape[0], chunk):
@@ -82,11 +83,12 @@ class _TiledCrossEntropy(torch.autograd.Function):
             aimed = (states.float() * matrix[aims].float()).sum(1, keepdim=True)
             losses = sums.log() - aimed if shift is None else sums.log() + shift - aimed
             total += (losses * weight).sum()
-            if towards is not None and head_gradient is not None:
+            if towards is not None:
                 factor = (weight / sums).to(states.dtype)
                 towards.mul_(factor).sub_(matrix[aims] * weight.to(states.dtype))
-                _sweep_back(states * factor, tiles, scratch, head_gradient)
-                head_gradient.index_add_(0, aims, states.float() * weight, alpha=-1.0)
+                if head_gradient is not None:
+                    _sweep_back(states * factor, tiles, scratch, head_gradient)
+                    head_gradient.index_add_(0, aims, states.float() * weight, alpha=-1.0)
         if learns:
             ctx.save_for_backward(hidden_gradient, head_gradient)
         ctx.head_dtype = head.dtype
@@ -96,7 +98,8 @@ class _TiledCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, head_gradient = ctx.saved_tensors
         # In place: these buffers were made for this one backward pass.
-        scaled = hidden_gradient.mul_(outputs[0]), head_gradient.mul_(outputs[0]).to(ctx.head_dtype)
+        scaled = (hidden_gradient.mul_(outputs[0]),
+                  None if head_gradient is None else head_gradient.mul_(outputs[0]).to(ctx.head_dtype))
         return (*scaled, None, None, None, None)
 
 

@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guard.errors import Damage
 
-__all__ = ["load_optimizer", "new_optimizer", "optimizer_tensors"]
+__all__ = ["load_optimizer", "new_optimizer", "optimizer_tensors", "trained_parameters"]
 
 _PARTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by name: all weights, or those beside a frozen base."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def new_optimizer(trained: Mapping[str, Tensor], training: Mapping[str, Any]) -> torch.optim.AdamW:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model import Decoder
+from trainer.optimizer import trained_parameters
 
 __all__ = ["WorkingCopy"]
 
@@ -26,7 +27,7 @@ class WorkingCopy:
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         """(fp32 weight, bf16 copy)"""
         self._places: list[tuple[nn.Module, str]] = []
-        self._names: dict[nn.Parameter, nn.Parameter] = {}
+        self._names: dict[Tensor, nn.Parameter] = {}
         for module in model.model.layers.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 if weight.dim() >= 2:
@@ -39,7 +40,7 @@ class WorkingCopy:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The weights by name, the fp32 ones in place of their copies."""
-        return {name: self._names.get(held, held) for name, held in self._model.named_parameters()}
+        return {name: self._names.get(held, held) for name, held in trained_parameters(self._model).items()}
 
     def gather(self) -> None:
         """Add the copies' gradients to those of the weights; to be called after every backward pass."""

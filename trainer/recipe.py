@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from guard.errors import NotFound, UsageError
 from trainer.recipe_flat import from_flat, is_flat
+from trainer.recipe_lora import LoraSection
 
 __all__ = ["PACKINGS", "ModelSection", "Recipe", "TrainingSection", "find_recipe", "load_recipe", "parse_recipe", "parse_sealed",
            "recipe_hash", "resolve"]  # fmt: skip
@@ -127,6 +128,8 @@ class Recipe(_Section):
     stage: Literal["pretrain", "sft"]
     model: ModelSection | None = None
     training: TrainingSection
+    lora: LoraSection | None = Field(default=None, validation_alias=AliasChoices("lora", "adapter"),
+                                     description="adapters instead of all weights")  # fmt: skip
     seed: Whole = Field(default=1337, ge=0, lt=2**63)
     use_loss_mask: bool | None = Field(default=None, description="left out: yes for sft, no for pretrain")
     ignored: tuple[str, ...] = Field(default=(), exclude=True)
@@ -142,7 +145,9 @@ class Recipe(_Section):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: what a plan freezes and `job.json` carries. `parse_recipe` reads it back."""
-        return self.model_dump(mode="json")
+        values = self.model_dump(mode="json")
+        # Only where it is: recipes without adapters are, and hash to, what they were before there were any.
+        return values if self.lora is not None else {key: value for key, value in values.items() if key != "lora"}
 
     def to_yaml(self) -> str:
         """The recipe as YAML with every value spelt out."""
@@ -151,7 +156,8 @@ class Recipe(_Section):
 
 def _section_keys(location: Sequence[object]) -> list[str]:
     """The keys known where `location` points."""
-    sections: dict[str, type[BaseModel]] = {"model": ModelSection, "training": TrainingSection}
+    sections: dict[str, type[BaseModel]] = {"model": ModelSection, "training": TrainingSection, "lora": LoraSection,
+                                             "adapter": LoraSection}
     owner = sections.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
     return [key for key in owner.model_fields if key != "ignored"]
 
@@ -208,8 +214,10 @@ def _read(text: str, suffix: str) -> object:
     return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
 
 
-def load_recipe(path: Path | str) -> Recipe:
+def load_recipe(path: Path | str, stage: str | None = None) -> Recipe:
     """Read a recipe file; its folder says the stage and its stem the name where the file does not.
+
+    `stage`: that of the data, for a recipe that says none and fits them all (`configs/lora/`).
 
     Raises NotFound when there is no file and UsageError for anything it says wrongly.
     """
@@ -225,8 +233,9 @@ def load_recipe(path: Path | str) -> Recipe:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML or JSON: {error}", subject=str(path)) from error
     if isinstance(data, Mapping):
-        stage = data.get("stage") or _stage_of_folder(path)
-        name = data.get("name") or (f"{stage}/{path.stem}" if stage else path.stem)
+        folder = "lora" if path.parent.name == "lora" else data.get("stage") or _stage_of_folder(path)
+        name = data.get("name") or (f"{folder}/{path.stem}" if folder else path.stem)
+        stage = data.get("stage") or _stage_of_folder(path) or stage
         data = {**data, "name": name, **({"stage": stage} if stage else {})}
     return parse_recipe(data, str(path))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from guard.errors import DataFault
 from trainer.batches import StepBatch
 from trainer.compiling import FEWEST_TOKENS, compile_layers
 from trainer.model import Decoder
-from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors
+from trainer.objectives import Loss
+from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors, trained_parameters
 from trainer.precision import WorkingCopy
 
 __all__ = ["Stepper"]
@@ -29,7 +29,7 @@ class Stepper:
     """A model in training. Changes it in place."""
 
     def __init__(
-        self, model: Decoder, objective: ModuleType, training: Mapping[str, Any], dtype: str, compile: bool = False
+        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, compile: bool = False
     ) -> None:
         """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for a working copy in it.
 
@@ -38,10 +38,12 @@ class Stepper:
         self.model, self._objective = model, objective
         self._dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._copy = WorkingCopy(model) if dtype == "bfloat16" else None
-        self._trained = self._copy.trained() if self._copy else dict(model.named_parameters())
+        self._trained = self._copy.trained() if self._copy else trained_parameters(model)
         self._halves = compile_layers(model) if compile else None
         self._optimizer = new_optimizer(self._trained, training)
         self._clip_at = float(training["grad_clip"])
+        self.metrics: dict[str, float] = {}
+        """What the objective told beside the loss of the newest step, in the mean as the loss is."""
 
     def step(self, batch: StepBatch, rate: float, step: int) -> tuple[float, float]:
         """One step at learning rate `rate`; returns loss per trained token and the gradient's norm before clipping.
@@ -64,14 +66,18 @@ class Stepper:
 
     def _gradients(self, batch: StepBatch) -> float:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
-        total = 0.0
+        total, told = 0.0, dict[str, float]()
         for micro in batch.micro_batches:
             self.model.halves = self._halves if micro.inputs.numel() >= FEWEST_TOKENS else None
-            summed = self._objective.loss(self.model, micro, self._dtype)
+            found = self._objective.loss(self.model, micro, self._dtype)
+            summed, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
             (summed / batch.weight).backward()
             total += float(summed.detach())
             if self._copy:
                 self._copy.gather()
+            for name, value in metrics.items():
+                told[name] = told.get(name, 0.0) + float(value)
+        self.metrics = {name: value / batch.weight for name, value in told.items()}
         return total
 
     def _clip(self) -> float:

@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from guard.durable import publish, remove_tree, sha256_file, write_json
+from guard.durable import publish, remove_tree, write_json
 from guard.errors import Damage
+from guard.weights import input_identity
+from trainer.adapter_config import AdapterConfig
+from trainer.adapter_files import AdapterNote
 from trainer.batches import Feed
 from trainer.dataset import open_dataset
 from trainer.evaluate import evaluate
@@ -32,13 +35,14 @@ from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
-from trainer.objectives import find_objective
+from trainer.objectives import bind, find_objective
 from trainer.selection import Selection
+from trainer.student import load_student
 from trainer.template import stop_ids
 from trainer.templates.base import Template
 from trainer.templates.find import load_template
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
-from trainer.version_files import WEIGHTS, load_version, weights_are_finite, weights_differ, write_version_files
+from trainer.version_files import WEIGHTS, weights_are_finite, write_version_files
 
 __all__ = ["run_base", "run_train"]
 
@@ -104,33 +108,35 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("loading")
     apply_numbers(int(job["threads"]))
     base = Path(job["base"]["path"])
-    model, tokenizer = load_version(base)
+    student = load_student(job)
+    model, tokenizer, parent_weights = student.model, student.tokenizer, student.parent_sha256
     template = load_template(base)
-    parent_weights = sha256_file(base / WEIGHTS)
+    objective = bind(job["objective"], student.frozen)
     apart = not takes_documents(model)
-    feed = _open_feed(child, tokenizer, apart=apart)
+    feed = _open_feed(child, tokenizer, objective, apart=apart)
     shared = rows_that_share(feed)
     if shared and not apart:
         child.tell("checking that documents do not see one another")
-        require_no_leak(model, find_objective(job["objective"]), shared)
+        require_no_leak(model, find_objective(job["stage"]), shared)
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
-    run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights),
+    run = train(model, feed, objective, _loop_plan(child, parent_weights),
                 stop=stop, clock=time.monotonic)  # fmt: skip
     model.eval()
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
     generation = _speak(model, tokenizer, stop_ids(template, tokenizer), feed, job)
     child.tell("writing the version", run)
-    files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl")
+    files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl", student.adapter)
     result = {
         **_proof(run, feed.selection, job),
         "fed_apart": _FED_APART if shared and apart else "",
         "parent_weights_sha256": parent_weights,
-        "weights_sha256": files[WEIGHTS],
+        "inputs": student.inputs,
+        "weights_sha256": files[student.weights_name],
         "finite": weights_are_finite(model),
-        "weights_changed": weights_differ(model, base),
+        "weights_changed": student.changed(),
         "evaluation": evaluation,
         "generation": generation,
         "library_versions": library_versions(),
@@ -141,7 +147,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     return result
 
 
-def _open_feed(child: _Child, tokenizer: Tokenizer, *, apart: bool) -> Feed:
+def _open_feed(child: _Child, tokenizer: Tokenizer, objective: Any, *, apart: bool) -> Feed:
     """The frozen list, proven to be the planned one, over datasets of the base's own tokenizer."""
     job = child.job
     selection = Selection.load(child.staging)
@@ -151,7 +157,7 @@ def _open_feed(child: _Child, tokenizer: Tokenizer, *, apart: bool) -> Feed:
         raise Damage("the frozen list in staging is not the one that was planned", subject=str(child.staging),
                      hint="check the disk; the job can be retried from its start")  # fmt: skip
     feed = Feed(
-        selection, find_objective(job["objective"]), seed=int(job["seed"]),
+        selection, objective, seed=int(job["seed"]),
         batch_sequences=int(job["recipe"]["training"]["batch_sequences"]),
         micro_sequences=int(job["micro_sequences"]), use_mask=bool(job["recipe"].get("use_loss_mask")), apart=apart,
     )  # fmt: skip
@@ -168,6 +174,9 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
         "training": job["recipe"]["training"],
         "use_loss_mask": job["recipe"].get("use_loss_mask"),
         **{key: job[key] for key in ("objective", "steps", "seed", "threads", "dtype", "micro_sequences")},
+        # Only where there are any: the runs of earlier releases keep their identity.
+        **({"lora": job["recipe"]["lora"]} if job["recipe"].get("lora") else {}),
+        **({"inputs": input_identity(job["inputs"])} if job.get("inputs") else {}),
     }
     identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     often = job.get("snapshot") or {}
@@ -235,13 +244,13 @@ def _speak(model: Decoder, tokenizer: Tokenizer, stops: tuple[int, ...], feed: F
     return spoken
 
 
-def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, template: Template,
-               metrics: Path | None) -> dict[str, str]:  # fmt: skip
+def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, template: Template, metrics: Path | None,
+               adapter: tuple[AdapterConfig, AdapterNote] | None = None) -> dict[str, str]:  # fmt: skip
     """The future version folder, made anew: an interrupted attempt may have left half of one."""
     out = child.staging / "out"
     if out.exists():
         remove_tree(out)
-    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template)
+    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template, adapter)
 
 
 def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:

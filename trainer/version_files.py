@@ -3,6 +3,8 @@
 Written: config.json, generation_config.json, model.safetensors (one file, fp32 as trained; a tied output layer is not
 stored, as Hugging Face does it), tokenizer files, recipe.yaml, metrics.jsonl. The lineage (version.json, README.md,
 SHA256SUMS) is the daemon's to write. Loading refuses anything that could run code or is not what it claims to be.
+A version of adapter files has those of `trainer/adapter_files.py` in the place of model.safetensors; loaded, it is a model of
+full weights like any other.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ from safetensors import SafetensorError, safe_open
 from guard.copies import copy_verified
 from guard.durable import fsync_tree, make_dir, sha256_file, write_json, write_text
 from guard.errors import CheckFailed, Damage, NotFound
+from guard.weights import FULL as WEIGHTS
+from trainer.adapter import merged
+from trainer.adapter_config import AdapterConfig
+from trainer.adapter_files import AdapterNote, base_folder, is_adapter, load_adapter, read_note, require_base, write_adapter
+from trainer.extra import PREFIX, write_extra
 from trainer.hf_tokenizer import write_hf_tokenizer
 from trainer.model import Decoder
 from trainer.model_config import ModelConfig
@@ -30,20 +37,27 @@ from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 from trainer.weights import save_weights
 
-__all__ = ["WEIGHTS", "load_version", "weights_are_finite", "weights_differ", "write_version_files"]
+__all__ = ["WEIGHTS", "load_adapted", "load_version", "weights_are_finite", "weights_differ", "write_version_files"]
 
-WEIGHTS = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def write_version_files(
     folder: Path, model: Decoder, tokenizer: Tokenizer, recipe: Mapping[str, Any], metrics: Path | None,
-    template: Template = MYPT,
+    template: Template = MYPT, adapter: tuple[AdapterConfig, AdapterNote] | None = None,
 ) -> dict[str, str]:  # fmt: skip
-    """Write a new folder durably; returns the SHA-256 of every file, read back from disk, by name."""
+    """Write a new folder durably; returns the SHA-256 of every file, read back from disk, by name.
+
+    `adapter`: write only the adapter that is on the model, and the base it belongs to.
+    """
     make_dir(folder)
-    _write_config(folder, model.config, tokenizer, stop_ids(template, tokenizer))
-    save_weights(dict(model.named_parameters()), folder / WEIGHTS)
+    if adapter is not None:
+        # No config.json: with one there, transformers would look for full weights beside it instead of asking for the base.
+        write_adapter(folder, model, *adapter)
+    else:
+        _write_config(folder, model.config, tokenizer, stop_ids(template, tokenizer))
+        save_weights({name: tensor for name, tensor in model.named_parameters() if not name.startswith(PREFIX)}, folder / WEIGHTS)
+    write_extra(folder, model)
     write_hf_tokenizer(tokenizer, folder, model.config.block_size, template)
     write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
     if metrics is not None:
@@ -70,23 +84,29 @@ def weights_are_finite(model: torch.nn.Module) -> bool:
 
 def weights_differ(model: Decoder, folder: Path) -> bool:
     """True when at least one weight of the model is not that of the version in `folder`; reads tensor by tensor."""
+    if is_adapter(folder):
+        before = dict(load_version(folder)[0].named_parameters())
+        return any(not torch.equal(parameter.detach(), before[name])
+                   for name, parameter in model.named_parameters() if not name.startswith(PREFIX))  # fmt: skip
     with safe_open(folder / WEIGHTS, framework="pt") as weights:
         return any(
             not torch.equal(parameter.detach(), weights.get_tensor(name).to(parameter.dtype))
-            for name, parameter in model.named_parameters()
-        )
+            for name, parameter in model.named_parameters() if not name.startswith(PREFIX)
+        )  # fmt: skip
 
 
 def load_version(folder: Path | str) -> tuple[Decoder, Tokenizer]:
-    """The model (fp32, evaluation mode) and tokenizer of a version folder.
+    """The model (fp32, evaluation mode) and tokenizer of a version folder; an adapter is merged into its base's weights.
 
-    Raises NotFound when it is none, CheckFailed for what we refuse to load (pickles, code, links, other tokenizers,
-    features our decoder lacks), Damage when a file is not what it claims to be.
+    Raises NotFound when it is none or an adapter's base is missing, CheckFailed for what we refuse to load (pickles, code,
+    links, other tokenizers, features our decoder lacks, another base than the adapter's), Damage when a file is not what
+    it claims to be.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise NotFound(f"there is no version at {folder}", subject=str(folder), hint="heirloom lineage lists them")
-    _refuse_what_could_run(folder)
+    if is_adapter(folder):
+        adapted, tokenizer = load_adapted(folder, base_folder(folder))
+        return merged(adapted).eval(), tokenizer
+    _require_folder(folder)
     raw = _read_json(folder / "config.json")
     _refuse_remote_code(raw, "config.json")
     config = ModelConfig.from_hf(raw)
@@ -94,6 +114,26 @@ def load_version(folder: Path | str) -> tuple[Decoder, Tokenizer]:
     model = Decoder(config)
     _load_weights(model, folder / WEIGHTS)
     return model.eval(), tokenizer
+
+
+def load_adapted(folder: Path, base: Path) -> tuple[Decoder, Tokenizer]:
+    """The model of an adapter version with the adapter still beside the frozen weights of `base`; only it can be trained.
+
+    Raises what `load_version` raises.
+    """
+    _require_folder(folder)
+    require_base(base, read_note(folder))
+    model, tokenizer = load_version(base)
+    own = _load_tokenizer(folder, model.config)
+    require_same_tokenizer(own.state(), tokenizer.state(), folder.name, base.name)
+    load_adapter(model, folder)
+    return model.eval(), own
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise NotFound(f"there is no version at {folder}", subject=str(folder), hint="heirloom lineage lists them")
+    _refuse_what_could_run(folder)
 
 
 def _refuse_what_could_run(folder: Path) -> None:

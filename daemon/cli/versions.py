@@ -142,6 +142,7 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
     metrics = record.get("metrics") or {}
     rows: list[tuple[str, Any]] = [
         ("Parent", record.get("parent") or "none (a base)"),
+        *((str(item["role"]).replace("_", " ").capitalize(), item["name"]) for item in record.get("inputs") or ()),
         ("Line of birth", record.get("line")),
         ("State", record.get("state")),
         ("Created", moment(record.get("created")) or None),

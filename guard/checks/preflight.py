@@ -62,11 +62,16 @@ class Facts:
     mask_ratio: float | None = None
     mask_needed: bool = False
     output_problem: str = ""
+    inputs: Sequence[str] = ()
+    """Versions that are loaded besides the base: an adapter's base, a reference."""
+    inputs_problem: str = ""
+    inputs_hint: str = ""
     extra: dict[str, str] = field(default_factory=dict)
 
 
 def preflight(facts: Facts) -> Verdict:
     """Every check, each with its reason and remedy."""
+    asked = [("Other inputs", lambda: _inputs(facts))] if facts.inputs or facts.inputs_problem else []
     return verdict_of(
         [
             ("Data verified", lambda: _data(facts)),
@@ -81,6 +86,7 @@ def preflight(facts: Facts) -> Verdict:
             ("Template matches", lambda: _same("Template matches", facts.template_base, facts.template_data)),
             ("Mask trains answers", lambda: _mask(facts)),
             ("Output name free", lambda: _output(facts)),
+            *asked,
         ]
     )
 
@@ -220,6 +226,12 @@ def _mask(facts: Facts) -> Check:
     if facts.mask_ratio < 0.10:
         return Check(name, True, f"Mask ratio too low ({facts.mask_ratio:.1%}): training will be slow", warning=True)
     return Check(name, True, f"{facts.mask_ratio:.1%} of the tokens are answers")
+
+
+def _inputs(facts: Facts) -> Check:
+    if facts.inputs_problem:
+        return Check("Other inputs", False, facts.inputs_problem, facts.inputs_hint)
+    return Check("Other inputs", True, f"{', '.join(facts.inputs)} intact")
 
 
 def _output(facts: Facts) -> Check:

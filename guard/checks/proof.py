@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from guard.checks.verdict import Check, Verdict, verdict_of
+from guard.weights import ADAPTER, ADAPTER_NOTE, ADAPTER_SETTINGS, FULL, adapter_base, input_identity
 
 __all__ = ["prove"]
 
@@ -18,7 +19,7 @@ def prove(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str
     """Judge a finished child. `found` maps each file of the future version to the SHA-256 just read from disk."""
     training = plan["task"] == "train"
     questions = [
-        ("files", lambda: _files(result, found)),
+        ("files", lambda: _files(plan, result, found)),
         ("weights finite", lambda: _true("weights finite", result["finite"], "a weight is NaN or infinite")),
     ]
     if training:
@@ -27,6 +28,7 @@ def prove(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str
             ("examples", lambda: _equal("examples", plan["consumed_sha256"], result["consumed_sha256"])),
             ("base weights", lambda: _equal("base weights", plan["base"]["weights_sha256"],
                                             result["parent_weights_sha256"])),
+            ("inputs", lambda: _inputs(plan, result)),
             ("weights changed", lambda: _changed(result)),
             ("loss", lambda: _true("loss", math.isfinite(float(result["final_loss"])), "the final loss is not finite")),
         ]  # fmt: skip
@@ -53,13 +55,29 @@ def _changed(result: Mapping[str, Any]) -> Check:
     return Check("weights changed", True, result["weights_sha256"][:12])
 
 
-def _files(result: Mapping[str, Any], found: Mapping[str, str]) -> Check:
+def _inputs(plan: Mapping[str, Any], result: Mapping[str, Any]) -> Check:
+    """What else was to be loaded, by role, name and the hash that the child took itself."""
+    planned, done = input_identity(plan.get("inputs") or ()), input_identity(result.get("inputs") or ())
+    if planned != done:
+        wrong = next(item for item in [*planned, *done] if item not in planned or item not in done)
+        return Check("inputs", False, f"the {wrong['role'].replace('_', ' ')} {wrong['name']} ({wrong['sha256'][:12]}) was"
+                     f" {'not loaded' if wrong in planned else 'not planned'}", "the child is not published")  # fmt: skip
+    return Check("inputs", True, ", ".join(item["name"] for item in planned) or "none")
+
+
+def _files(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str, str]) -> Check:
     promised = result["files"]
-    if "model.safetensors" not in found or "config.json" not in found:
-        return Check("files", False, "model.safetensors or config.json is missing", "the child is not published")
+    is_adapter = adapter_base(plan.get("inputs") or ()) is not None
+    weights, other = (ADAPTER, FULL) if is_adapter else (FULL, ADAPTER)
+    settings = (ADAPTER_SETTINGS, ADAPTER_NOTE) if is_adapter else ("config.json",)
+    missing = [name for name in (weights, *settings) if name not in found]
+    if missing:
+        return Check("files", False, f"{' and '.join(missing)} missing", "the child is not published")
+    if other in found:
+        return Check("files", False, f"{other} is there and was not planned", "the child is not published")
     wrong = sorted(name for name in set(promised) | set(found) if promised.get(name) != found.get(name))
     if wrong:
         return Check("files", False, f"not as the child wrote them: {', '.join(wrong[:5])}", "check the disk")
-    if result["weights_sha256"] != found["model.safetensors"]:
-        return Check("files", False, "model.safetensors is not the file the child hashed", "check the disk")
+    if result["weights_sha256"] != found[weights]:
+        return Check("files", False, f"{weights} is not the file the child hashed", "check the disk")
     return Check("files", True, f"{len(found)} files re-read and equal")

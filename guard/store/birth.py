@@ -35,6 +35,7 @@ from guard.store.sums import hash_steps, sums_text
 from guard.store.trash import move_sealed
 from guard.store.versions import line_tip
 from guard.store.views import refresh
+from guard.weights import adapter_base
 
 __all__ = ["announce", "finish_birth", "hash_folder", "hash_folder_steps", "set_birth_aside", "sums_text", "version_readme"]
 
@@ -65,14 +66,20 @@ def version_readme(record: Mapping[str, Any]) -> str:
     """A word to whoever finds this folder in ten years."""
     learnt = "\n".join(f"- {item['file']} (sha256 {item['sha256'][:16]}..., {item['examples']} examples)"
                        for item in record["data"]) or "- nothing yet: this is a base"  # fmt: skip
+    under = adapter_base(record.get("inputs") or ())
+    loads = (
+        "It loads as it is with\n`transformers.AutoModelForCausalLM.from_pretrained(...)`.\n" if under is None else
+        f"It is an adapter (LoRA) and holds no full weights:\nit is nothing without {under['name']} (weights sha256 "
+        f"{under['sha256'][:16]}...) beside it. In the home's folder\n"
+        f"`transformers.AutoModelForCausalLM.from_pretrained(\"models/{record['name']}\")`\n"
+        "loads both where `peft` is installed.\n")  # fmt: skip
     return (
         f"# {record['name']}\n\nOne sealed version of a language model kept by Heirloom; it must never be changed.\n\n"
         f"Parent: {record['parent'] or 'none (a base)'}\nLine of birth: {record['line']}\nCreated: {record['created']}\n\n"
         f"What it learnt on top of its parent:\n\n{learnt}\n\n"
         "Other versions may have been trained from this one. Ask before you touch it:\n\n"
         f"    heirloom lineage {record['name']}\n    heirloom verify {record['name']}\n\n"
-        "`sha256sum -c SHA256SUMS` in this folder checks it without Heirloom. It loads as it is with\n"
-        "`transformers.AutoModelForCausalLM.from_pretrained(...)`.\n"
+        f"`sha256sum -c SHA256SUMS` in this folder checks it without Heirloom. {loads}"
     )
 
 

@@ -17,12 +17,11 @@ from guard.checks.deletion import ACTIVE, lock_label
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger
 from guard.store.versions import Version, dependants
+from guard.weights import ADAPTER_BASE
 
-__all__ = ["ADAPTER_BASE", "descendants", "lineage", "living_dependants", "needed_to_load", "regrown_lines",
+__all__ = ["descendants", "lineage", "living_dependants", "needed_to_load", "regrown_lines",
            "rollbacks", "tree_lines"]  # fmt: skip
 
-ADAPTER_BASE = "adapter_base"
-"""The role of an input without which a version cannot be loaded; a parent's weights are in the child's own."""
 _GONE = ("trashed", "purged")
 _STEP = 5
 _DEEPEST = 12

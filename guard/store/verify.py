@@ -21,12 +21,13 @@ from guard.store.findings import Finding, Findings, Report
 from guard.store.intents import open_intents
 from guard.store.keeper import Keeper
 from guard.store.lineage import descendants
-from guard.store.sums import Problem, problem_steps, unsealed
+from guard.store.sums import Problem, problem_steps, read_sums, unsealed
 from guard.store.trash import is_folder, trash_folder
 from guard.store.verify_data import check_datasets, check_evaluation, check_indexes, check_originals
 from guard.store.verify_events import check_export
 from guard.store.verify_vault import check_archived, check_backups
 from guard.store.versions import Version, all_versions, find_version, tips, version_states
+from guard.weights import ADAPTER_NOTE, FULL, adapter_base
 
 __all__ = ["Report", "verify"]
 
@@ -103,11 +104,27 @@ def _check_version(keeper: Keeper, findings: Findings, version: Version) -> None
     problems = findings.run(problem_steps(folder, version.sums_sha256, hash_it=findings.picker(version.name)))
     if not problems and _record_differs(folder, version):
         problems = [("version.json", "differs from the ledger's record")]
+    if not problems and version.state != "trashed":
+        problems = _base_problems(keeper, version)
     if problems and _moved_meanwhile(keeper, version):
         return _check_version(keeper, findings, find_version(keeper.ledger, version.name))
     below = descendants(keeper.ledger, version.id) if problems else []
     for name, problem in problems:
         findings.add("version", version.name, name, problem, below)
+
+
+def _base_problems(keeper: Keeper, version: Version) -> list[Problem]:
+    """An adapter is loaded on one base only: is that there, with the weights it was trained on? Its bytes are its own check."""
+    under = adapter_base(version.record.get("inputs") or ())
+    if under is None:
+        return []
+    try:
+        found = read_sums(keeper.home.models / under["name"]).get(FULL)
+    except (OSError, ValueError):
+        return [(ADAPTER_NOTE, f"cannot be loaded: its base {under['name']} is not in models/")]
+    if found == under["sha256"]:
+        return []
+    return [(ADAPTER_NOTE, f"cannot be loaded: the weights of {under['name']} are not those it was trained on")]
 
 
 def _record_differs(folder: Path, version: Version) -> bool:
