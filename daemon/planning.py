@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daemon.targets import Target, numbers_of
+from daemon.costs import job_cost, kept_estimate
+from daemon.targets import Target
 from guard.errors import UsageError
 from guard.store.evaluation import protected_for
 from guard.store.files import StoredFile, get_file, stored_path
@@ -25,8 +26,9 @@ from guard.store.versions import (
     version_by_id,
 )
 from trainer.barred import REPLAY_RULES
-from trainer.hardware import resolve_numbers
+from trainer.machine import machine_here
 from trainer.model_config import ModelConfig
+from trainer.numbers import resolve_numbers
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
@@ -183,7 +185,7 @@ def train_request(
     settings = keeper.settings.training
     # The recipe is the one that was frozen when the data was prepared, whatever its file says by now.
     recipe = parse_sealed(request["recipe"])
-    numbers = numbers_of(keeper, dataclasses.replace(target, recipe=recipe))
+    cost = job_cost(keeper, dataclasses.replace(target, recipe=recipe), int(prepared["tokens"]), prepared)
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
@@ -191,14 +193,14 @@ def train_request(
                                          "block_size", "recipe", "seed", "nice")},
         # A plan frozen by an earlier release names no folder: it needs none.
         "tokenizer_folder": request.get("tokenizer_folder"),
-        **dataclasses.asdict(numbers), "task": "train", "dataset": dataset, "output": dict(output),
+        **dataclasses.asdict(cost.numbers), "task": "train", "dataset": dataset, "output": dict(output),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": target.base.record["files"]["model.safetensors"]},
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation,
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
         "recipe_hash": recipe_hash(recipe), "gate": keeper.settings.gate, "prepared": dict(prepared),
-        "unjudged": unjudged, "planned": _planned(request),
+        "unjudged": unjudged, "planned": _planned(request), "estimate": kept_estimate(cost),
     }  # fmt: skip
 
 
@@ -223,7 +225,8 @@ def base_request(keeper: Keeper, job: Job, output: Mapping[str, Any]) -> dict[st
     folder = job.request.get("tokenizer_folder")
     tokenizer = about_tokenizer(job.request["tokenization"], keeper.home.root / folder if folder else None)
     shape = recipe.model.model_dump() | {"vocab_size": recipe.model.vocab_size or tokenizer.padded_vocab_size}
-    numbers = resolve_numbers(recipe.as_dict(), keeper.settings, ModelConfig.from_recipe(shape))
+    numbers = resolve_numbers(recipe.as_dict(), keeper.settings, ModelConfig.from_recipe(shape),
+                              machine=machine_here(keeper.home.configs))  # fmt: skip
     return {
         "schema": 1, "job": job.id, "task": "base", "stage": "base", "objective": "none",
         "staging": str(keeper.home.staging_of(job.id)), "tokenization": job.request["tokenization"],

@@ -225,6 +225,8 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "consumed_sha256": selection.consumed_hash(seed, steps, batch),
         "learnt": _learnt(ready, chosen, fed),
         "tokens": int(selection.examples[fed, 2].sum()),
+        # of all steps, replay and repeats too: what the job's time is estimated from
+        "fed_tokens": int(selection.ranges[:, 2].sum() * steps / max(1, selection.steps_per_epoch(batch))),
         "loss_tokens": int(chosen.example_loss_tokens[fed].sum()),
         "mask_ratio": dataset.mask_ratio,
         "replay_datasets": list(selection.dataset_ids[1:]),

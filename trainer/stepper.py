@@ -26,9 +26,12 @@ __all__ = ["Stepper"]
 class Stepper:
     """A model in training. Changes it in place."""
 
-    def __init__(self, model: Decoder, objective: ModuleType, training: Mapping[str, Any], dtype: str) -> None:
-        """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for autocast."""
+    def __init__(
+        self, model: Decoder, objective: ModuleType, training: Mapping[str, Any], dtype: str, compile: bool = False
+    ) -> None:
+        """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for autocast; `compile`: with torch.compile."""
         self.model, self._objective = model, objective
+        self._forward = torch.compile(model) if compile else model
         self._optimizer = new_optimizer(model, training)
         self._clip_at = float(training["grad_clip"])
         self._dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -54,7 +57,7 @@ class Stepper:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
         total = 0.0
         for micro in batch.micro_batches:
-            summed = self._objective.loss(self.model, micro, self._dtype)
+            summed = self._objective.loss(self._forward, micro, self._dtype)
             (summed / batch.weight).backward()
             total += float(summed.detach())
         return total

@@ -23,11 +23,12 @@ import orjson
 
 from guard.durable import publish, remove_tree, sha256_file, write_json
 from guard.errors import Damage
+from trainer.ahead import Ahead
 from trainer.batches import Feed
 from trainer.dataset import open_dataset
 from trainer.evaluate import evaluate
 from trainer.generate import distinct_ratio, generate
-from trainer.hardware import apply_numbers, hardware_facts, library_versions
+from trainer.hardware import apply_numbers, hardware_facts, library_versions, peak_memory
 from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
@@ -116,8 +117,9 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
-    run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights),
-                stop=stop, clock=time.monotonic)  # fmt: skip
+    with Ahead(feed, int(job["steps"])) as ahead:
+        run = train(model, ahead, find_objective(job["objective"]), _loop_plan(child, parent_weights),
+                    stop=stop, clock=time.monotonic)  # fmt: skip
     model.eval()
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
@@ -168,6 +170,8 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
         "training": job["recipe"]["training"],
         "use_loss_mask": job["recipe"].get("use_loss_mask"),
         **{key: job[key] for key in ("objective", "steps", "seed", "threads", "dtype", "micro_sequences")},
+        # Only where they are not what they always were: a snapshot of an earlier release belongs to its plan still.
+        **{key: job[key] for key, usual in (("compile", False), ("device", "cpu")) if job.get(key, usual) != usual},
     }
     identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     often = job.get("snapshot") or {}
@@ -175,7 +179,7 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
         steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
         identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
         snapshot_seconds=float(often.get("every_seconds") or 0.0),
-        surroundings={"libraries": library_versions(), "hardware": hardware_facts()},
+        compile=bool(job.get("compile")), surroundings={"libraries": library_versions(), "hardware": hardware_facts()},
     )  # fmt: skip
 
 
@@ -258,6 +262,7 @@ def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:
         "loss_tokens": run.loss_tokens,
         "replay_tokens": run.replay_tokens,
         "wall_seconds": run.wall_seconds,
+        "peak_memory_bytes": peak_memory(),
         "resumes": run.resumes,
         "exactness": label,
         "exactness_reason": reason,
