@@ -62,7 +62,8 @@ def past_jobs(keeper: Keeper) -> list[dict[str, Any]]:
     rows = keeper.ledger.rows(
         "SELECT json_extract(record, '$.estimate'), json_extract(record, '$.actual'), json_extract(record, '$.hardware.cpu') "
         "FROM versions WHERE tokens > 0 ORDER BY id DESC LIMIT ?", (PAST_JOBS,))  # fmt: skip
-    return [{"estimate": orjson.loads(told), "actual": orjson.loads(found), "cpu": cpu} for told, found, cpu in rows if told and found]
+    return [{"estimate": orjson.loads(told), "actual": orjson.loads(found), "cpu": cpu}
+            for told, found, cpu in rows if told and found]  # fmt: skip
 
 
 def correction_for(keeper: Keeper, shape: ModelConfig, numbers: Numbers, stage: str) -> Correction:

@@ -23,7 +23,7 @@ from guard.errors import EnvironmentFault, HeirloomError
 from guard.home import Home
 from guard.lock import home_lock
 from trainer.machine import MACHINE_FILE, machine_text, read_machine, stranger
-from trainer.probe import machine_of
+from trainer.probe import BUSY_SHARE, machine_of
 
 __all__ = ["PROBE_SECONDS", "judge_machine_file", "measure", "probe"]
 
@@ -34,13 +34,13 @@ def measure(seconds: float = PROBE_SECONDS) -> list[dict[str, Any]]:
     """What the child tells within so many seconds, and one more finding when that was not all."""
     found: list[dict[str, Any]] = []
     with subprocess.Popen([sys.executable, "-m", "trainer.probe"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, env=child_environment(), text=True, start_new_session=True) as child:  # fmt: skip
+                          stderr=subprocess.DEVNULL, env=child_environment(), text=True) as child:  # fmt: skip
         try:
             output, _none = child.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             child.kill()
             output, _none = child.communicate()
-            found.append({"finding": "time", "failed": f"ended after {seconds:.0f} s; what was not measured by then stays unknown"})
+            found.append({"finding": "time", "failed": f"ended after {seconds:.0f} s; the rest stays unknown"})
     for line in output.splitlines():
         with contextlib.suppress(ValueError):  # half a line of a child that was ended, or words of a library
             item = json.loads(line)
@@ -70,7 +70,10 @@ def probe(
     del told["sha256"]
     if told["compile_warmup_seconds"] == float("inf"):
         told["compile_warmup_seconds"] = None  # JSON has no word for it
-    notes = [f"{item['finding']}: {item['failed']}" for item in findings if "failed" in item]
+    busy = max((float(item["share"]) for item in findings if item["finding"] == "busy" and "share" in item), default=0.0)
+    notes = [f"other work took {busy:.0%} of a core: threads are left to the table; measure again when nothing else runs"]
+    notes = notes if busy > BUSY_SHARE else []
+    notes += [f"{item['finding']}: {item['failed']}" for item in findings if "failed" in item]
     return {"path": str(path), "written": not dry_run, "machine": told, "findings": findings, "notes": notes}
 
 

@@ -19,6 +19,7 @@ MICRO = ModelConfig(layers=4, heads=4, width=128, hidden=384, block_size=512, vo
 def test_planning_imports_no_torch() -> None:
     code = (
         "import sys, trainer, trainer.hardware, trainer.estimate, trainer.schedule, trainer.model_config, trainer.child;"
+        "import trainer.numbers, trainer.machine, trainer.probe;"
         "from trainer.hardware import *; hardware_facts(); library_versions(); print('torch' in sys.modules)"
     )
     done = subprocess.run([trainer_help.PYTHON, "-c", code], cwd=trainer_help.ROOT, capture_output=True, text=True)
@@ -69,14 +70,16 @@ def test_cores_are_capped_by_the_control_group(tmp_path: Path) -> None:
 # Wall seconds are the machine's matter; these are processor seconds of one step of each shape (fp32, the median of several),
 # and MiB above the 293 an imported torch takes: layers, heads, width, hidden, block, vocabulary, sequences, cpu seconds, MB.
 MEASURED = [
-    (2, 4, 32, 64, 48, 320, 4, 0.0169, 23), (2, 4, 64, 192, 128, 320, 8, 0.052, 44), (4, 4, 128, 384, 512, 50304, 8, 3.56, 416),
-    (6, 6, 384, 1024, 256, 320, 8, 2.35, 741), (4, 4, 256, 704, 256, 50257, 8, 3.02, 611), (2, 8, 512, 1408, 256, 1024, 4, 0.67, 281),
+    (2, 4, 32, 64, 48, 320, 4, 0.0169, 23), (2, 4, 64, 192, 128, 320, 8, 0.052, 44),
+    (4, 4, 128, 384, 512, 50304, 8, 3.56, 416),
+    (6, 6, 384, 1024, 256, 320, 8, 2.35, 741), (4, 4, 256, 704, 256, 50257, 8, 3.02, 611),
+    (2, 8, 512, 1408, 256, 1024, 4, 0.67, 281),
     (6, 6, 384, 1024, 256, 50304, 8, 5.20, 1127),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("measured", MEASURED)
-def test_the_table_says_what_steps_of_seven_shapes_took_within_half_and_memory_within_a_quarter(measured: tuple[float, ...]) -> None:
+def test_the_table_tells_time_within_half_and_memory_within_a_quarter(measured: tuple[float, ...]) -> None:
     layers, heads, width, hidden, block, vocabulary, sequences = (int(value) for value in measured[:7])
     shape = ModelConfig(layers=layers, heads=heads, width=width, hidden=hidden, block_size=block, vocab_size=vocabulary)
     told = estimate_job(shape, tokens=sequences * block, steps=1, micro_sequences=sequences, flags=["avx512f"], cores=1)
@@ -90,8 +93,8 @@ def _past(seconds: float, memory: float, **changes: object) -> dict[str, object]
 
 
 def test_the_next_estimate_is_corrected_by_the_median_of_jobs_of_the_same_shape_on_the_same_processor() -> None:
-    past = [_past(2.0, 1.1), _past(50.0, 1.2), _past(2.2, 1.3), _past(9.0, 9.0, cpu="another"), _past(9.0, 9.0, estimate={"shape": "t"}),
-            _past(9.0, 9.0, estimate=None), _past(9.0, 9.0, actual={"seconds": None})]  # fmt: skip
+    others = [{"cpu": "another"}, {"estimate": {"shape": "t"}}, {"estimate": None}, {"actual": {"seconds": None}}]
+    past = [_past(2.0, 1.1), _past(50.0, 1.2), _past(2.2, 1.3), *(_past(9.0, 9.0, **change) for change in others)]
     assert correct(past, "s", "Toy 9000") == Correction(2.2, 1.2, 3)
     assert correct(past, "unheard of", "Toy 9000") == Correction() == correct([], "s", "Toy 9000")
 
@@ -104,8 +107,8 @@ def test_old_jobs_are_forgotten_and_absurd_figures_are_bounded() -> None:
 
 def test_a_shape_is_told_apart_by_everything_that_changes_its_speed() -> None:
     numbers = {"micro_sequences": 4, "threads": 2, "dtype": "float32"}
-    keys = {shape_key(MICRO, {**numbers, **change}, stage) for stage in ("sft", "pretrain")
-            for change in ({}, {"compile": True}, {"device": "cuda"}, {"threads": 1}, {"dtype": "bfloat16"}, {"micro_sequences": 2})}  # fmt: skip
+    changes = ({}, {"compile": True}, {"device": "cuda"}, {"threads": 1}, {"dtype": "bfloat16"}, {"micro_sequences": 2})
+    keys = {shape_key(MICRO, {**numbers, **change}, stage) for stage in ("sft", "pretrain") for change in changes}
     assert len(keys) == 12
 
 

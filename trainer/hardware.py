@@ -24,6 +24,7 @@ __all__ = [
     "library_versions",
     "peak_memory",
     "set_environment",
+    "torch_version",
     "usable_cores",
     "usable_memory",
 ]
@@ -59,6 +60,14 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def torch_version() -> str:
+    """The installed torch's version, without importing it; "" where there is none."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def usable_cores(limit_file: Path = _CPU_LIMIT) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from guard.errors import EnvironmentFault
-from trainer.hardware import hardware_facts, library_versions
+from trainer.hardware import hardware_facts, torch_version
 
 __all__ = ["MACHINE_FILE", "Machine", "machine_here", "machine_text", "read_machine", "stranger"]
 
@@ -114,7 +114,7 @@ def machine_text(machine: Machine) -> str:
 def stranger(machine: Machine, facts: Mapping[str, Any] | None = None, torch: str | None = None) -> str:
     """Why a file does not speak of this machine, in words; "" when it does."""
     facts = hardware_facts() if facts is None else facts
-    torch = library_versions().get("torch", "") if torch is None else torch
+    torch = torch_version() if torch is None else torch
     for what, then, now in (("processor", machine.cpu, facts["cpu"]), ("number of cores", machine.cores, facts["cores"]),
                             ("torch", machine.torch, torch)):  # fmt: skip
         if then != now:

@@ -1,5 +1,6 @@
 """Measuring this machine, in a process of its own: `python -m trainer.probe`. One line of JSON for each finding.
 
+    busy      the share of a core that one thread did not get: other work was running
     peak      GFLOP/s of a matrix product in fp32 and in bf16
     threads   seconds of a training step with 1, 2, 4 ... threads
     widths    seconds of a step in fp32 and in bf16, for models of growing width
@@ -18,13 +19,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from trainer.hardware import hardware_facts, has_compiler, library_versions, set_environment, usable_cores
+from trainer.hardware import hardware_facts, has_compiler, set_environment, torch_version, usable_cores
 from trainer.machine import Machine
 from trainer.model_config import ModelConfig
 
-__all__ = ["WIDTHS", "machine_of", "main"]
+__all__ = ["BUSY_SHARE", "WIDTHS", "machine_of", "main"]
 
 WIDTHS = (128, 256, 512, 1024)
+BUSY_SHARE = 0.1
+"""From here on the machine is busy: a thread that works waits for no more than this when it is alone."""
 _TOKENS = 512
 _BLOCK = 128
 _VOCABULARY = 1024
@@ -42,13 +45,22 @@ def main(clock: Callable[[], float] = time.perf_counter) -> int:
     """Measure everything and tell it on stdout. What fails is told as such and the next thing is measured."""
     set_environment()
     cores = usable_cores()
-    for name, measure in (("peak", _peak), ("threads", _threads), ("widths", _widths), ("compile", _compile)):
+    for name, measure in (("busy", _busy), ("peak", _peak), ("threads", _threads), ("widths", _widths), ("compile", _compile)):
         try:
             for finding in measure(cores, clock):
                 print(json.dumps({"finding": name, **finding}), flush=True)
         except Exception as error:  # noqa: BLE001 - told: a torch that cannot do one thing can do the others
             print(json.dumps({"finding": name, "failed": f"{type(error).__name__}: {str(error)[:300]}"}), flush=True)
     return 0
+
+
+def _busy(_cores: int, clock: Callable[[], float]) -> Iterable[dict[str, Any]]:
+    step = _step(256, "float32", 1)
+    step()
+    began, used = clock(), time.process_time()
+    for _ in range(_REPEATS):
+        step()
+    yield {"share": max(0.0, 1.0 - (time.process_time() - used) / (clock() - began))}
 
 
 def _peak(cores: int, clock: Callable[[], float]) -> Iterable[dict[str, Any]]:
@@ -127,9 +139,12 @@ def machine_of(findings: Iterable[Mapping[str, Any]], measured: str) -> Machine:
             by_name.setdefault(str(item["finding"]), []).append(item)
     peaks = {item["dtype"]: round(float(item["gflops"]), 1) for item in by_name.get("peak", ())}
     compiled = by_name.get("compile")
+    # How many threads are best beside other work is no fact about the machine, and may be another tomorrow.
+    alone = all(float(item["share"]) <= BUSY_SHARE for item in by_name.get("busy", ()))
     return Machine(
-        cpu=facts["cpu"], cores=facts["cores"], torch=library_versions()["torch"], measured=measured,
-        threads=_best_threads(by_name.get("threads", ())), bfloat16_from_width=_first_width(by_name.get("widths", ())),
+        cpu=facts["cpu"], cores=facts["cores"], torch=torch_version(), measured=measured,
+        threads=_best_threads(by_name.get("threads", ())) if alone else 0,
+        bfloat16_from_width=_first_width(by_name.get("widths", ())),
         float32_gflops=peaks.get("float32"), bfloat16_gflops=peaks.get("bfloat16"),
         compile_warmup_seconds=round(float(compiled[0]["warmup_seconds"]), 1) if compiled else float("inf"),
         compile_gain=round(float(compiled[0]["eager"] / compiled[0]["compiled"]), 2) if compiled else 1.0,

@@ -83,12 +83,13 @@ def probe_lines(found: Mapping[str, Any]) -> list[str]:
     width, warmup = told["bfloat16_from_width"], told["compile_warmup_seconds"]
     peaks = [f"{told[key]:,.0f} GFLOP/s in {word}" for key, word in (("float32_gflops", "fp32"), ("bfloat16_gflops", "bf16"))
              if told[key]]  # fmt: skip
+    compiling = "not used" if warmup is None else f"{warmup:,.0f} s before the first step, then {told['compile_gain']:.2f}x"
     lines = [
         f"{visible(told['cpu'])}, {plural(told['cores'], 'core')}, torch {visible(told['torch'])}",
         *([f"   matrix products: {', '.join(peaks)}"] if peaks else []),
         f"   threads: {told['threads'] or 'not measured'}",
         f"   bf16: {f'from width {width} on' if width else 'at no measured width faster'}",
-        "   compiling: " + ("not used" if warmup is None else f"{warmup:,.0f} s before the first step, then {told['compile_gain']:.2f}x"),
+        f"   compiling: {compiling}",
     ]
     lines += [f"   ⚠️ {visible(note)}" for note in found["notes"]]
     return [*lines, f"✅ Written: {visible(found['path'])}" if found["written"] else f"Would write {visible(found['path'])}"]

@@ -179,11 +179,11 @@ def _memory(facts: Facts) -> Check:
     if needed is None or allowed is None or free is None:
         return Check(name, False, "how much memory there is and is needed is not known", "heirloom doctor", environment=True)
     if needed > allowed:
-        return Check(name, False, f"this job needs about {needed / GB:,.2f} GB; {allowed / GB:,.2f} GB may be used here",
-                     "raise training.memory_mb where the machine has more, or plan on a smaller base", environment=True)  # fmt: skip
+        text = f"this job needs about {needed / GB:,.2f} GB; {allowed / GB:,.2f} GB may be used here"
+        return Check(name, False, text, "raise training.memory_mb where there is more, or take a smaller base", environment=True)
     if needed > free:
-        return Check(name, False, f"this job needs about {needed / GB:,.2f} GB; {free / GB:,.2f} GB are free now",
-                     "ps aux --sort=-rss | head tells what uses it; the job is tried again by itself", environment=True)  # fmt: skip
+        text = f"this job needs about {needed / GB:,.2f} GB; {free / GB:,.2f} GB are free now"
+        return Check(name, False, text, "ps aux --sort=-rss | head tells what uses it; the job waits for room", environment=True)
     return Check(name, True, f"about {needed / GB:,.2f} GB of {allowed / GB:,.1f} GB")
 
 
