@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from daemon.costs import job_cost, kept_estimate
-from daemon.targets import Target
+from daemon.targets import Target, numbers_of
 from guard.errors import UsageError
 from guard.store.evaluation import protected_for
 from guard.store.files import StoredFile, get_file, stored_path
@@ -71,8 +71,16 @@ def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[
         "recipe": target.recipe.as_dict(), "seed": target.recipe.seed,
         "max_steps": job.request.get("max_steps", settings.training.max_steps) or None,
         "iterations": job.request.get("iterations"),
-        "nice": settings.nice,
+        "nice": settings.nice, **_device_to_try(keeper, target),
     }  # fmt: skip
+
+
+def _device_to_try(keeper: Keeper, target: Target) -> dict[str, Any]:
+    """What preparation needs to find the micro-batch that fits a GPU; nothing where the processor trains."""
+    numbers = numbers_of(keeper, target)
+    if numbers.device == "cpu":
+        return {}
+    return {"device": numbers.device, "dtype": numbers.dtype, "micro_sequences": numbers.micro_sequences}
 
 
 def _file_entry(keeper: Keeper, file: StoredFile) -> dict[str, Any]:
@@ -186,6 +194,9 @@ def train_request(
     # The recipe is the one that was frozen when the data was prepared, whatever its file says by now.
     recipe = parse_sealed(request["recipe"])
     cost = job_cost(keeper, dataclasses.replace(target, recipe=recipe), int(prepared["tokens"]), prepared)
+    numbers = dataclasses.asdict(cost.numbers)
+    if numbers["device"] != "cpu" and prepared.get("micro_sequences"):
+        numbers["micro_sequences"] = prepared["micro_sequences"]  # tried when the data was prepared
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
@@ -193,7 +204,7 @@ def train_request(
                                          "block_size", "recipe", "seed", "nice")},
         # A plan frozen by an earlier release names no folder: it needs none.
         "tokenizer_folder": request.get("tokenizer_folder"),
-        **dataclasses.asdict(cost.numbers), "task": "train", "dataset": dataset, "output": dict(output),
+        **numbers, "task": "train", "dataset": dataset, "output": dict(output),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": target.base.record["files"]["model.safetensors"]},
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],

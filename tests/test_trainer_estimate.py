@@ -101,8 +101,8 @@ def test_the_next_estimate_is_corrected_by_the_median_of_jobs_of_the_same_shape_
 
 def test_old_jobs_are_forgotten_and_absurd_figures_are_bounded() -> None:
     assert correct([_past(1.5, 1.0)] * 9 + [_past(8.0, 2.0)] * 20, "s", "Toy 9000") == Correction(1.5, 1.0, 9)
-    assert correct([_past(1e9, 1e9)], "s", "Toy 9000") == Correction(20.0, 3.0, 1)
-    assert correct([_past(1e-9, 1e-9)], "s", "Toy 9000") == Correction(0.05, 0.5, 1)
+    assert correct([_past(1e9, 1e9)], "s", "Toy 9000") == Correction(50.0, 3.0, 1)
+    assert correct([_past(1e-9, 1e-9)], "s", "Toy 9000") == Correction(0.02, 0.5, 1)
 
 
 def test_a_shape_is_told_apart_by_everything_that_changes_its_speed() -> None:

@@ -50,7 +50,7 @@ def chunked_cross_entropy(
 
 def next_token_loss(model: Decoder, batch: Batch, dtype: torch.dtype) -> Tensor:
     """Weighted sum of the next-token losses of one micro-batch: what every next-token objective trains on."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+    with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
         hidden = model(batch.inputs) if batch.documents is None else model(batch.inputs, documents=batch.documents)
     flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
     return chunked_cross_entropy(flat, model.head_weight, batch.targets.reshape(-1), batch.weights.reshape(-1))
@@ -65,12 +65,13 @@ class _TiledCrossEntropy(torch.autograd.Function):
         matrix = head.detach().to(hidden.dtype)
         tiles = [slice(start, start + tile_rows) for start in range(0, matrix.shape[0], tile_rows)]
         scratch = torch.empty(
-            len(tiles) if learns else 1, min(chunk, hidden.shape[0]) * min(tile_rows, matrix.shape[0]), dtype=hidden.dtype
+            len(tiles) if learns else 1, min(chunk, hidden.shape[0]) * min(tile_rows, matrix.shape[0]), dtype=hidden.dtype,
+            device=hidden.device,
         )
         hidden_gradient = torch.empty_like(hidden) if learns else None
         head_gradient = torch.zeros_like(head, dtype=torch.float32) if learns else None
         longest_row = float(torch.linalg.vector_norm(matrix, dim=1).max())
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             states, aims, weight = hidden[part], targets[part], weights[part, None]
@@ -113,7 +114,7 @@ def _sweep(
     states: Tensor, matrix: Tensor, tiles: list[slice], shift: Tensor | None, scratch: Tensor, towards: Tensor | None
 ) -> Tensor:
     """Sums of the exponentials [n, 1]; leaves those in `scratch` and adds their mix of rows to `towards`."""
-    sums = torch.zeros(states.shape[0], 1)
+    sums = torch.zeros(states.shape[0], 1, device=states.device)
     for number, tile in enumerate(tiles):
         rows = matrix[tile]
         kept = _tile_of(scratch, number if towards is not None else 0, states.shape[0], rows.shape[0])

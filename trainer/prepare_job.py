@@ -232,8 +232,21 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "replay_datasets": list(selection.dataset_ids[1:]),
         "warnings": [*dataset.metadata["warnings"], *ready.warnings, *warnings, *_count_warnings(chosen, fed, steps)],
     }
+    prepared |= _on_the_device(job, recipe) if steps else {}
     write_json(staging / "prepared.json", prepared)
     return prepared
+
+
+def _on_the_device(job: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:
+    """The micro-batch that fits the GPU's memory, tried here so that the plan can freeze it; {} for the processor."""
+    if job.get("device", "cpu") == "cpu":
+        return {}
+    from trainer.device import fitting_micro  # torch is wanted only here
+    from trainer.objectives import find_objective
+
+    micro = fitting_micro(Path(job["tokenizer_folder"]), find_objective(job["objective"]), recipe.training.model_dump(),
+                          job["dtype"], job["device"], int(job["micro_sequences"]))  # fmt: skip
+    return {"micro_sequences": micro}
 
 
 def _inexpressible(dataset: Dataset) -> dict[str, int]:

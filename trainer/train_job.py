@@ -26,6 +26,7 @@ from guard.errors import Damage
 from trainer.ahead import Ahead
 from trainer.batches import Feed
 from trainer.dataset import open_dataset
+from trainer.device import Placed, device_facts, move_model, prepare_device
 from trainer.evaluate import evaluate
 from trainer.generate import distinct_ratio, generate
 from trainer.hardware import apply_numbers, hardware_facts, library_versions, peak_memory
@@ -103,6 +104,8 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     """
     child = _Child(job, Path(job["staging"]), stop)
     child.tell("loading")
+    device = str(job.get("device", "cpu"))
+    prepare_device(device)
     apply_numbers(int(job["threads"]))
     base = Path(job["base"]["path"])
     model, tokenizer = load_version(base)
@@ -117,9 +120,11 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
-    with Ahead(feed, int(job["steps"])) as ahead:
+    move_model(model, device)
+    with Ahead(Placed(feed, device), int(job["steps"])) as ahead:
         run = train(model, ahead, find_objective(job["objective"]), _loop_plan(child, parent_weights),
                     stop=stop, clock=time.monotonic)  # fmt: skip
+    move_model(model, "cpu")
     model.eval()
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
@@ -127,7 +132,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("writing the version", run)
     files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl")
     result = {
-        **_proof(run, feed.selection, job),
+        **_proof(run, feed.selection, job, device),
         "fed_apart": _FED_APART if shared and apart else "",
         "parent_weights_sha256": parent_weights,
         "weights_sha256": files[WEIGHTS],
@@ -136,7 +141,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
         "evaluation": evaluation,
         "generation": generation,
         "library_versions": library_versions(),
-        "hardware": hardware_facts(),
+        "hardware": hardware_facts() | device_facts(device),
         "files": files,
     }
     write_json(child.staging / "result.json", result)
@@ -179,7 +184,8 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
         steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
         identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
         snapshot_seconds=float(often.get("every_seconds") or 0.0),
-        compile=bool(job.get("compile")), surroundings={"libraries": library_versions(), "hardware": hardware_facts()},
+        compile=bool(job.get("compile")), surroundings={
+            "libraries": library_versions(), "hardware": hardware_facts() | device_facts(str(job.get("device", "cpu")))},
     )  # fmt: skip
 
 
@@ -248,9 +254,9 @@ def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, template: Te
     return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template)
 
 
-def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:
+def _proof(run: Outcome, selection: Selection, job: Job, device: str) -> dict[str, Any]:
     """What was done, counted where it was done."""
-    label, reason = _exactness(run)
+    label, reason = _exactness(run, device)
     learnt = selection.learnt_examples(int(job["seed"]), run.step, int(job["recipe"]["training"]["batch_sequences"]))
     return {
         "steps_executed": run.step,
@@ -270,7 +276,9 @@ def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:
     }
 
 
-def _exactness(run: Outcome) -> tuple[str, str]:
+def _exactness(run: Outcome, device: str) -> tuple[str, str]:
+    if device != "cpu":
+        return "DECLARED", f"trained on {device} with deterministic kernels; no two such runs were ever compared"
     if run.changed_surroundings:
         return "DECLARED", "libraries or processor changed between two parts of the run"
     if run.resumes:
