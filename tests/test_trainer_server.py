@@ -14,7 +14,7 @@ import pytest
 import trainer_help
 from trainer_help import ServerClient, shared_server, wait_until
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
 from guard.errors import DataFault, EnvironmentFault, UsageError
 from trainer.child import EXIT_FAULT, EXIT_LOCKED, EXIT_OK, fault_of, main
@@ -146,6 +146,8 @@ def test_whose_fault_it_was() -> None:
     assert fault_of(OSError(28, "No space left on device")) == "environment"
     assert fault_of(EnvironmentFault("no disk")) == "environment"
     assert fault_of(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")) == "environment"
+    import torch
+
     assert fault_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")) == "environment"
     assert fault_of(RuntimeError("shapes cannot be multiplied")) == "bug"
     assert fault_of(DataFault("bad")) == "data"

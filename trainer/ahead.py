@@ -37,18 +37,27 @@ class Ahead:
 
     def step(self, step: int) -> StepBatch:
         """The batch of step `step`; begins with the next one. Raises what the source raises for this very step."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and waiting[0] == step:
-            batch = waiting[1].result()
-        else:
-            if waiting is not None and not waiting[1].cancel():
-                wait([waiting[1]])  # two threads must not be in one source; whatever came of it, nobody asked for it
+        batch = self._ready(step)
+        if batch is None:
             batch = self._source.step(step)
         if step + 1 < self._steps:
             if self._pool is None:  # only now: a job of one step needs no thread
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
             self._waiting = step + 1, self._pool.submit(self._source.step, step + 1)
         return batch
+
+    def _ready(self, step: int) -> StepBatch | None:
+        """What was prepared, once it is whole; None when nobody has begun with this step: then whoever asks is faster.
+
+        On a busy machine a thread that waits for a core would otherwise keep the step waiting with it.
+        """
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or waiting[1].cancel():
+            return None
+        if waiting[0] == step:
+            return waiting[1].result()
+        wait([waiting[1]])  # two threads must not be in one source; whatever came of it, nobody asked for it
+        return None
 
     def __enter__(self) -> Ahead:
         return self
