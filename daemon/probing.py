@@ -71,7 +71,7 @@ def probe(
     if told["compile_warmup_seconds"] == float("inf"):
         told["compile_warmup_seconds"] = None  # JSON has no word for it
     busy = max((float(item["share"]) for item in findings if item["finding"] == "busy" and "share" in item), default=0.0)
-    notes = [f"other work took {busy:.0%} of a core: threads are left to the table; measure again when nothing else runs"]
+    notes = [f"other work took {busy:.0%} of a core: threads and compiling are left to the table; measure when nothing else runs"]
     notes = notes if busy > BUSY_SHARE else []
     notes += [f"{item['finding']}: {item['failed']}" for item in findings if "failed" in item]
     return {"path": str(path), "written": not dry_run, "machine": told, "findings": findings, "notes": notes}

@@ -119,10 +119,12 @@ def test_findings_become_facts_and_what_is_not_clearly_faster_is_not_taken() -> 
     assert nothing.threads == 0 and nothing.compile_warmup_seconds == float("inf")
 
 
-def test_threads_are_not_taken_from_a_busy_machine() -> None:
-    rows = [{"finding": "threads", "threads": threads, "seconds": 1.0} for threads in (1, 2)]
-    assert machine_of([{"finding": "busy", "share": 0.5}, *rows], "now").threads == 0
-    assert machine_of([{"finding": "busy", "share": 0.0}, *rows], "now").threads == 1
+def test_threads_and_compiling_are_not_taken_from_a_busy_machine() -> None:
+    rows: list[dict[str, Any]] = [{"finding": "threads", "threads": threads, "seconds": 1.0} for threads in (1, 2)]
+    rows += [{"finding": "compile", "warmup_seconds": 30.0, "eager": 3.0, "compiled": 2.0}]
+    busy, alone = (machine_of([{"finding": "busy", "share": share}, *rows], "now") for share in (0.5, 0.0))
+    assert (busy.threads, busy.compile_warmup_seconds, busy.compile_gain) == (0, float("inf"), 1.0)
+    assert (alone.threads, alone.compile_warmup_seconds, alone.compile_gain) == (1, 30.0, 1.5)
 
 
 def test_memory_compiler_and_gpu_are_found_in_files(tmp_path: Path) -> None:

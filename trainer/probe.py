@@ -138,9 +138,9 @@ def machine_of(findings: Iterable[Mapping[str, Any]], measured: str) -> Machine:
         if "failed" not in item:
             by_name.setdefault(str(item["finding"]), []).append(item)
     peaks = {item["dtype"]: round(float(item["gflops"]), 1) for item in by_name.get("peak", ())}
-    compiled = by_name.get("compile")
-    # How many threads are best beside other work is no fact about the machine, and may be another tomorrow.
+    # What is best beside other work is no fact about the machine, and may be another tomorrow.
     alone = all(float(item["share"]) <= BUSY_SHARE for item in by_name.get("busy", ()))
+    compiled = by_name.get("compile") if alone else None
     return Machine(
         cpu=facts["cpu"], cores=facts["cores"], torch=torch_version(), measured=measured,
         threads=_best_threads(by_name.get("threads", ())) if alone else 0,
