@@ -81,6 +81,16 @@ def test_a_plan_for_a_gpu_that_is_gone_is_the_machine_s_fault(monkeypatch: pytes
     prepare_device("cpu")
 
 
+def test_a_compiled_plan_waits_for_its_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_base(trainer_help.base_job(tmp_path / "base"))
+    data = trainer_help.make_dataset(tmp_path / "data")
+    job = trainer_help.train_job(tmp_path / "job", tmp_path / "base" / "out", data, compile=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(EnvironmentFault, match=r"no C\+\+ compiler"):
+        run_train(job)
+
+
 def _out_of_memory_above(limit: int, tried: list[int]) -> Any:
     def attempt(micro: int) -> None:
         tried.append(micro)

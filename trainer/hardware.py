@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from guard.errors import EnvironmentFault
+
 __all__ = [
     "apply_numbers",
     "has_compiler",
@@ -23,6 +25,7 @@ __all__ = [
     "hardware_facts",
     "library_versions",
     "peak_memory",
+    "require_compiler",
     "set_environment",
     "torch_version",
     "usable_cores",
@@ -108,6 +111,13 @@ def has_compiler(environment: Mapping[str, str] | None = None) -> bool:
     environment = os.environ if environment is None else environment
     named = [environment["CXX"]] if environment.get("CXX") else ["g++", "clang++"]
     return any(shutil.which(name, path=environment.get("PATH")) for name in named)
+
+
+def require_compiler() -> None:
+    """Raise EnvironmentFault when a plan wants compiled kernels and the compiler it was made with is gone."""
+    if not has_compiler():
+        raise EnvironmentFault("the plan is for compiled kernels and there is no C++ compiler any more", subject="compile",
+                               hint="install g++ again, or name one in CXX; the job waits until it is back")  # fmt: skip
 
 
 def has_cuda(node: Path = _GPU_NODE, torch_folder: Path | None = None) -> bool:

@@ -29,7 +29,7 @@ from trainer.dataset import open_dataset
 from trainer.device import Placed, device_facts, move_model, prepare_device
 from trainer.evaluate import evaluate
 from trainer.generate import distinct_ratio, generate
-from trainer.hardware import apply_numbers, hardware_facts, library_versions, peak_memory
+from trainer.hardware import apply_numbers, hardware_facts, library_versions, peak_memory, require_compiler
 from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
@@ -106,6 +106,8 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("loading")
     device = str(job.get("device", "cpu"))
     prepare_device(device)
+    if job.get("compile"):
+        require_compiler()
     apply_numbers(int(job["threads"]))
     base = Path(job["base"]["path"])
     model, tokenizer = load_version(base)
