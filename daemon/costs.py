@@ -5,44 +5,98 @@ Not here: the formulas of time and memory (`trainer/estimate.py`) and the judgem
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import orjson
 
 from daemon.targets import Target, numbers_of, shape_of
 from guard.store.keeper import Keeper
 from guard.store.vault_state import other_device, vault_of
 from trainer.adapter_config import AdapterConfig
-from trainer.estimate import Estimate, estimate_job
-from trainer.hardware import Numbers, hardware_facts
+from trainer.estimate import Correction, Estimate, correct, estimate_job, shape_key
+from trainer.hardware import hardware_facts
 from trainer.model_config import ModelConfig
+from trainer.numbers import Numbers
 from trainer.recipe import Recipe
 
-__all__ = ["backup_bytes", "cost_of", "estimate", "needed_bytes", "tokens_approx"]
+__all__ = ["Cost", "backup_bytes", "correction_for", "cost_of", "estimate", "job_cost", "kept_estimate", "needed_bytes",
+           "past_jobs", "tokens_approx"]  # fmt: skip
+
+PAST_JOBS = 24
+"""So many newest trainings are looked at for some of the same shape: planning costs the same in any home."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A job with its figures."""
+
+    steps: int
+    numbers: Numbers
+    estimate: Estimate
+    shape: str
+    """What it has in common with jobs whose figures count for it."""
 
 
 def cost_of(
     recipe: Recipe, shape: ModelConfig, numbers: Numbers, tokens: int, *, examples: int, iterations: int | None,
-    measured: float | None,
+    measured: float | None, correction: Correction = Correction(), steps: int | None = None, fed: int | None = None,
 ) -> tuple[int, Estimate]:  # fmt: skip
     """(steps, estimate) of so many first-pass tokens in so many examples on a model of that shape; `iterations`: exactly so
-    many steps."""
+    many steps. `steps` and `fed` (tokens of all of them): known exactly, of data that is prepared."""
     per_step = recipe.training.batch_sequences * shape.block_size
-    sequences = -(-tokens // shape.block_size)
-    if recipe.stage == "sft" and recipe.training.packing != "bestfit":
-        sequences = max(sequences, examples)  # each conversation has one of its own
-    steps = int(iterations or max(1, -(-sequences * recipe.training.epochs // recipe.training.batch_sequences)))
-    work = steps * per_step if iterations else tokens * recipe.training.epochs
+    if steps is None:
+        sequences = -(-tokens // shape.block_size)
+        if recipe.stage == "sft" and recipe.training.packing != "bestfit":
+            sequences = max(sequences, examples)  # each conversation has one of its own
+        steps = int(iterations or max(1, -(-sequences * recipe.training.epochs // recipe.training.batch_sequences)))
+    work = fed if fed is not None else steps * per_step if iterations else tokens * recipe.training.epochs
     lora = recipe.lora
     adapter = AdapterConfig(lora.rank, lora.alpha, lora.target_modules).parameter_count(shape) if lora else None
-    return steps, estimate_job(shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences,
-                               adapter_parameters=adapter,
-                               flags=hardware_facts()["cpu_flags"], cores=numbers.threads, measured=measured)  # fmt: skip
+    return steps, estimate_job(
+        shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences, flags=hardware_facts()["cpu_flags"],
+        cores=numbers.threads, measured=measured, batch_sequences=recipe.training.batch_sequences, dtype=numbers.dtype,
+        device=numbers.device, correction=correction, adapter_parameters=adapter)  # fmt: skip
 
 
-def _cost(keeper: Keeper, target: Target, tokens: int) -> tuple[int, Estimate]:
-    """(steps, estimate) of training so many first-pass tokens with the target's recipe."""
-    return cost_of(target.recipe, shape_of(keeper, target.base), numbers_of(keeper, target), tokens,
-                   examples=sum(file.examples for file in target.files), iterations=target.job.request.get("iterations"),
-                   measured=target.base.record.get("metrics", {}).get("tokens_per_second"))  # fmt: skip
+def past_jobs(keeper: Keeper) -> list[dict[str, Any]]:
+    """Estimate, actual figures and processor of the newest trainings; versions of earlier releases have none."""
+    rows = keeper.ledger.rows(
+        "SELECT json_extract(record, '$.estimate'), json_extract(record, '$.actual'), json_extract(record, '$.hardware.cpu') "
+        "FROM versions WHERE tokens > 0 ORDER BY id DESC LIMIT ?", (PAST_JOBS,))  # fmt: skip
+    return [{"estimate": orjson.loads(told), "actual": orjson.loads(found), "cpu": cpu}
+            for told, found, cpu in rows if told and found]  # fmt: skip
+
+
+def correction_for(keeper: Keeper, shape: ModelConfig, numbers: Numbers, stage: str) -> Correction:
+    """What finished jobs of this home say about the next one of the same shape, numbers and stage on this processor."""
+    return correct(past_jobs(keeper), shape_key(shape, asdict(numbers), stage), hardware_facts()["cpu"])
+
+
+def job_cost(keeper: Keeper, target: Target, tokens: int, prepared: Mapping[str, Any] | None = None) -> Cost:
+    """Figures of training so many first-pass tokens with the target's recipe; exact steps and tokens where it is `prepared`."""
+    shape = shape_of(keeper, target.base)
+    known: dict[str, Any] = {"steps": int(prepared["steps"]), "fed": prepared.get("fed_tokens")} if prepared else {}
+    # What is planned to be fed decides about compiling; before preparation it is not known well enough to freeze anything.
+    fed = int(known.get("fed") or tokens * target.recipe.training.epochs)
+    numbers = numbers_of(keeper, target, tokens=fed)
+    kind = f"{target.job.stage} adapter" if target.recipe.lora else target.job.stage  # which takes another memory
+    steps, figures = cost_of(
+        target.recipe, shape, numbers, tokens, examples=sum(file.examples for file in target.files),
+        iterations=target.job.request.get("iterations"), correction=correction_for(keeper, shape, numbers, kind),
+        measured=target.base.record.get("metrics", {}).get("tokens_per_second"), **known)  # fmt: skip
+    return Cost(steps, numbers, figures, shape_key(shape, asdict(numbers), kind))
+
+
+def kept_estimate(cost: Cost) -> dict[str, Any]:
+    """What a plan and its version keep of an estimate: beside `actual` it tells how wrong it was."""
+    told = cost.estimate
+    return {
+        "seconds": round(told.seconds, 3), "memory_bytes": told.memory_bytes,
+        "tokens_per_second": round(told.tokens_per_second, 3), "shape": cost.shape, "corrected_by": told.corrected_by,
+        "table_seconds": round(told.table_seconds, 6), "table_memory_bytes": told.table_memory_bytes,
+    }  # fmt: skip
 
 
 def tokens_approx(target: Target) -> int:
@@ -55,7 +109,7 @@ def tokens_approx(target: Target) -> int:
 def needed_bytes(keeper: Keeper, target: Target, tokens: int) -> int:
     """Room beside the models for shards (3 bytes a token at most, 5 where ids may need uint32), snapshots, the new version,
     and its backup where the vault lies on the same device."""
-    _steps, cost = _cost(keeper, target, tokens)
+    cost = job_cost(keeper, target, tokens).estimate
     per_token = 5 if target.base.record["tokenization"] == "hf" else 3
     shared = keeper.settings.backup.auto and not other_device(keeper, vault_of(keeper))
     return cost.staging_bytes + cost.version_bytes + per_token * tokens + (backup_bytes(keeper, target, tokens) if shared else 0)
@@ -63,12 +117,15 @@ def needed_bytes(keeper: Keeper, target: Target, tokens: int) -> int:
 
 def backup_bytes(keeper: Keeper, target: Target, tokens: int) -> int:
     """Room in the vault for the backup after the job: the version (a frame is never larger), its originals, and a ledger."""
-    _steps, cost = _cost(keeper, target, tokens)
+    cost = job_cost(keeper, target, tokens).estimate
     return cost.version_bytes + sum(file.size_bytes for file in target.files) + keeper.home.ledger.stat().st_size
 
 
 def estimate(keeper: Keeper, target: Target) -> dict[str, Any]:
-    """Tokens, steps, seconds and bytes a job will take, from sizes and the last measured speed."""
+    """Tokens, steps, seconds, bytes on disk and memory a job will take, and what the figures rest on."""
     tokens = tokens_approx(target)
-    steps, cost = _cost(keeper, target, tokens)
-    return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": needed_bytes(keeper, target, tokens)}
+    cost = job_cost(keeper, target, tokens)
+    told = cost.estimate
+    return {"tokens": tokens, "steps": cost.steps, "seconds": told.seconds, "bytes": needed_bytes(keeper, target, tokens),
+            "memory_bytes": told.memory_bytes, "tokens_per_second": told.tokens_per_second, "corrected_by": told.corrected_by,
+            "numbers": asdict(cost.numbers)}  # fmt: skip

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from daemon.ledger_checks import Question, ledger_questions
+from daemon.probing import judge_machine_file
 from guard.checks.verdict import Check, guarded
 from guard.errors import HeirloomError
 from guard.home import Home
@@ -69,6 +70,7 @@ def _folder_questions(home: Home) -> list[Question]:
             "Ledger file system",
             lambda: judge_file_system("Ledger file system", file_system_of(home.data), database=True),
         ),
+        ("Machine file", lambda: judge_machine_file(home)),
         ("Folder watches", lambda: judge_watches(_inotify("max_user_watches"), _folders_below(home.inbox))),
     ]
 

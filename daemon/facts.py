@@ -5,11 +5,12 @@ Read in slices, since the daemon has one thread. Facts are only gathered here; t
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from daemon.costs import backup_bytes, needed_bytes, tokens_approx
+from daemon.costs import backup_bytes, job_cost, needed_bytes, tokens_approx
 from daemon.inputs import adapter_base_of, input_problem, input_versions, objective_of
 from daemon.targets import Target, base_of
 from guard.checks.preflight import DataFact, Facts
@@ -28,6 +29,8 @@ from guard.store.learnt import novelty_steps
 from guard.store.sums import hash_steps
 from guard.store.vault_room import vault_free_bytes
 from guard.store.versions import GONE, Version, number_is_free
+from trainer.hardware import has_cuda, usable_memory
+from trainer.numbers import choose_device
 
 __all__ = ["check_base", "fact_steps", "gather_facts", "parts_sha256"]
 
@@ -116,7 +119,7 @@ def fact_steps(
         repeat_allowed=bool(job.request.get("allow_repeat")),
         free_bytes=keeper.home.free_bytes(), needed_bytes=needed_bytes(keeper, target, tokens) if present else None,
         vault_free_bytes=vault_free_bytes(keeper), vault_needed_bytes=backup_bytes(keeper, target, tokens) if present else None,
-        reserve_bytes=int(keeper.settings.disk.reserve_gb * 1e9), device="CPU", device_free=True,
+        reserve_bytes=int(keeper.settings.disk.reserve_gb * 1e9), **_machine_facts(keeper, target, tokens, present=present),
         unfinished_jobs=others, inconsistencies=_inconsistencies(keeper),
         tokenizer_base=base.record.get("tokenizer_hash"),
         tokenizer_data=prepared.get("tokenizer_hash") if prepared else None,
@@ -125,6 +128,23 @@ def fact_steps(
         mask_ratio=prepared.get("mask_ratio") if prepared else None, mask_needed=job.stage == "sft",
         output_problem=_output_problem(keeper, wanted, job.id), **(yield from _check_inputs(keeper, target)),
     )  # fmt: skip
+
+
+def _machine_facts(keeper: Keeper, target: Target, tokens: int, *, present: bool) -> dict[str, Any]:
+    """Memory and device, as `Facts` wants them; what cannot be found out stays away, which is a refusal."""
+    device = choose_device(keeper.settings.training.device)
+    # A GPU is this home's alone as far as we can see: training has the lease, and one job runs at a time.
+    missing = device == "cuda" and not has_cuda()
+    facts: dict[str, Any] = {
+        "device": "CPU" if device == "cpu" else device, "device_free": None if missing else True,
+        "device_problem": "no NVIDIA driver, or a torch without CUDA; training.device: auto takes the CPU" if missing else "",
+    }  # fmt: skip
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        whole, facts["memory_free"] = usable_memory()
+        facts["memory_allowed"] = int(keeper.settings.training.memory_mb * (1 << 20)) or int(0.9 * whole)
+    if present:
+        facts["memory_needed"] = job_cost(keeper, target, tokens).estimate.memory_bytes
+    return facts
 
 
 def _output_problem(keeper: Keeper, wanted: int | None, job: int) -> str:

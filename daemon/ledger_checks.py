@@ -5,17 +5,21 @@ Only what takes a moment is looked at, all in the caller's one snapshot. Not her
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from daemon.costs import past_jobs
 from guard.checks.verdict import Check
 from guard.errors import HeirloomError
 from guard.lock import is_locked
 from guard.store.event_export import SEGMENT_EVENTS
 from guard.store.keeper import Keeper
 
-__all__ = ["Question", "judge_chain", "judge_disk", "judge_vault", "ledger_questions"]
+__all__ = ["Question", "judge_chain", "judge_disk", "judge_estimates", "judge_vault", "ledger_questions"]
 
 Question = tuple[str, Callable[[], Check]]
 
@@ -32,6 +36,7 @@ def ledger_questions(keeper: Keeper) -> list[Question]:
         ("Views are current", lambda: _views(keeper)),
         ("Indexes of examples", lambda: _derived(keeper)),
         ("Disk space", lambda: judge_disk(home.free_bytes(), settings.disk.reserve_gb)),
+        ("Estimates", lambda: judge_estimates(past_jobs(keeper))),
         ("Vault", lambda: judge_vault(_device_of(home.vault(settings.backup.path)), _device_of(home.models))),
         ("Tokenizer vocabulary", lambda: _vocabulary(keeper)),
     ]
@@ -142,6 +147,23 @@ def judge_disk(free_bytes: int, reserve_gb: float) -> Check:
     if free_bytes < reserve_gb * 1e9:
         return Check("Disk space", False, text, "free some space, or lower disk.reserve_gb", environment=True)
     return Check("Disk space", True, text)
+
+
+def judge_estimates(past: Sequence[Mapping[str, Any]]) -> Check:
+    """How wrong the estimates of finished jobs were: never a fault, and worth knowing before trusting the next one.
+
+    Told as the mean factor (geometric) between estimate and what it took, whichever was larger.
+    """
+    name = "Estimates"
+    words = []
+    for key, what in (("seconds", "time"), ("memory_bytes", "memory")):
+        pairs = [(job["estimate"].get(key), job["actual"].get(key)) for job in past]
+        factors = [abs(math.log(found / told)) for told, found in pairs if told and found]
+        if factors:
+            words.append(f"{what} right within a factor of {math.exp(statistics.fmean(factors)):.2f}")
+    if not words:
+        return Check(name, None, "no finished job has an estimate yet")
+    return Check(name, True, f"{', '.join(words)}, on average over the last {len(past)} jobs")
 
 
 def _device_of(path: Path) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from daemon.costs import job_cost, kept_estimate
 from daemon.inputs import inputs_of, objective_of
 from daemon.targets import Target, numbers_of
 from guard.errors import UsageError
@@ -27,8 +28,9 @@ from guard.store.versions import (
 )
 from guard.weights import weights_sha256
 from trainer.barred import REPLAY_RULES
-from trainer.hardware import resolve_numbers
+from trainer.machine import machine_here
 from trainer.model_config import ModelConfig
+from trainer.numbers import resolve_numbers
 from trainer.objectives import about
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
@@ -73,8 +75,16 @@ def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[
         "recipe": target.recipe.as_dict(), "seed": target.recipe.seed,
         "max_steps": job.request.get("max_steps", settings.training.max_steps) or None,
         "iterations": job.request.get("iterations"),
-        "nice": settings.nice,
+        "nice": settings.nice, **_device_to_try(keeper, target),
     }  # fmt: skip
+
+
+def _device_to_try(keeper: Keeper, target: Target) -> dict[str, Any]:
+    """What preparation needs to find the micro-batch that fits a GPU; nothing where the processor trains."""
+    numbers = numbers_of(keeper, target)
+    if numbers.device == "cpu":
+        return {}
+    return {"device": numbers.device, "dtype": numbers.dtype, "micro_sequences": numbers.micro_sequences}
 
 
 def _file_entry(keeper: Keeper, file: StoredFile) -> dict[str, Any]:
@@ -188,7 +198,10 @@ def train_request(
     # The recipe is the one that was frozen when the data was prepared, whatever its file says by now.
     recipe = parse_sealed(request["recipe"])
     target = dataclasses.replace(target, recipe=recipe)
-    numbers = numbers_of(keeper, target)
+    cost = job_cost(keeper, target, int(prepared["tokens"]), prepared)
+    numbers = dataclasses.asdict(cost.numbers)
+    if numbers["device"] != "cpu" and prepared.get("micro_sequences"):
+        numbers["micro_sequences"] = prepared["micro_sequences"]  # tried when the data was prepared
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
@@ -196,7 +209,7 @@ def train_request(
                                          "block_size", "recipe", "seed", "nice")},
         # A plan frozen by an earlier release names no folder: it needs none.
         "tokenizer_folder": request.get("tokenizer_folder"),
-        **dataclasses.asdict(numbers), "task": "train", "dataset": dataset, "output": dict(output),
+        **numbers, "task": "train", "dataset": dataset, "output": dict(output),
         "inputs": inputs_of(keeper, target), "role": about(request["objective"]).role,
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": weights_sha256(target.base.record)},
@@ -204,7 +217,7 @@ def train_request(
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation,
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
         "recipe_hash": recipe_hash(recipe), "gate": keeper.settings.gate, "prepared": dict(prepared),
-        "unjudged": unjudged, "planned": _planned(request),
+        "unjudged": unjudged, "planned": _planned(request), "estimate": kept_estimate(cost),
     }  # fmt: skip
 
 
@@ -229,7 +242,8 @@ def base_request(keeper: Keeper, job: Job, output: Mapping[str, Any]) -> dict[st
     folder = job.request.get("tokenizer_folder")
     tokenizer = about_tokenizer(job.request["tokenization"], keeper.home.root / folder if folder else None)
     shape = recipe.model.model_dump() | {"vocab_size": recipe.model.vocab_size or tokenizer.padded_vocab_size}
-    numbers = resolve_numbers(recipe.as_dict(), keeper.settings, ModelConfig.from_recipe(shape))
+    numbers = resolve_numbers(recipe.as_dict(), keeper.settings, ModelConfig.from_recipe(shape),
+                              machine=machine_here(keeper.home.configs))  # fmt: skip
     return {
         "schema": 1, "job": job.id, "task": "base", "stage": "base", "objective": "none",
         "staging": str(keeper.home.staging_of(job.id)), "tokenization": job.request["tokenization"],

@@ -57,6 +57,15 @@ def _packing(prepared: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str
     return {**prepared.get("packing", {}), **({"fed_apart": apart} if apart else {})}
 
 
+def _costs(plan: Mapping[str, Any], result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What the job was estimated to cost beside what it did; a plan frozen by an earlier release estimated nothing."""
+    if not plan.get("estimate"):
+        return {}
+    actual = {"seconds": seconds, "memory_bytes": result.get("peak_memory_bytes"),
+              "tokens_per_second": result["fed_tokens"] / seconds if seconds > 0 else None}  # fmt: skip
+    return {"estimate": dict(plan["estimate"]), "actual": actual}
+
+
 def forked_record(
     plan: Mapping[str, Any], result: Mapping[str, Any], base: Mapping[str, Any], gate: Verdict, *,
     mode: str, line: str, created: str, files: Sequence[Mapping[str, Any]],
@@ -84,7 +93,8 @@ def forked_record(
         "dataset": {"id": plan["dataset"]["id"]}, "selection_sha256": plan["selection_sha256"],
         "consumed_sha256": plan["consumed_sha256"], "recipe": plan["recipe"], "recipe_hash": plan["recipe_hash"],
         "seed": plan["seed"], "threads": plan["threads"], "dtype": plan["dtype"],
-        "micro_sequences": plan["micro_sequences"], "block_size": plan["block_size"],
+        "micro_sequences": plan["micro_sequences"], "compile": plan.get("compile", False), "device": plan.get("device", "cpu"),
+        "numbers_from": plan.get("numbers_from", "table"), "block_size": plan["block_size"],
         "tokenization": plan["tokenization"], "tokenizer_hash": base["tokenizer_hash"],
         "template": base.get("template", "mypt"), "template_hash": base["template_hash"], "size": base.get("size"),
         "metrics": {
@@ -93,6 +103,7 @@ def forked_record(
             "tokens_per_second": result["fed_tokens"] / seconds if seconds > 0 else None,
             "evaluation": [_without_paths(row) for row in result["evaluation"]], "resumes": result["resumes"],
         },
+        **_costs(plan, result, seconds),
         "generation": result["generation"], "gate": _gate(gate, mode), "files": result["files"], **_machine(result),
     }  # fmt: skip
 

@@ -17,8 +17,9 @@ from guard.store.jobs import Job
 from guard.store.keeper import Keeper
 from guard.store.versions import Version, find_version, line_tip, version_by_id
 from guard.weights import adapter_base
-from trainer.hardware import Numbers, resolve_numbers
+from trainer.machine import machine_here
 from trainer.model_config import ModelConfig
+from trainer.numbers import Numbers, resolve_numbers
 from trainer.recipe import PACKINGS, Recipe, find_recipe, load_recipe, parse_sealed, resolve
 
 __all__ = ["Target", "asked_packing", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of",
@@ -113,6 +114,8 @@ def shape_of(keeper: Keeper, base: Version) -> ModelConfig:
     return ModelConfig.from_hf(json.loads((keeper.home.models / name / "config.json").read_text("utf-8")))
 
 
-def numbers_of(keeper: Keeper, target: Target) -> Numbers:
-    """Threads, dtype and micro-batch of a job, from the table."""
-    return resolve_numbers(target.recipe.as_dict(), keeper.settings, shape_of(keeper, target.base))
+def numbers_of(keeper: Keeper, target: Target, *, tokens: int = 0) -> Numbers:
+    """Threads, dtype, micro-batch, compiling and device of a job of so many input tokens. Raises EnvironmentFault when
+    `configs/machine.yaml` is not what a probe writes."""
+    return resolve_numbers(target.recipe.as_dict(), keeper.settings, shape_of(keeper, target.base), tokens=tokens,
+                           machine=machine_here(keeper.home.configs))  # fmt: skip

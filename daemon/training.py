@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from daemon.costs import cost_of
+from daemon.costs import correction_for, cost_of
 from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
 from daemon.targets import asked_packing, resolve_base, shape_of
@@ -35,7 +35,8 @@ from guard.store.placing import set_aside
 from guard.store.versions import GONE, Version, all_versions, line_tip
 from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset
-from trainer.hardware import resolve_numbers
+from trainer.machine import machine_here
+from trainer.numbers import resolve_numbers
 from trainer.recipe import Recipe, load_recipe, resolve
 from trainer.tokenizer import require_same_tokenizer
 
@@ -231,9 +232,12 @@ def _estimate(
                         _kept_folder(keeper, dataset)))  # fmt: skip
     measured = base.record.get("metrics", {}).get("tokens_per_second") if base else None
     tokens = dataset.train.total_tokens
-    numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape)
-    steps, cost = cost_of(recipe, shape, numbers, tokens, examples=dataset.train.count, iterations=iterations, measured=measured)
-    return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": cost.staging_bytes + cost.version_bytes}
+    numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape, tokens=tokens * recipe.training.epochs,
+                              machine=machine_here(keeper.home.configs))  # fmt: skip
+    steps, cost = cost_of(recipe, shape, numbers, tokens, examples=dataset.train.count, iterations=iterations, measured=measured,
+                          correction=correction_for(keeper, shape, numbers, dataset.stage))  # fmt: skip
+    return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": cost.staging_bytes + cost.version_bytes,
+            "memory_bytes": cost.memory_bytes}  # fmt: skip
 
 
 def _kept_folder(keeper: Keeper, dataset: Dataset) -> Path | None:

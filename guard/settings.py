@@ -63,7 +63,7 @@ class TrainingSettings:
     threads: int = 0
     """CPU threads of a training job; 0: the machine's cores."""
     device: str = "auto"
-    """`auto` or `cpu`."""
+    """`auto` (a GPU where there is one), `cpu` or `cuda`."""
     memory_mb: float = 0.0
     """Resident MiB above which a training or indexing child is ended and started again; 0: nine tenths of all."""
     hang_seconds: float = 3600.0
@@ -199,7 +199,7 @@ class Settings:
         return values
 
 
-_CHOICES = {"gate": ("enforce", "warn", "off"), "storage.seal": ("mode", "immutable"), "training.device": ("auto", "cpu"),
+_CHOICES = {"gate": ("enforce", "warn", "off"), "storage.seal": ("mode", "immutable"), "training.device": ("auto", "cpu", "cuda"),
             "near.policy": ("report", "off")}  # fmt: skip
 _FRACTIONS = {"replay.fraction", "validation.fraction", "intake.max_bad_rows", "intake.max_unusable_rows",
               "near.threshold"}  # fmt: skip

@@ -13,8 +13,8 @@ from toy import Toy, chat_of, text_of
 from daemon.costs import cost_of
 from guard.errors import UsageError
 from guard.store.versions import find_version
-from trainer.hardware import Numbers
 from trainer.model_config import ModelConfig
+from trainer.numbers import Numbers
 from trainer.recipe import parse_recipe
 from trainer.selection import load_selection
 

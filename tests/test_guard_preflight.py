@@ -14,7 +14,7 @@ GOOD = Facts(
     data=[DataFact("a.jsonl", "aa", "aa")], base="v001_baseline", base_present=True, base_intact=True,
     base_is_intended=True, examples_new=5, free_bytes=100, needed_bytes=60, reserve_bytes=40, device_free=True,
     unfinished_jobs=[], inconsistencies=[], tokenizer_base="tok", tokenizer_data="tok", template_base="tpl",
-    template_data="tpl", mask_ratio=0.5, mask_needed=True,
+    template_data="tpl", mask_ratio=0.5, mask_needed=True, memory_needed=50, memory_allowed=60, memory_free=55,
 )  # fmt: skip
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
@@ -48,6 +48,11 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("Mask trains answers", {"mask_ratio": 1.0}, "every token"),
     ("Mask trains answers", {"mask_ratio": float("nan")}, "no token"),
     ("Output name free", {"output_problem": "the number 5 was used"}, "number 5"),
+    ("Memory", {"memory_needed": 61}, "may be used here"),
+    ("Memory", {"memory_needed": 56}, "free now"),
+    ("Memory", {"memory_needed": None}, "not known"),
+    ("Memory", {"memory_allowed": None}, "not known"),
+    ("Memory", {"memory_free": None}, "not known"),
 ]
 
 
@@ -61,7 +66,7 @@ def test_sound_facts_pass_every_check_of_the_seed_and_of_the_design() -> None:
     assert [check.name for check in verdict.checks][:7] == [
         "Data verified", "Base model exists", "No duplicates", "Examples fit", "Disk space", "Device available",
         "Previous training finished"]  # fmt: skip
-    assert len(verdict.checks) == 12 and all(check.detail for check in verdict.checks)
+    assert len(verdict.checks) == 13 and all(check.detail for check in verdict.checks)
 
 
 @pytest.mark.parametrize("name, changes, detail", REFUSALS)
@@ -76,9 +81,9 @@ def test_every_check_can_refuse() -> None:
     assert {check.name for check in judged().checks} == {name for name, _changes, _detail in REFUSALS}
 
 
-def test_only_disk_device_and_a_running_job_are_the_machine_s_fault() -> None:
+def test_only_disk_device_memory_and_a_running_job_are_the_machine_s_fault() -> None:
     environment = {name for name, changes, _detail in REFUSALS if judged(**changes).environment_only}
-    assert environment == {"Disk space", "Device available", "Previous training finished"}
+    assert environment == {"Disk space", "Device available", "Previous training finished", "Memory"}
     assert not judged(free_bytes=0, examples_new=0).environment_only, "a fault of the data is not retried for ever"
 
 

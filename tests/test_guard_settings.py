@@ -82,7 +82,7 @@ def test_yes_and_no_in_every_spelling(tmp_path: Path, word: str, value: bool) ->
         ("disk.reserve_gb", float("inf")), ("disk.reserve_gb", "much"), ("disk.reserve_gb", ""),
         ("replay.fraction", 1.01), ("validation.fraction", -0.1), ("coalesce.after", 0), ("coalesce.after", 1.5),
         ("coalesce.after", True), ("coalesce.after", "1e999"), ("intake.memory_mb", 0), ("gate", "maybe"),
-        ("training.device", "cuda"), ("storage.seal", "concrete"), ("backup.auto", "perhaps"), ("backup.path", None),
+        ("training.device", "tpu"), ("storage.seal", "concrete"), ("backup.auto", "perhaps"), ("backup.path", None),
         ("backup.path", ["a"]), ("web.port", None), ("gate", {"mode": "off"}),
     ],
 )  # fmt: skip

@@ -20,10 +20,10 @@ torch = pytest.importorskip("torch")
 from guard.errors import CheckFailed, Damage, DataFault  # noqa: E402
 from trainer.batches import Feed  # noqa: E402
 from trainer.child import main  # noqa: E402
-from trainer.hardware import choose_numbers  # noqa: E402
 from trainer.loop import LoopPlan, StopRequested, train  # noqa: E402
 from trainer.model import new_model  # noqa: E402
 from trainer.model_config import ModelConfig  # noqa: E402
+from trainer.numbers import choose_numbers  # noqa: E402
 from trainer.objectives import find_objective  # noqa: E402
 from trainer.schedule import learning_rate  # noqa: E402
 from trainer.selection import Selection  # noqa: E402

@@ -146,5 +146,9 @@ def test_whose_fault_it_was() -> None:
     assert fault_of(OSError(28, "No space left on device")) == "environment"
     assert fault_of(EnvironmentFault("no disk")) == "environment"
     assert fault_of(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")) == "environment"
+    import torch
+
+    assert fault_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")) == "environment"
+    assert fault_of(RuntimeError("shapes cannot be multiplied")) == "bug"
     assert fault_of(DataFault("bad")) == "data"
     assert fault_of(UsageError("bad")) == fault_of(KeyError("x")) == fault_of(StopRequested("x")) == "bug"

@@ -69,8 +69,9 @@ def fault_of(error: BaseException) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """torch tells a failed allocation on the CPU as a RuntimeError with these words."""
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    """torch tells a failed allocation on the CPU as a RuntimeError with these words, on a GPU as one of this name."""
+    told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and told
 
 
 def preload_tasks() -> None:

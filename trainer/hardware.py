@@ -1,8 +1,7 @@
-"""What this machine is, and the numbers a job gets from it: threads, dtype, micro-batch. Torch-free at import.
+"""What this machine is, and how a process is set up for it: facts, environment, threads. Torch-free at import.
 
-The numbers come from a table over the model's shape and the processor's flags, never from a timing of the moment, so
-that the same plan on the same machine gives the same bits (law 7). They are frozen into the plan; a training child
-only applies them with `apply_numbers`. Facts are read from the kernel's files, which tests pass in.
+Facts are read from the kernel's files, which tests pass in. A training child applies the numbers of its plan with
+`apply_numbers`. Not here: which numbers a job gets (`trainer/numbers.py`), what was measured (`trainer/machine.py`).
 """
 
 from __future__ import annotations
@@ -11,48 +10,35 @@ import importlib.metadata
 import math
 import os
 import platform
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.model_config import ModelConfig
+from guard.errors import EnvironmentFault
 
 __all__ = [
-    "Numbers",
     "apply_numbers",
-    "choose_numbers",
+    "has_compiler",
+    "has_cuda",
     "hardware_facts",
     "library_versions",
-    "resolve_numbers",
+    "peak_memory",
+    "require_compiler",
     "set_environment",
+    "torch_version",
     "usable_cores",
+    "usable_memory",
 ]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+_MEMINFO = Path("/proc/meminfo")
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _TOLD_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 _LIBRARIES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
-
-# bf16 matrix units pay only where the matrices are wide enough to hide the conversions around them.
-_BF16_MIN_WIDTH = {"amx_bf16": 256, "avx512_bf16": 512}
-# Below this the operators are too short to be worth waking a second thread for.
-_SMALL_PARAMETERS = 500_000
-# Tokens in one forward and backward pass: enough to fill matrix products, few enough to stay near the cache.
-_MICRO_TOKENS = ((256, 4096), (1024, 2048))
-_MICRO_TOKENS_WIDE = 1024
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """What the bits of a job depend on besides data and recipe."""
-
-    threads: int
-    """CPU threads of one operator."""
-    dtype: str
-    """`float32`, or `bfloat16` for autocast; weights and optimizer stay fp32 either way."""
-    micro_sequences: int
-    """Sequences in one forward and backward pass."""
+_GPU_NODE = Path("/dev/nvidiactl")
 
 
 def hardware_facts(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
@@ -79,6 +65,14 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+def torch_version() -> str:
+    """The installed torch's version, without importing it; "" where there is none."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def usable_cores(limit_file: Path = _CPU_LIMIT) -> int:
     """Processors this process may use: its affinity, capped by the control group's quota."""
     cores = len(os.sched_getaffinity(0))
@@ -89,42 +83,49 @@ def usable_cores(limit_file: Path = _CPU_LIMIT) -> int:
     return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
-def choose_numbers(model: ModelConfig, batch_sequences: int, flags: list[str], cores: int, threads: int = 0) -> Numbers:
-    """The table. `threads` 0 means all `cores`, or one for a very small model."""
-    dtype = "float32"
-    for flag, width in _BF16_MIN_WIDTH.items():
-        if flag in flags and model.width >= width:
-            dtype = "bfloat16"
-    if model.parameter_count() < _SMALL_PARAMETERS:
-        cores = 1
-    tokens = next((tokens for width, tokens in _MICRO_TOKENS if model.width <= width), _MICRO_TOKENS_WIDE)
-    micro = max(1, min(batch_sequences, tokens // model.block_size))
-    return Numbers(threads=threads or cores, dtype=dtype, micro_sequences=micro)
+def usable_memory(meminfo: Path = _MEMINFO, limit_file: Path = _MEMORY_LIMIT) -> tuple[int, int]:
+    """(all, available now) in bytes: the machine's memory, capped by the control group's limit. Raises OSError, ValueError.
 
-
-def resolve_numbers(recipe: Any, settings: Any, model: Mapping[str, Any] | ModelConfig | None = None) -> Numbers:
-    """The numbers of one job on this machine, to be frozen into its plan.
-
-    `recipe` is a Recipe or its resolved dict; `settings` the home's Settings (`training.threads` is used). A recipe
-    without a model section (fine-tuning) needs the base's shape in `model`: a ModelConfig or its `config.json`.
+    What is available counts caches that the kernel gives back (proc(5), MemAvailable).
     """
-    resolved = recipe if isinstance(recipe, Mapping) else recipe.model_dump()
-    facts = hardware_facts()
-    return choose_numbers(
-        _shape(resolved, model),
-        int(resolved["training"]["batch_sequences"]),
-        facts["cpu_flags"],
-        facts["cores"],
-        int(settings.training.threads),
-    )
+    fields = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines() if ":" in line)
+    whole, available = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    try:
+        limit = int(limit_file.read_text("ascii"))
+    except (OSError, ValueError):  # "max", or no control group of its own
+        return whole, available
+    return min(whole, limit), min(available, limit)
 
 
-def _shape(recipe: Mapping[str, Any], model: Mapping[str, Any] | ModelConfig | None) -> ModelConfig:
-    if isinstance(model, ModelConfig):
-        return model
-    if model is not None:
-        return ModelConfig.from_hf(model) if "model_type" in model else ModelConfig.from_recipe(model)
-    return ModelConfig.from_recipe(recipe["model"])
+def peak_memory(status: Path = Path("/proc/self/status")) -> int | None:
+    """Most bytes this process ever held in memory (proc(5), VmHWM), pages shared with its parent included; None: not told."""
+    try:
+        lines = status.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def has_compiler(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether `torch.compile` finds a C++ compiler here: what CXX names, else g++ or clang++."""
+    environment = os.environ if environment is None else environment
+    named = [environment["CXX"]] if environment.get("CXX") else ["g++", "clang++"]
+    return any(shutil.which(name, path=environment.get("PATH")) for name in named)
+
+
+def require_compiler() -> None:
+    """Raise EnvironmentFault when a plan wants compiled kernels and the compiler it was made with is gone."""
+    if not has_compiler():
+        raise EnvironmentFault("the plan is for compiled kernels and there is no C++ compiler any more", subject="compile",
+                               hint="install g++ again, or name one in CXX; the job waits until it is back")  # fmt: skip
+
+
+def has_cuda(node: Path = _GPU_NODE, torch_folder: Path | None = None) -> bool:
+    """Whether there is an NVIDIA driver and a torch that was built for it. Looks at files: nothing is imported."""
+    if torch_folder is None:
+        spec = find_spec("torch")
+        torch_folder = Path(spec.origin).parent if spec and spec.origin else Path("/nonexistent")
+    return node.exists() and (torch_folder / "lib" / "libtorch_cuda.so").exists()
 
 
 def set_environment() -> None:

@@ -19,7 +19,8 @@ import orjson
 
 from guard.durable import publish
 from guard.errors import Damage
-from trainer.batches import Feed, StepBatch
+from trainer.ahead import Source
+from trainer.batches import StepBatch
 from trainer.model import Decoder
 from trainer.run_logs import RunLogs
 from trainer.schedule import learning_rate
@@ -51,6 +52,8 @@ class LoopPlan:
     """Snapshot every so many steps; 0: not by steps."""
     snapshot_seconds: float = 300.0
     """Snapshot when so many seconds of work would be lost; 0: not by time."""
+    compile: bool = False
+    """With kernels made by torch.compile."""
     surroundings: dict[str, Any] = field(default_factory=dict)
     """Library versions and hardware: when they change across a resume, exactness is only declared."""
 
@@ -73,7 +76,7 @@ class Outcome:
 
 
 def train(
-    model: Decoder, feed: Feed, objective: Any, plan: LoopPlan, *,
+    model: Decoder, feed: Source, objective: Any, plan: LoopPlan, *,
     stop: Callable[[], bool], clock: Callable[[], float],
 ) -> Outcome:  # fmt: skip
     """Run `plan.steps` steps, from the newest snapshot in staging if there is one. Changes `model` in place.
@@ -82,7 +85,7 @@ def train(
     Damage when snapshots or metrics are damaged, OSError when the disk says no.
     """
     assert plan.steps >= 1, "a plan without steps trains nothing and must not be accepted"
-    stepper = Stepper(model, objective, plan.training, plan.dtype)
+    stepper = Stepper(model, objective, plan.training, plan.dtype, plan.compile)
     run, kept = _resume(stepper, plan)
     with RunLogs(plan.staging, kept) as logs:
         saved_at, told_at, started, before = clock(), -math.inf, clock(), run.wall_seconds

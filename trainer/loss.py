@@ -67,13 +67,14 @@ class _TiledCrossEntropy(torch.autograd.Function):
         matrix = head.detach().to(hidden.dtype)
         tiles = [slice(start, start + tile_rows) for start in range(0, matrix.shape[0], tile_rows)]
         scratch = torch.empty(
-            len(tiles) if learns else 1, min(chunk, hidden.shape[0]) * min(tile_rows, matrix.shape[0]), dtype=hidden.dtype
+            len(tiles) if learns else 1, min(chunk, hidden.shape[0]) * min(tile_rows, matrix.shape[0]), dtype=hidden.dtype,
+            device=hidden.device,
         )
         hidden_gradient = torch.empty_like(hidden) if learns else None
         # A frozen head, as under an adapter, is left out: a third of the work.
         head_gradient = torch.zeros_like(head, dtype=torch.float32) if learns and ctx.needs_input_grad[1] else None
         longest_row = float(torch.linalg.vector_norm(matrix, dim=1).max())
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             states, aims, weight = hidden[part], targets[part], weights[part, None]
@@ -118,7 +119,7 @@ def _sweep(
     states: Tensor, matrix: Tensor, tiles: list[slice], shift: Tensor | None, scratch: Tensor, towards: Tensor | None
 ) -> Tensor:
     """Sums of the exponentials [n, 1]; leaves those in `scratch` and adds their mix of rows to `towards`."""
-    sums = torch.zeros(states.shape[0], 1)
+    sums = torch.zeros(states.shape[0], 1, device=states.device)
     for number, tile in enumerate(tiles):
         rows = matrix[tile]
         kept = _tile_of(scratch, number if towards is not None else 0, states.shape[0], rows.shape[0])

@@ -53,4 +53,4 @@ def load_optimizer(
             saved = tensors.get(f"{name}.{part}")
             if saved is None or (part != "step" and saved.shape != parameter.shape):
                 raise Damage(f"the snapshot's optimizer state lacks {name}.{part}", hint="check the disk")
-            optimizer.state[parameter][part] = saved.clone()
+            optimizer.state[parameter][part] = saved.to(parameter.device, copy=True)

@@ -225,13 +225,28 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "consumed_sha256": selection.consumed_hash(seed, steps, batch),
         "learnt": _learnt(ready, chosen, fed),
         "tokens": int(selection.examples[fed, 2].sum()),
+        # of all steps, replay and repeats too: what the job's time is estimated from
+        "fed_tokens": int(selection.ranges[:, 2].sum() * steps / max(1, selection.steps_per_epoch(batch))),
         "loss_tokens": int(chosen.example_loss_tokens[fed].sum()),
         "mask_ratio": dataset.mask_ratio,
         "replay_datasets": list(selection.dataset_ids[1:]),
         "warnings": [*dataset.metadata["warnings"], *ready.warnings, *warnings, *_count_warnings(chosen, fed, steps)],
     }
+    prepared |= _on_the_device(job, recipe) if steps else {}
     write_json(staging / "prepared.json", prepared)
     return prepared
+
+
+def _on_the_device(job: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:
+    """The micro-batch that fits the GPU's memory, tried here so that the plan can freeze it; {} for the processor."""
+    if job.get("device", "cpu") == "cpu":
+        return {}
+    from trainer.device import fitting_micro  # torch is wanted only here
+    from trainer.objectives import find_objective
+
+    micro = fitting_micro(Path(job["tokenizer_folder"]), find_objective(job["objective"]), recipe.training.model_dump(),
+                          job["dtype"], job["device"], int(job["micro_sequences"]))  # fmt: skip
+    return {"micro_sequences": micro}
 
 
 def _inexpressible(dataset: Dataset) -> dict[str, int]:

@@ -26,11 +26,13 @@ from guard.errors import Damage
 from guard.weights import input_identity
 from trainer.adapter_config import AdapterConfig
 from trainer.adapter_files import AdapterNote
+from trainer.ahead import Ahead
 from trainer.batches import Feed
 from trainer.dataset import open_dataset
+from trainer.device import Placed, device_facts, move_model, prepare_device
 from trainer.evaluate import evaluate
 from trainer.generate import distinct_ratio, generate
-from trainer.hardware import apply_numbers, hardware_facts, library_versions
+from trainer.hardware import apply_numbers, hardware_facts, library_versions, peak_memory, require_compiler
 from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
@@ -106,6 +108,10 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     """
     child = _Child(job, Path(job["staging"]), stop)
     child.tell("loading")
+    device = str(job.get("device", "cpu"))
+    prepare_device(device)
+    if job.get("compile"):
+        require_compiler()
     apply_numbers(int(job["threads"]))
     base = Path(job["base"]["path"])
     student = load_student(job)
@@ -121,8 +127,11 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
-    run = train(model, feed, objective, _loop_plan(child, parent_weights),
-                stop=stop, clock=time.monotonic)  # fmt: skip
+    move_model(model, device)
+    with Ahead(Placed(feed, device), int(job["steps"])) as ahead:
+        run = train(model, ahead, objective, _loop_plan(child, parent_weights),
+                    stop=stop, clock=time.monotonic)  # fmt: skip
+    move_model(model, "cpu")
     model.eval()
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
@@ -130,7 +139,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("writing the version", run)
     files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl", student.adapter)
     result = {
-        **_proof(run, feed.selection, job),
+        **_proof(run, feed.selection, job, device),
         "fed_apart": _FED_APART if shared and apart else "",
         "parent_weights_sha256": parent_weights,
         "inputs": student.inputs,
@@ -140,7 +149,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
         "evaluation": evaluation,
         "generation": generation,
         "library_versions": library_versions(),
-        "hardware": hardware_facts(),
+        "hardware": hardware_facts() | device_facts(device),
         "files": files,
     }
     write_json(child.staging / "result.json", result)
@@ -177,6 +186,8 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
         # Only where there are any: the runs of earlier releases keep their identity.
         **({"lora": job["recipe"]["lora"]} if job["recipe"].get("lora") else {}),
         **({"inputs": input_identity(job["inputs"])} if job.get("inputs") else {}),
+        # Only where they are not what they always were: a snapshot of an earlier release belongs to its plan still.
+        **{key: job[key] for key, usual in (("compile", False), ("device", "cpu")) if job.get(key, usual) != usual},
     }
     identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     often = job.get("snapshot") or {}
@@ -184,7 +195,8 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
         steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
         identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
         snapshot_seconds=float(often.get("every_seconds") or 0.0),
-        surroundings={"libraries": library_versions(), "hardware": hardware_facts()},
+        compile=bool(job.get("compile")), surroundings={
+            "libraries": library_versions(), "hardware": hardware_facts() | device_facts(str(job.get("device", "cpu")))},
     )  # fmt: skip
 
 
@@ -253,9 +265,9 @@ def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, template: Te
     return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template, adapter)
 
 
-def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:
+def _proof(run: Outcome, selection: Selection, job: Job, device: str) -> dict[str, Any]:
     """What was done, counted where it was done."""
-    label, reason = _exactness(run)
+    label, reason = _exactness(run, device)
     learnt = selection.learnt_examples(int(job["seed"]), run.step, int(job["recipe"]["training"]["batch_sequences"]))
     return {
         "steps_executed": run.step,
@@ -267,6 +279,7 @@ def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:
         "loss_tokens": run.loss_tokens,
         "replay_tokens": run.replay_tokens,
         "wall_seconds": run.wall_seconds,
+        "peak_memory_bytes": peak_memory(),
         "resumes": run.resumes,
         "exactness": label,
         "exactness_reason": reason,
@@ -274,7 +287,9 @@ def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:
     }
 
 
-def _exactness(run: Outcome) -> tuple[str, str]:
+def _exactness(run: Outcome, device: str) -> tuple[str, str]:
+    if device != "cpu":
+        return "DECLARED", f"trained on {device} with deterministic kernels; no two such runs were ever compared"
     if run.changed_surroundings:
         return "DECLARED", "libraries or processor changed between two parts of the run"
     if run.resumes:

@@ -15,7 +15,7 @@ from daemon.cli.flags import DryRun, Yes
 from daemon.cli.output import plural, tick, visible
 from guard.errors import CheckFailed, Damage, NotFound, UsageError
 
-__all__ = ["add_to", "check_rows", "rebuild_lines"]
+__all__ = ["add_to", "check_rows", "probe_lines", "rebuild_lines"]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,18 +26,25 @@ def add_to(app: typer.Typer) -> None:
 def doctor(
     context: typer.Context,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make a lost or damaged ledger, and the views, again.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure this machine (2 minutes) for configs/machine.yaml.")] = False,
     yes: Yes = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Is this machine and this home fit to work? Changes nothing, unless --rebuild is given."""
+    """Is this machine and this home fit to work? Changes nothing, unless --rebuild or --probe is given."""
     from daemon.doctor import DAMAGE, examine
 
     caller: Caller = context.obj
+    if rebuild and probe:
+        raise UsageError("--rebuild and --probe are two errands", hint="heirloom doctor --rebuild, then heirloom doctor --probe")
     if rebuild:
         _rebuild(caller, dry_run=dry_run)
         return
+    if probe:
+        _probe(caller, dry_run=dry_run)
+        return
     if dry_run:
-        raise UsageError("doctor changes nothing; only --rebuild has a dry run", hint="heirloom doctor --rebuild --dry-run")
+        raise UsageError("doctor changes nothing; only --rebuild and --probe have a dry run",
+                         hint="heirloom doctor --rebuild --dry-run")  # fmt: skip
     try:
         home = caller.home()
     except NotFound:
@@ -58,6 +65,34 @@ def _rebuild(caller: Caller, *, dry_run: bool) -> None:
     found = rebuild_home(caller.home(), dry_run=dry_run)
     caller.console.emit({**found, **({"dry_run": True} if dry_run else {})})
     caller.console.say(*rebuild_lines(found, dry_run=dry_run))
+
+
+def _probe(caller: Caller, *, dry_run: bool) -> None:
+    from daemon.probing import PROBE_SECONDS, probe
+
+    home = caller.home()
+    caller.console.note(f"Measuring this machine: at most {PROBE_SECONDS:.0f} s. Other work on it makes the figures worse.")
+    found = probe(home, dry_run=dry_run)
+    caller.console.emit({**found, **({"dry_run": True} if dry_run else {})})
+    caller.console.say(*probe_lines(found))
+
+
+def probe_lines(found: Mapping[str, Any]) -> list[str]:
+    """What was measured, what plans will make of it, and where it was written."""
+    told = found["machine"]
+    width, warmup = told["bfloat16_from_width"], told["compile_warmup_seconds"]
+    peaks = [f"{told[key]:,.0f} GFLOP/s in {word}" for key, word in (("float32_gflops", "fp32"), ("bfloat16_gflops", "bf16"))
+             if told[key]]  # fmt: skip
+    compiling = "not used" if warmup is None else f"{warmup:,.0f} s before the first step, then {told['compile_gain']:.2f}x"
+    lines = [
+        f"{visible(told['cpu'])}, {plural(told['cores'], 'core')}, torch {visible(told['torch'])}",
+        *([f"   matrix products: {', '.join(peaks)}"] if peaks else []),
+        f"   threads: {told['threads'] or 'not measured'}",
+        f"   bf16: {f'from width {width} on' if width else 'at no measured width faster'}",
+        f"   compiling: {compiling}",
+    ]
+    lines += [f"   ⚠️ {visible(note)}" for note in found["notes"]]
+    return [*lines, f"✅ Written: {visible(found['path'])}" if found["written"] else f"Would write {visible(found['path'])}"]
 
 
 def rebuild_lines(found: Mapping[str, Any], *, dry_run: bool) -> list[str]:

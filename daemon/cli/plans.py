@@ -124,6 +124,7 @@ def plan_lines(plan: Mapping[str, Any], *, is_tip: bool, free_bytes: int | None)
     lines += [
         f"   Est. time: {human_duration(estimate.get('seconds'))}",
         f"   Est. tokens: {human_tokens(estimate.get('tokens') or 0)}",
+        *([f"   Est. memory: {human_bytes(estimate['memory_bytes'])}"] if estimate.get("memory_bytes") else []),
         "",
         "   Pre-flight checks:",
     ]

@@ -11,7 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
-from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, tick, visible
+from daemon.cli.output import (
+    human_bytes,
+    human_count,
+    human_duration,
+    human_tokens,
+    moment,
+    plural,
+    short_hash,
+    table,
+    tick,
+    visible,
+)
 from daemon.cli.passed_over import passed_over_lines, too_long_of, too_long_words
 from daemon.cli.sample import sample_lines, sample_of
 from guard.errors import NotFound
@@ -154,6 +165,7 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
             if not isinstance(value, list | dict)
         ),
     ]
+    rows += _costs(record)
     lines = [visible(record.get("name")), *table([(label, value) for label, value in rows if value is not None], "  ")]
     data = record.get("data") or []
     if data:
@@ -169,6 +181,17 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         lines += [f"    {tick(check.get('ok'))} {visible(check.get('name'))}: {visible(check.get('detail'))}"
                   for check in checks]  # fmt: skip
     return lines
+
+
+def _costs(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What the job was estimated to take beside what it took; nothing of versions that say neither."""
+    told, found = record.get("estimate") or {}, record.get("actual") or {}
+    rows: list[tuple[str, Any]] = []
+    if told.get("seconds") and found.get("seconds"):
+        rows.append(("Estimated", f"{human_duration(told['seconds'])}, took {human_duration(found['seconds'])}"))
+    if told.get("memory_bytes") and found.get("memory_bytes"):
+        rows.append(("Memory", f"{human_bytes(told['memory_bytes'])} estimated, peak {human_bytes(found['memory_bytes'])}"))
+    return rows
 
 
 def _number(value: object) -> object:

@@ -49,6 +49,12 @@ class Facts:
     """None: backups are switched off, or nobody can tell."""
     vault_needed_bytes: int | None = None
     reserve_bytes: int | None = None
+    memory_needed: int | None = None
+    """Resident bytes of the training child at its peak, estimated."""
+    memory_allowed: int | None = None
+    """What the machine, or the setting, ever lets it have."""
+    memory_free: int | None = None
+    """Available at this moment, caches that the kernel gives back counted."""
     device: str = "cpu"
     device_free: bool | None = None
     device_problem: str = ""
@@ -86,6 +92,7 @@ def preflight(facts: Facts) -> Verdict:
             ("Template matches", lambda: _same("Template matches", facts.template_base, facts.template_data)),
             ("Mask trains answers", lambda: _mask(facts)),
             ("Output name free", lambda: _output(facts)),
+            ("Memory", lambda: _memory(facts)),
             *asked,
         ]
     )
@@ -170,6 +177,20 @@ def _vault(facts: Facts) -> str:
         return ""
     return (f"the vault has {free / GB:,.2f} GB free and the backup may take {needed / GB:,.2f} GB: the version is born all the "
             "same, its backup is held and tried again")  # fmt: skip
+
+
+def _memory(facts: Facts) -> Check:
+    name = "Memory"
+    needed, allowed, free = facts.memory_needed, facts.memory_allowed, facts.memory_free
+    if needed is None or allowed is None or free is None:
+        return Check(name, False, "how much memory there is and is needed is not known", "heirloom doctor", environment=True)
+    if needed > allowed:
+        text = f"this job needs about {needed / GB:,.2f} GB; {allowed / GB:,.2f} GB may be used here"
+        return Check(name, False, text, "raise training.memory_mb where there is more, or take a smaller base", environment=True)
+    if needed > free:
+        text = f"this job needs about {needed / GB:,.2f} GB; {free / GB:,.2f} GB are free now"
+        return Check(name, False, text, "ps aux --sort=-rss | head tells what uses it; the job waits for room", environment=True)
+    return Check(name, True, f"about {needed / GB:,.2f} GB of {allowed / GB:,.1f} GB")
 
 
 def _device(facts: Facts) -> Check:
