@@ -81,7 +81,8 @@ class Engine:
             self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)
         self.near.tick(now, calm=not self.intake.stirring and not self.pool.busy)
-        self._back_up(now)
+        if not self.runner.getting_ready:
+            self._back_up(now)
         self.upkeep.tick(now, calm=not self.intake.stirring)
         self._go_on_scrubbing()
 

@@ -85,6 +85,11 @@ class Runner:
         return self.current is not None or (self.judging is not None and not self.paused)
 
     @property
+    def getting_ready(self) -> bool:
+        """The next job's facts are being read and nothing trains: the device waits, and what can wait should."""
+        return self.judging is not None and not self.paused and not self.stopping
+
+    @property
     def paused(self) -> bool:
         return self.keeper.ledger.meta("paused") == "1"
 

@@ -29,6 +29,7 @@ from trainer.barred import barred_rows, key_list, look_for, untouchable_rows
 from trainer.cap import keep_first
 from trainer.choose import Chosen, select_new
 from trainer.dataset import Dataset, open_dataset, verify_dataset
+from trainer.phases import Phases
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
 from trainer.recipe import Recipe, parse_sealed
 from trainer.replay import ReplaySource, add_replay
@@ -188,7 +189,8 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     machine's; StopRequested when `stop`, asked for every batch of examples, says so. Data without anything new is no
     error: `steps` is 0 and `counts` says why.
     """
-    staging = Path(job["staging"])
+    staging, phases = Path(job["staging"]), Phases()
+    phases.begin("loading")
     make_dir(staging)
     recipe = parse_sealed(job["recipe"], "the job's recipe")
     tokenizer = load_tokenizer(str(job["tokenization"]), job.get("tokenizer_folder"))
@@ -198,7 +200,9 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         if problem:
             raise CheckFailed(f"{item['name']}: {problem}", subject=str(item["name"]),
                               hint="plan it on a base with that tokenizer, or pack the text again with this one's")  # fmt: skip
+    phases.begin("making the dataset")
     ready = _ready_dataset(job, tokenizer, template, stop)
+    phases.begin("choosing")
     batch, seed = recipe.training.batch_sequences, int(job["seed"])
     chosen, warnings = _choose(job, ready, tokenizer, recipe)
     selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))
@@ -231,6 +235,7 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "warnings": [*dataset.metadata["warnings"], *ready.warnings, *warnings, *_count_warnings(chosen, fed, steps)],
     }
     write_json(staging / "prepared.json", prepared)
+    phases.tell(staging)
     return prepared
 
 

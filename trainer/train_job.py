@@ -14,7 +14,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
 from trainer.objectives import find_objective
+from trainer.phases import Phases
 from trainer.selection import Selection
 from trainer.template import stop_ids
 from trainer.templates.base import Template
@@ -56,9 +58,11 @@ class _Child:
     job: Job
     staging: Path
     stop: Callable[[], bool]
+    phases: Phases = field(default_factory=Phases)
 
     def tell(self, phase: str, run: Outcome | None = None) -> None:
         """Publish the phase, and where the run stands once there is one; stop here when asked to."""
+        self.phases.begin(phase)
         run = run or Outcome()
         hint = {
             "phase": phase, "step": run.step, "steps": self.job.get("steps"), "tokens": run.tokens,
@@ -104,9 +108,11 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("loading")
     apply_numbers(int(job["threads"]))
     base = Path(job["base"]["path"])
-    model, tokenizer = load_version(base)
-    template = load_template(base)
-    parent_weights = sha256_file(base / WEIGHTS)
+    with ThreadPoolExecutor(1) as beside:  # hashing gives Python's lock back
+        hashed = beside.submit(sha256_file, base / WEIGHTS)
+        model, tokenizer = load_version(base)
+        template = load_template(base)
+        parent_weights = hashed.result()
     apart = not takes_documents(model)
     feed = _open_feed(child, tokenizer, apart=apart)
     shared = rows_that_share(feed)
@@ -116,11 +122,13 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
+    child.phases.begin("training")
     run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights),
                 stop=stop, clock=time.monotonic)  # fmt: skip
     model.eval()
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
+    child.phases.begin("letting it speak")
     generation = _speak(model, tokenizer, stop_ids(template, tokenizer), feed, job)
     child.tell("writing the version", run)
     files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl")
@@ -138,6 +146,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
         "files": files,
     }
     write_json(child.staging / "result.json", result)
+    child.phases.tell(child.staging)
     return result
 
 
