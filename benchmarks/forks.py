@@ -32,8 +32,8 @@ __all__ = ["BENCHMARKS", "forks_against_training"]
 
 FILES = int(os.environ.get("FORKS_FILES", "20"))
 BYTES = int(os.environ.get("FORKS_BYTES", "8000"))
-_ENVIRONMENT = {**os.environ, "HEIRLOOM_DISK__RESERVE_GB": "0", "OMP_WAIT_POLICY": "PASSIVE", "HEIRLOOM_COALESCE__AFTER": "1000000",
-                "HEIRLOOM_INBOX__SETTLE_SECONDS": "1"}  # fmt: skip
+_ENVIRONMENT = {**os.environ, "HEIRLOOM_DISK__RESERVE_GB": "0", "OMP_WAIT_POLICY": "PASSIVE",
+                "HEIRLOOM_COALESCE__AFTER": "1000000", "HEIRLOOM_INBOX__SETTLE_SECONDS": "1", "HEIRLOOM_GATE": "warn"}  # fmt: skip
 _RECIPE = """stage: pretrain
 model: {architecture: qwen3, layers: 6, heads: 6, width: 384, hidden: 1024, block_size: 256, tie_embeddings: true, qk_norm: true}
 training: {learning_rate: 0.001, batch_sequences: 12, epochs: 1}
@@ -140,7 +140,8 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     for number in range(FILES):
         (home.inbox / "pretrain" / f"part_{number:03d}.txt").write_text(_text(number), "utf-8")
     notes = folder / "notes.jsonl"
-    subprocess.run([sys.executable, "-m", "benchmarks.forks", "--serve", str(home.root), str(notes)], check=True, env=_ENVIRONMENT)
+    subprocess.run([sys.executable, "-m", "benchmarks.forks", "--serve", str(home.root), str(notes)], check=True,
+                   env=_ENVIRONMENT)  # fmt: skip
     subprocess.run(["chmod", "-R", "u+w", str(folder)], check=True)
     return [json.loads(line) for line in notes.read_text("utf-8").splitlines()]
 
@@ -181,7 +182,8 @@ def forks_against_training(_runs: int) -> list[Figure]:
     costs = [overhead(row) for row in rows]
     wall, cost = statistics.median(row["wall"] for row in rows), statistics.median(costs)
     print(f"   {len(rows)} forks: {wall:.2f} s each, of which overhead {cost:.2f} s (median; {max(costs):.2f} s at most)")
-    return [Figure("forks of small files, 10.6M weights", "forks/s", 1 / wall, 1 / (wall - cost), "steps, gate and backup alone", 1)]
+    return [Figure("forks of small files, 10.6M weights", "forks/s", 1 / wall, 1 / (wall - cost),
+                   "steps, gate and backup alone", 1)]  # fmt: skip
 
 
 BENCHMARKS = {"forks of small files, against training alone": forks_against_training}

@@ -1,7 +1,7 @@
-"""Where the time of one child went: wall and processor seconds of each of its phases, told in `phases.json` of its staging folder.
+"""Where the time of one child went: wall and processor seconds of its phases, told in `phases.json` of its staging folder.
 
-For people and benchmarks: it goes with the staging folder, nothing is decided by it and no version records it. Not here: the time of single steps
-(`metrics.jsonl`), or what a child tells while it works (`progress.json`).
+For people and benchmarks: it goes with the staging folder, nothing is decided by it and no version records it. Not here:
+the time of single steps (`metrics.jsonl`), or what a child tells while it works (`progress.json`).
 """
 
 from __future__ import annotations
