@@ -2,10 +2,11 @@
 
 The daemon runs as it is, in a process of its own that also notes when each thing happened. Overhead of a file: the time
 from the moment the one before it was live to the moment it is, less training steps, less the gate (parent and child on
-every set, two samples), less slices of backups. FORKS_FILES, FORKS_FOLDER and FORKS_BYTES change the load; `--settled` adds one
-file dropped on an idle daemon. Not here: how fast a step is (`training.py`).
+every set, two samples), less slices of backups while no child was at work. Beside the wall time stands the processor time of
+the same parts, which a busy machine changes little. FORKS_FILES, FORKS_FOLDER, FORKS_BYTES and FORKS_RECIPE change the load.
+Not here: how fast a step is (`training.py`).
 
-    python -m benchmarks.forks [--detail]
+    python -m benchmarks.forks [--keep NOTES]
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ __all__ = ["BENCHMARKS", "forks_against_training"]
 FILES = int(os.environ.get("FORKS_FILES", "20"))
 BYTES = int(os.environ.get("FORKS_BYTES", "8000"))
 _ENVIRONMENT = {**os.environ, "HEIRLOOM_DISK__RESERVE_GB": "0", "OMP_WAIT_POLICY": "PASSIVE",
-                "HEIRLOOM_COALESCE__AFTER": "1000000", "HEIRLOOM_INBOX__SETTLE_SECONDS": "1", "HEIRLOOM_GATE": "warn"}  # fmt: skip
+                "HEIRLOOM_COALESCE__AFTER": "1000000", "HEIRLOOM_INBOX__SETTLE_SECONDS": "1",
+                "HEIRLOOM_GATE": "warn"}  # fmt: skip
 _RECIPE = """stage: pretrain
-model: {architecture: qwen3, layers: 6, heads: 6, width: 384, hidden: 1024, block_size: 256, tie_embeddings: true, qk_norm: true}
+model:
+  {architecture: qwen3, layers: 6, heads: 6, width: 384, hidden: 1024, block_size: 256, tie_embeddings: true, qk_norm: true}
 training: {learning_rate: 0.001, batch_sequences: 12, epochs: 1}
 seed: 1337
 """
@@ -124,9 +127,10 @@ def _text(number: int) -> str:
 
 
 def _home(folder: Path) -> Home:
-    """A home with a base of 10.6 million weights."""
+    """A home with a base of 10.6 million weights, or of the shape in the file that FORKS_RECIPE names."""
     home, recipe = Home(folder / "home"), folder / "ten_million.yaml"
-    recipe.write_text(_RECIPE, "utf-8")
+    given = os.environ.get("FORKS_RECIPE")
+    recipe.write_text(Path(given).read_text("utf-8") if given else _RECIPE, "utf-8")
     create_home(home, clock=SYSTEM_CLOCK, recipes=Path(__file__).parent.parent / "configs")
     subprocess.run([sys.executable, "-m", "daemon.cli.main", "--home", str(home.root), "init", "--recipe", str(recipe),
                     "--tokenization", "char"], check=True, capture_output=True, env=_ENVIRONMENT)  # fmt: skip
@@ -160,7 +164,12 @@ def per_file(notes: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 def _shares(notes: list[dict[str, Any]]) -> dict[str, float]:
     spent: dict[str, float] = {}
+    at_work = False
     for note in notes:
+        if note["what"] in ("spawn", "child ended"):
+            at_work = note["what"] == "spawn"
+        if note["what"] == "_back_up" and not at_work:
+            spent["backup while nothing ran"] = spent.get("backup while nothing ran", 0.0) + note["seconds"]
         for mark, key in (("", "seconds"), (" cpu", "cpu")):
             spent[note["what"] + mark] = spent.get(note["what"] + mark, 0.0) + note.get(key, 0.0)
         for phase, both in (note.get("phases") or {}).items():
@@ -172,7 +181,14 @@ def _shares(notes: list[dict[str, Any]]) -> dict[str, float]:
 def overhead(row: dict[str, float]) -> float:
     """Of one file: the time that was neither a step, nor the gate, nor a backup."""
     apart = [row.get(f"child: {phase}", 0.0) for phase in ("training", *_GATE)]
-    return row["wall"] - sum(apart) - row.get("_back_up", 0.0)
+    return row["wall"] - sum(apart) - row.get("backup while nothing ran", 0.0)
+
+
+def overhead_cpu(row: dict[str, float]) -> float:
+    """Processor seconds of what `overhead` measures: publication, the daemon's rounds, and the child's own phases."""
+    child = sum(seconds for name, seconds in row.items() if name.startswith("child: ") and name.endswith(" cpu")
+                and name[len("child: ") : -len(" cpu")] not in ("training", *_GATE))  # fmt: skip
+    return child + row.get("message cpu", 0.0) + row.get("tick cpu", 0.0) + row.get("refresh_views cpu", 0.0)
 
 
 def forks_against_training(_runs: int) -> list[Figure]:
@@ -197,6 +213,8 @@ def _print_detail(notes: list[dict[str, Any]]) -> None:
             print(f"{name:<40} median {statistics.median(found):7.3f}  most {max(found):7.3f}")
     costs = [overhead(row) for row in rows]
     print(f"{'OVERHEAD':<40} median {statistics.median(costs):7.3f}  most {max(costs):7.3f}")
+    costs = [overhead_cpu(row) for row in rows]
+    print(f"{'OVERHEAD, processor':<40} median {statistics.median(costs):7.3f}  most {max(costs):7.3f}")
     lives = [note for note in notes if note["what"] == "live"]
     print("resident MiB, daemon:", [round(note["daemon_mb"]) for note in lives][:: max(1, len(lives) // 12)])
     print("resident MiB, server:", [round(note["server_mb"]) for note in lives][:: max(1, len(lives) // 12)])
