@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import burst, data, intake, packing, scale, seen, shards, startup, training, vault
+from benchmarks import burst, data, forks, intake, packing, scale, seen, shards, startup, training, vault
 from benchmarks.measure import Figure
 from trainer.hardware import hardware_facts, library_versions
 
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[int], Figure | list[Figure]]] = {
     **burst.BENCHMARKS,
     "embedding chunks, against bare scikit-learn": data.embedding_against_sklearn,
     "status, against an empty Python": startup.status_against_python,
+    **forks.BENCHMARKS,
     **vault.BENCHMARKS,
     **seen.BENCHMARKS,
     "scale: 10,000 versions and 50,000 files": scale.answers_at_scale,

@@ -21,15 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from daemon.reactor import Reactor
-from daemon.vigil import Vigil, machine_memory_mb
+from daemon.vigil import Vigil, machine_memory_mb, resident_mb
 from guard.durable import write_json
 from guard.store.keeper import Keeper
 
 __all__ = ["ChildLimits", "JobChild", "TorchServer", "child_environment", "limits_of"]
 
 NOT_STARTED = 71  # our own word for a child that the torch server could not fork
-# A server that forks nothing for so long after it was asked to has been stopped, or cannot import torch.
+# A server that does not say that it is ready for so long cannot import torch, or was stopped.
 START_SECONDS = 600.0
+# One that is ready forks in milliseconds; on a machine that swaps it may take a while.
+FORK_SECONDS = 60.0
+# After so many forks the server makes way for a new one between two jobs, whether or not anything was seen to leak: its
+# memory is copied into every child's page tables. The new one imports for some seconds, once in so many jobs.
+MOST_FORKS = 2000
+# The same when it has grown by so many MiB since it was ready: it only ever forks, so there is nothing it should grow by.
+MOST_GROWTH_MB = 128.0
 # How long a child that was told to end by the server may take until the server itself is ended.
 KILL_SECONDS = 15.0
 
@@ -86,14 +93,25 @@ class TorchServer:
     """Jobs whose child should have started, or ended, by this moment (monotonic); then the server goes."""
     waiting: dict[int, Path] = field(default_factory=dict)
     """Jobs that were asked for and have not ended, with their staging folders."""
+    ready: bool = False
+    forks: int = 0
+    ready_mb: float = 0.0
+    """Its resident memory when it was ready."""
+    replaced: int = 0
+    """How many servers made way for a new one in this life."""
 
     def spawn(self, job: int, folder: Path, nice: int = 0) -> None:
         """Fork a child for the job in `folder`; starts the server when there is none."""
-        if self.process is None:
-            self._start()
+        self.warm()
+        self.forks += 1
         self.waiting[job] = folder
         self.overdue[job] = math.inf  # until the first look, which knows what time it is
         self._send({"spawn": os.fspath(folder), "id": job, "nice": nice})
+
+    def warm(self) -> None:
+        """Have the server started, so that it has imported what it needs when the first job is ready to be forked."""
+        if self.process is None:
+            self._start()
 
     def signal(self, job: int, number: int = signal.SIGTERM) -> None:
         """Send a signal to a job's child."""
@@ -103,11 +121,20 @@ class TorchServer:
         """Look after the running children: one that hangs or takes too much memory is ended, with the reason told."""
         for job, folder in list(self.waiting.items()):
             self._look(job, folder, now)
+        if not self.waiting and self.process is not None and self.ready and self._worn():
+            # Between two jobs, so nobody notices: the next one finds a server that is young again.
+            self._shut()
+            self.replaced += 1
+            self._start()
+
+    def _worn(self) -> bool:
+        assert self.process is not None
+        return self.forks >= MOST_FORKS or resident_mb(self.process.pid) > self.ready_mb + MOST_GROWTH_MB
 
     def _look(self, job: int, folder: Path, now: float) -> None:
         if job in self.overdue:
             if self.overdue[job] == math.inf:
-                self.overdue[job] = now + START_SECONDS
+                self.overdue[job] = now + (FORK_SECONDS if self.ready else START_SECONDS)
             elif now > self.overdue[job] and self.process is not None:
                 # Stopped, or out of its mind: its end is read from the line and reports every job it had.
                 self.process.kill()
@@ -124,8 +151,12 @@ class TorchServer:
             [sys.executable, "-m", "trainer.server", "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL, env=child_environment(), start_new_session=True)  # fmt: skip
         theirs.close()
+        self.take_line(ours)
+
+    def take_line(self, ours: socket.socket) -> None:
+        """Our end of the line to a server that was just started."""
         ours.setblocking(False)
-        self.line, self.buffer = ours, b""
+        self.line, self.buffer, self.ready, self.forks = ours, b"", False, 0
         self.reactor.add(ours.fileno(), self._readable)
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -153,7 +184,9 @@ class TorchServer:
             self._message(json.loads(text))
 
     def _message(self, message: Mapping[str, Any]) -> None:
-        if "started" in message:
+        if "ready" in message:
+            self.ready, self.ready_mb = True, resident_mb(message["pid"])
+        elif "started" in message:
             job = message["started"]
             self.pids[job] = message["pid"]
             self.overdue.pop(job, None)

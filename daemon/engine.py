@@ -28,6 +28,10 @@ from guard.store.vault import backup_steps
 __all__ = ["Engine"]
 
 BACKUP_SLICE_SECONDS = 0.05
+# While a job trains, a backup rests three times as long as it works, so that no step takes much longer than its neighbours.
+BACKUP_RESTS = 3.0
+# For so long after it began; then it gets on: small forks born one after the other must not stay without a copy.
+BACKUP_PATIENCE_SECONDS = 60.0
 RETRY_BACKUP_SECONDS = 60.0
 SCRUB_PAUSE_SECONDS = 0.05
 # Waiting for these reasons is still work; an empty or unreadable file may wait for ever.
@@ -58,6 +62,8 @@ class Engine:
         self._backup: Iterator[str] | None = None
         self._scrub: Iterator[int] | None = None
         self._backup_due: float | None = 0.0
+        self._backup_begun = 0.0
+        self._backup_rests_until = 0.0
         self._next_sweep = 0.0
         self._sweep_again = 0.0
         self._views_sequence = -1
@@ -81,7 +87,8 @@ class Engine:
             self.runner.tick(now)
         self.index.tick(now, calm=not self.intake.stirring)
         self.near.tick(now, calm=not self.intake.stirring and not self.pool.busy)
-        self._back_up(now)
+        if not self.runner.getting_ready:
+            self._back_up(now)
         self.upkeep.tick(now, calm=not self.intake.stirring)
         self._go_on_scrubbing()
 
@@ -109,7 +116,8 @@ class Engine:
 
     def wait_seconds(self, now: float) -> float:
         """How long the loop may sleep before something is due."""
-        if self._backup is not None or (self.runner.judging is not None and not self.runner.paused):
+        rest = self._backup_rest(now) if self._backup is not None else 0.0
+        if (self._backup is not None and rest <= 0) or (self.runner.judging is not None and not self.runner.paused):
             return 0.0
         if self.upkeep.busy or self.intake.verdicts.examining.busy or (self.intake.backlog and not self.pool.full):
             return 0.0
@@ -120,7 +128,7 @@ class Engine:
         if self._scrub is not None:
             return SCRUB_PAUSE_SECONDS
         busy = self.pool.busy or self.runner.current is not None or self.index.current is not None
-        return max(0.0, min(self._next_sweep - now if self.watch_inbox else 1.0, 0.25 if busy else 1.0))
+        return max(0.0, min(self._next_sweep - now if self.watch_inbox else 1.0, 0.25 if busy else 1.0, rest or 1.0))
 
     # --- views and backups ---------------------------------------------------------------------------------------
 
@@ -163,8 +171,11 @@ class Engine:
         if self._backup is None:
             if self._backup_due is None or now < self._backup_due or not self.keeper.settings.backup.auto:
                 return
-            self._backup, self._backup_due = backup_steps(self.keeper), None
-        stop = self.keeper.clock.monotonic() + BACKUP_SLICE_SECONDS
+            self._backup, self._backup_due, self._backup_begun = backup_steps(self.keeper), None, now
+        if self._backup_rest(now) > 0:
+            return
+        begun = self.keeper.clock.monotonic()
+        stop = begun + BACKUP_SLICE_SECONDS
         try:
             while self.keeper.clock.monotonic() < stop:
                 if next(self._backup, None) is None:
@@ -175,6 +186,13 @@ class Engine:
             self._backup, self._backup_due = None, now + RETRY_BACKUP_SECONDS
             kind = "held" if is_environment(error) else "failed"
             self.backup_problem = f"backup {kind}: {error}"
+        if now - self._backup_begun < BACKUP_PATIENCE_SECONDS:
+            ended = self.keeper.clock.monotonic()
+            self._backup_rests_until = ended + BACKUP_RESTS * (ended - begun)
+
+    def _backup_rest(self, now: float) -> float:
+        """How long a backup still rests, in seconds: only while a job is at work."""
+        return max(0.0, self._backup_rests_until - now) if self.runner.current is not None else 0.0
 
     def begin_scrub(self) -> None:
         """Begin to read today's share, unless it was read or a person switched it off. Asked for by a timer."""

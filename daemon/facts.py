@@ -26,6 +26,7 @@ from guard.store.jobs import jobs_in
 from guard.store.keeper import Keeper
 from guard.store.known import sidecar_bytes
 from guard.store.learnt import novelty_steps
+from guard.store.proven import still_proven
 from guard.store.sums import hash_steps
 from guard.store.vault_room import vault_free_bytes
 from guard.store.versions import GONE, Version, number_is_free
@@ -36,10 +37,12 @@ __all__ = ["check_base", "fact_steps", "gather_facts", "parts_sha256"]
 
 
 def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
-    """(present, intact, problem) of a base by reading every byte of it."""
+    """(present, intact, problem) of a base by reading every byte of it, unless its birth did so a moment ago."""
     folder = keeper.home.models / base.name
     if not folder.is_dir() or base.state not in ("sealed", "quarantined"):
         return False, False, f"it is {base.state}" if base.state in GONE else "its folder is missing"
+    if still_proven(keeper, folder, base.sums_sha256):
+        return True, True, ""
     try:
         sums = (folder / "SHA256SUMS").read_text("utf-8")
         if sha256_file(folder / "SHA256SUMS") != base.sums_sha256:

@@ -35,7 +35,7 @@ from trainer.objectives import about
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
-__all__ = ["base_request", "evaluation_sets", "prepare_request", "replay_sources", "train_request"]
+__all__ = ["base_request", "dataset_request", "evaluation_sets", "prepare_request", "replay_sources", "train_request"]
 
 T = TypeVar("T")
 GATE_TOKENS = 16_384
@@ -61,14 +61,9 @@ def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[
     home, job = keeper.home, target.job
     settings = keeper.settings
     return {
-        "schema": 1, "job": job.id, "task": "prepare", "stage": job.stage, "objective": objective_of(target),
-        "staging": str(home.staging_of(job.id)), "tokenization": target.base.record["tokenization"],
-        "tokenizer_folder": str(home.models / target.base.name),
-        "files": [_file_entry(keeper, file) for file in target.files], "known_fps": str(known),
-        "protected": protected_for(keeper, known.with_name("untouchable.fp"), sets), "salt": keeper.salt,
-        "validation_fraction": float(keeper.ledger.meta("validation_fraction") or settings.validation.fraction),
-        "shard_size_tokens": SHARD_TOKENS, "block_size": target.base.record["block_size"],
-        "datasets_root": str(home.shards), "allow_repeat": bool(job.request.get("allow_repeat")),
+        **dataset_request(keeper, target, home.staging_of(job.id)), "task": "prepare", "objective": objective_of(target),
+        "known_fps": str(known), "protected": protected_for(keeper, known.with_name("untouchable.fp"), sets),
+        "block_size": target.base.record["block_size"], "allow_repeat": bool(job.request.get("allow_repeat")),
         "replay": {"fraction": settings.replay.fraction if about(objective_of(target)).replay else 0.0,
                    "datasets": replay_sources(keeper, target.base),
                    "originals": str(home.files), "rules": REPLAY_RULES},
@@ -85,6 +80,18 @@ def _device_to_try(keeper: Keeper, target: Target) -> dict[str, Any]:
     if numbers.device == "cpu":
         return {}
     return {"device": numbers.device, "dtype": numbers.dtype, "micro_sequences": numbers.micro_sequences}
+
+
+def dataset_request(keeper: Keeper, target: Target, staging: Path) -> dict[str, Any]:
+    """The `job.json` of a child that makes nothing but the dataset of a job's files: what decides its bytes and its id."""
+    home, job = keeper.home, target.job
+    fraction = keeper.ledger.meta("validation_fraction") or keeper.settings.validation.fraction
+    return {
+        "schema": 1, "job": job.id, "task": "dataset", "stage": job.stage, "staging": str(staging),
+        "tokenization": target.base.record["tokenization"], "tokenizer_folder": str(home.models / target.base.name),
+        "files": [_file_entry(keeper, file) for file in target.files], "salt": keeper.salt,
+        "validation_fraction": float(fraction), "shard_size_tokens": SHARD_TOKENS, "datasets_root": str(home.shards),
+    }  # fmt: skip
 
 
 def _file_entry(keeper: Keeper, file: StoredFile) -> dict[str, Any]:

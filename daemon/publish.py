@@ -21,7 +21,7 @@ from guard.store.jobs import Job, find_job
 from guard.store.keeper import Keeper
 from guard.store.versions import ancestors, line_tip, version_by_id
 
-__all__ = ["adopt_dataset", "publish_base", "publish_child", "read_result"]
+__all__ = ["adopt_dataset", "adopt_staged", "publish_base", "publish_child", "read_result"]
 
 
 def read_result(staging: Path, name: str) -> dict[str, Any]:
@@ -35,10 +35,23 @@ def read_result(staging: Path, name: str) -> dict[str, Any]:
 
 def adopt_dataset(keeper: Keeper, job: Job, prepared: dict[str, Any]) -> dict[str, Any]:
     """Move a freshly prepared dataset from staging to `data/shards/<id>/`; one that is there already serves as it is."""
-    target = keeper.home.shards / prepared["dataset_id"]
-    staged = keeper.home.staging_of(job.id) / "prepare"
+    target = adopt_staged(keeper, keeper.home.staging_of(job.id), prepared["dataset_id"],
+                          damaged=bool(prepared.get("dataset_damaged")))  # fmt: skip
+    path = target if prepared["dataset_made"] or target.exists() else Path(prepared["dataset_path"])
+    if not (path / "dataset_metadata.json").is_file():
+        raise Damage(f"the prepared dataset {prepared['dataset_id'][:12]} is not at {path}", subject=str(path),
+                     hint="the job prepares it again: heirloom queue retry ID")  # fmt: skip
+    return {**prepared, "dataset_path": str(path)}
+
+
+def adopt_staged(keeper: Keeper, staging: Path, dataset: str, *, damaged: bool = False) -> Path:
+    """Move `<staging>/prepare`, when it is there, to the place of that dataset and note it; returns the place.
+
+    `damaged`: what lies there makes way. May be repeated after a death anywhere. Raises OSError.
+    """
+    target, staged = keeper.home.shards / dataset, staging / "prepare"
     point("prepare.intended")
-    if prepared.get("dataset_damaged") and staged.is_dir():
+    if damaged and staged.is_dir():
         remove_tree(target)  # shards are derived; the good ones made from the originals lie in staging
         point("prepare.cleared")
     if not target.exists() and staged.is_dir():
@@ -49,11 +62,7 @@ def adopt_dataset(keeper: Keeper, job: Job, prepared: dict[str, Any]) -> dict[st
     point("prepare.renamed")
     if target.is_dir():
         record_dataset(keeper, target)
-    path = target if prepared["dataset_made"] or target.exists() else Path(prepared["dataset_path"])
-    if not (path / "dataset_metadata.json").is_file():
-        raise Damage(f"the prepared dataset {prepared['dataset_id'][:12]} is not at {path}", subject=str(path),
-                     hint="the job prepares it again: heirloom queue retry ID")  # fmt: skip
-    return {**prepared, "dataset_path": str(path)}
+    return target
 
 
 def _best_losses(keeper: Keeper, base_id: int) -> dict[str, float]:

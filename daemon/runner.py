@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from daemon.ahead import NICE, Ahead
 from daemon.children import TorchServer, limits_of
 from daemon.endings import CRASH_SECONDS, HOLD_SECONDS, TRAINING_KINDS, Endings
 from daemon.facts import fact_steps
@@ -69,6 +70,7 @@ class Runner:
         self.current: int | None = None
         self.stopping = False
         self.ends = Endings(keeper)
+        self.ahead = Ahead(keeper, self.ends)
         self.judging: _Judging | None = None
         self._facts: dict[int, Facts] = {}
         self._untidy: dict[int, float] = {}
@@ -82,7 +84,12 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Something is under way that ends by itself."""
-        return self.current is not None or (self.judging is not None and not self.paused)
+        return self.current is not None or self.ahead.job is not None or (self.judging is not None and not self.paused)
+
+    @property
+    def getting_ready(self) -> bool:
+        """The next job's facts are being read and nothing trains: the device waits, and what can wait should."""
+        return self.judging is not None and not self.paused and not self.stopping
 
     @property
     def paused(self) -> bool:
@@ -93,6 +100,7 @@ class Runner:
         self.server.tick(now)
         if self.current is not None and not self.stopping:
             self._watch_room(self.current)
+            self._look_ahead(self.current, now)
         if self.current is not None or self.stopping or self.paused:
             return
         if self.judging is not None:
@@ -111,8 +119,19 @@ class Runner:
                 return
         self.ends.release_held(now)
         following = next_job(self.keeper)
-        if following is not None:
+        if following is not None and not self.ahead.makes_data_of(following):
             self._guarded(following, self._start)
+
+    def _look_ahead(self, number: int, now: float) -> None:
+        """While a job trains, have the data of the next one tokenised in a child numbered with that job's negative id."""
+        if not self.ahead.wanted():
+            self.server.signal(-int(self.ahead.job or 0))
+        if self.paused or self.keeper.ledger.value("SELECT state FROM jobs WHERE id = ?", (number,)) != "training":
+            return
+        job = self.ahead.due(now)
+        staging = self.ahead.begin(job) if job is not None else None
+        if job is not None and staging is not None:
+            self.server.spawn(-job.id, staging, NICE)
 
     def _watch_room(self, number: int) -> None:
         """Pause what trains when the disk falls below the reserve: it takes a snapshot and is held."""
@@ -148,6 +167,7 @@ class Runner:
                 self.ends.fail(job.id, told)
 
     def _start(self, job: Job) -> None:
+        self.server.warm()  # it imports while the facts are read
         if job.kind == "base":
             self._spawn(job.id, freeze_base(self.keeper, job))
             return
@@ -252,6 +272,9 @@ class Runner:
 
     def _exited(self, number: int, status: int) -> None:
         """A job's child has ended; called from the reactor."""
+        if number < 0:
+            self.ahead.ended(status)
+            return
         if self.current == number:
             self.current = None
         job = find_job(self.keeper.ledger, number)

@@ -10,7 +10,7 @@ from daemon.regrow import chain_problem
 from guard.store.jobs import Job, each_queued, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
 
-__all__ = ["next_job"]
+__all__ = ["coming_next", "next_job"]
 
 MOST_FILES = 1024
 MOST_EXAMPLES = 1 << 22
@@ -25,6 +25,19 @@ def next_job(keeper: Keeper) -> Job | None:
     for job in each_queued(keeper.ledger):
         if job.kind in TRAINING_KINDS and job.line not in blocked and chain_problem(keeper, job) is not None:
             return _coalesce(keeper, job)
+    return None
+
+
+def coming_next(keeper: Keeper) -> Job | None:
+    """The queued job that will most likely start when the running one has ended; None when nobody can say.
+
+    A batch is put together when it starts, so what will stand in it cannot be told before. Changes nothing.
+    """
+    held = {job.line for job in jobs_in(keeper.ledger, "held") if job.kind in TRAINING_KINDS}
+    for job in each_queued(keeper.ledger):
+        if job.kind in TRAINING_KINDS and job.line not in held and chain_problem(keeper, job) == "":
+            after = keeper.settings.coalesce.after
+            return None if _batchable(job, job) and len(_alike(keeper, job, most=after)) >= after else job
     return None
 
 
@@ -50,12 +63,14 @@ def _coalesce(keeper: Keeper, first: Job) -> Job:
     return find_job(ledger, first.id)
 
 
-def _alike(keeper: Keeper, first: Job) -> list[Job]:
-    """The queued jobs that go together with the first, itself among them: no more than one batch may hold."""
+def _alike(keeper: Keeper, first: Job, most: int = MOST_FILES) -> list[Job]:
+    """The queued jobs that go together with the first, itself among them: no more than one batch may hold, or than `most`."""
     alike, files, examples = list[Job](), 0, 0
     for job in each_queued(keeper.ledger):
         if not _batchable(job, first):
             continue
+        if len(alike) >= most:
+            break
         more = sum(keeper.ledger.value("SELECT examples FROM files WHERE sha256 = ?", (sha256,)) or 0 for sha256 in job.files)
         if alike and (files + len(job.files) > MOST_FILES or examples + more > MOST_EXAMPLES):
             break

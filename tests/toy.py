@@ -33,7 +33,7 @@ from guard.store.ledger import Ledger
 from guard.store.recovery import recover
 from trainer.hardware import hardware_facts, library_versions
 from trainer.hf_tokenizer import write_hf_tokenizer
-from trainer.prepare_job import run_prepare
+from trainer.prepare_job import run_dataset, run_prepare
 from trainer.templates.find import load_template
 from trainer.tokenizer import load_tokenizer
 
@@ -74,11 +74,14 @@ class ToyServer:
             self.finished.append((job, self.statuses.pop(0)))
             return
         request = json.loads((folder / "job.json").read_text("utf-8"))
-        {"prepare": run_prepare, "train": self._train, "base": self._base}[request["task"]](request)
+        {"prepare": run_prepare, "dataset": run_dataset, "train": self._train, "base": self._base}[request["task"]](request)
         self.finished.append((job, 0))
 
     def tick(self, now: float) -> None:
         """Nothing to look after: its jobs are done at once."""
+
+    def warm(self) -> None:
+        """Nothing to import."""
 
     def signal(self, job: int, number: int = 15) -> None:
         self.finished = [(item, 75 if item == job else status) for item, status in self.finished]

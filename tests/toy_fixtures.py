@@ -34,7 +34,7 @@ def _begin(template: Path, scratch: Path) -> Iterator[Callable[..., Toy]]:
     def start(**settings: object) -> Toy:
         root = scratch / f"home{len(lives)}"
         copy_home(template, root)
-        lives.append(Toy(root, backup__auto=False, **settings))
+        lives.append(Toy(root, **{"backup__auto": False, **settings}))
         return lives[-1]
 
     yield start

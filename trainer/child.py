@@ -39,6 +39,7 @@ _LOCK_POLL_SECONDS = 0.05
 # Task -> module and function, imported when asked for: reading a job must not cost an import of torch.
 _TASKS = {
     "prepare": ("trainer.prepare_job", "run_prepare"),
+    "dataset": ("trainer.prepare_job", "run_dataset"),
     "train": ("trainer.train_job", "run_train"),
     "base": ("trainer.train_job", "run_base"),
 }

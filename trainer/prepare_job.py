@@ -29,6 +29,7 @@ from trainer.barred import barred_rows, key_list, look_for, untouchable_rows
 from trainer.cap import keep_first
 from trainer.choose import Chosen, select_new
 from trainer.dataset import Dataset, open_dataset, verify_dataset
+from trainer.phases import Phases
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
 from trainer.recipe import Recipe, parse_sealed
 from trainer.replay import ReplaySource, add_replay
@@ -37,7 +38,7 @@ from trainer.templates.base import Template
 from trainer.templates.find import load_template
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 
-__all__ = ["run_prepare"]
+__all__ = ["run_dataset", "run_prepare"]
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,31 @@ def _held_out_here(job: Mapping[str, Any], ready: _Ready) -> NDArray[np.bool_] |
     return held_out_mask(keys, str(job["salt"]), float(job["validation_fraction"]))
 
 
+def _how(job: Mapping[str, Any], template: Template) -> dict[str, Any]:
+    """What decides the bytes of a dataset beside its files and tokenizer."""
+    return {"stage": job["stage"], "shard_size_tokens": int(job["shard_size_tokens"]), "salt": str(job["salt"]),
+            "validation_fraction": float(job["validation_fraction"]), "template": template}  # fmt: skip
+
+
+def _place(job: Mapping[str, Any], tokenizer: Tokenizer, template: Template) -> Path:
+    """Where the dataset of a job's files lies, or will lie."""
+    return Path(job["datasets_root"]) / planned_id(_sources(job["files"]), tokenizer, **_how(job, template))
+
+
+def _make(job: Mapping[str, Any], tokenizer: Tokenizer, template: Template, stop: Callable[[], bool]) -> Dataset:
+    """The dataset of a job's files, made anew in `<staging>/prepare`."""
+    staging = Path(job["staging"])
+    remove_tree(staging / "prepare")
+    return prepare_dataset(_sources(job["files"]), tokenizer, staging / "prepare", progress=_progress(staging),
+                           threads=int(job.get("threads") or 1), stop=stop, **_how(job, template))  # fmt: skip
+
+
 def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, template: Template, stop: Callable[[], bool]) -> _Ready:
     """The job's dataset: given, already there and intact, or made now in `<staging>/prepare`."""
     given = _given_folder(job, tokenizer)
     if given:
         return given
-    staging, files = Path(job["staging"]), _sources(job["files"])
-    how: dict[str, Any] = {"stage": job["stage"], "shard_size_tokens": int(job["shard_size_tokens"]),
-                           "salt": str(job["salt"]),
-                           "validation_fraction": float(job["validation_fraction"]), "template": template}  # fmt: skip
-    existing = Path(job["datasets_root"]) / planned_id(files, tokenizer, **how)
+    existing = _place(job, tokenizer, template)
     warnings: tuple[str, ...] = ()
     if existing.exists():
         try:
@@ -115,9 +131,7 @@ def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, template: Templ
         except HeirloomError as error:
             # Shards are derived: they can be made again from the originals, which is better than to stop here.
             warnings = (f"the dataset {existing.name} is damaged and was made again: {error.message}",)
-    remove_tree(staging / "prepare")
-    made = prepare_dataset(files, tokenizer, staging / "prepare", progress=_progress(staging),
-                           threads=int(job.get("threads") or 1), stop=stop, **how)  # fmt: skip
+    made = _make(job, tokenizer, template, stop)
     return _Ready(made, True, str(existing), warnings, damaged=bool(warnings))
 
 
@@ -181,6 +195,32 @@ def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, recipe:
     return chosen, warnings
 
 
+def run_dataset(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Make the dataset of files that a job will train later, unless it is there; returns what dataset.json says.
+
+    Which of its examples are trained is decided at that job's start. Raises what `run_prepare` raises.
+    """
+    tokenizer, template = _load(job)
+    place = _place(job, tokenizer, template)
+    made = not place.exists()
+    if made:
+        _make(job, tokenizer, template, stop)
+    told = {"schema": 1, "dataset_id": place.name, "dataset_made": made}
+    write_json(Path(job["staging"]) / "dataset.json", told)
+    return told
+
+
+def _load(job: Mapping[str, Any]) -> tuple[Tokenizer, Template]:
+    """Tokenizer and template of a job's base. Raises CheckFailed for a file that another tokenizer made."""
+    tokenizer = load_tokenizer(str(job["tokenization"]), job.get("tokenizer_folder"))
+    for item in job["files"]:
+        problem = other_tokenizer(item.get("tokenizer") or {}, tokenizer.state())
+        if problem:
+            raise CheckFailed(f"{item['name']}: {problem}", subject=str(item["name"]),
+                              hint="plan it on a base with that tokenizer, or pack the text again with this one's")  # fmt: skip
+    return tokenizer, load_template(job.get("tokenizer_folder"))
+
+
 def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Do the task of a job.json and return what prepared.json says; both are durable when this returns.
 
@@ -188,17 +228,14 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     machine's; StopRequested when `stop`, asked for every batch of examples, says so. Data without anything new is no
     error: `steps` is 0 and `counts` says why.
     """
-    staging = Path(job["staging"])
+    staging, phases = Path(job["staging"]), Phases()
+    phases.begin("loading")
     make_dir(staging)
     recipe = parse_sealed(job["recipe"], "the job's recipe")
-    tokenizer = load_tokenizer(str(job["tokenization"]), job.get("tokenizer_folder"))
-    template = load_template(job.get("tokenizer_folder"))
-    for item in job["files"]:
-        problem = other_tokenizer(item.get("tokenizer") or {}, tokenizer.state())
-        if problem:
-            raise CheckFailed(f"{item['name']}: {problem}", subject=str(item["name"]),
-                              hint="plan it on a base with that tokenizer, or pack the text again with this one's")  # fmt: skip
+    tokenizer, template = _load(job)
+    phases.begin("making the dataset")
     ready = _ready_dataset(job, tokenizer, template, stop)
+    phases.begin("choosing")
     batch, seed = recipe.training.batch_sequences, int(job["seed"])
     chosen, warnings = _choose(job, ready, tokenizer, recipe)
     selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))
@@ -234,6 +271,7 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     }
     prepared |= _on_the_device(job, recipe) if steps else {}
     write_json(staging / "prepared.json", prepared)
+    phases.tell(staging)
     return prepared
 
 

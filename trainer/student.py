@@ -8,6 +8,7 @@ that is loaded: the proof of training compares it (law 6). Not here: training (`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def load_student(job: Job) -> Student:
     if job["recipe"].get("lora"):
         student = _with_adapter(job, parent, next(item for item in found if item["role"] == ADAPTER_BASE))
     else:
-        model, tokenizer = load_version(parent)
-        student = Student(model, tokenizer, parent, sha256_file(parent / (ADAPTER if is_adapter(parent) else FULL)))
+        with ThreadPoolExecutor(1) as beside:  # hashing gives Python's lock back
+            hashed = beside.submit(sha256_file, parent / (ADAPTER if is_adapter(parent) else FULL))
+            model, tokenizer = load_version(parent)
+            student = Student(model, tokenizer, parent, hashed.result())
     student.inputs = input_identity(found)
     for item in found:
         if item["role"] != ADAPTER_BASE:

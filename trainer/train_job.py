@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
 from trainer.objectives import bind, find_objective
+from trainer.phases import Phases
 from trainer.selection import Selection
 from trainer.student import load_student
 from trainer.template import stop_ids
@@ -62,9 +63,11 @@ class _Child:
     job: Job
     staging: Path
     stop: Callable[[], bool]
+    phases: Phases = field(default_factory=Phases)
 
     def tell(self, phase: str, run: Outcome | None = None) -> None:
         """Publish the phase, and where the run stands once there is one; stop here when asked to."""
+        self.phases.begin(phase)
         run = run or Outcome()
         hint = {
             "phase": phase, "step": run.step, "steps": self.job.get("steps"), "tokens": run.tokens,
@@ -128,6 +131,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
     move_model(model, device)
+    child.phases.begin("training")
     with Ahead(Placed(feed, device), int(job["steps"])) as ahead:
         run = train(model, ahead, objective, _loop_plan(child, parent_weights),
                     stop=stop, clock=time.monotonic)  # fmt: skip
@@ -135,6 +139,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     model.eval()
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
+    child.phases.begin("letting it speak")
     generation = _speak(model, tokenizer, stop_ids(template, tokenizer), feed, job)
     child.tell("writing the version", run)
     files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl", student.adapter)
@@ -153,6 +158,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
         "files": files,
     }
     write_json(child.staging / "result.json", result)
+    child.phases.tell(child.staging)
     return result
 
 

@@ -19,6 +19,7 @@ import orjson
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
+from torch.overrides import TorchFunctionMode
 
 from guard.copies import copy_verified
 from guard.durable import fsync_tree, make_dir, sha256_file, write_json, write_text
@@ -111,7 +112,8 @@ def load_version(folder: Path | str) -> tuple[Decoder, Tokenizer]:
     _refuse_remote_code(raw, "config.json")
     config = ModelConfig.from_hf(raw)
     tokenizer = _load_tokenizer(folder, config)
-    model = Decoder(config)
+    with _NoFirstWeights():
+        model = Decoder(config)
     _load_weights(model, folder / WEIGHTS)
     return model.eval(), tokenizer
 
@@ -177,6 +179,15 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
         raise CheckFailed(f"{folder.name} has {config.vocab_size} embedding rows for {tokenizer.vocab_size} token ids",
                           subject=folder.name, hint="the weights and the tokenizer do not belong together")  # fmt: skip
     return tokenizer
+
+
+class _NoFirstWeights(TorchFunctionMode):
+    """Modules made inside draw no first weights: each one is read from the file, and drawing them took longer than that."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _load_weights(model: Decoder, path: Path) -> None:

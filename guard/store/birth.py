@@ -31,6 +31,7 @@ from guard.seal import open_shelf, seal_folder
 from guard.steps import Steps, drain
 from guard.store.jobs import Job, find_job, set_job
 from guard.store.keeper import Keeper
+from guard.store.proven import note_proven
 from guard.store.sums import hash_steps, sums_text
 from guard.store.trash import move_sealed
 from guard.store.versions import line_tip
@@ -102,21 +103,22 @@ def finish_birth(keeper: Keeper, number: int) -> str:
     target = keeper.home.models / record["name"]
     staged = keeper.home.staging_of(job.id) / "out"
     if not target.exists():
-        _describe(staged, record)
+        sums = _describe(staged, record)
         point("birth.checked")
         # A read-only folder cannot be moved by an ordinary user, so sealing comes after the move.
         with open_shelf(keeper.home.models):
             rename_new(staged, target)
         point("birth.moved")
-    else:
+    else:  # moved in an earlier life: what came between nobody saw
         sync_parents(target, staged)
-    sums = _check_sums(target)
+        sums = _check_sums(target)
     point("birth.renamed")
     _record(keeper, job, birth, sums, _size(target))
     point("birth.recorded")
     refresh(keeper)
     point("birth.viewed")
     seal_folder(target, keeper.settings.storage.seal)
+    note_proven(keeper, target, sums)
     point("birth.sealed")
     remove_tree(keeper.home.staging_of(job.id))
     point("birth.cleaned")
@@ -147,8 +149,11 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _describe(staged: Path, record: Mapping[str, Any]) -> None:
-    """Write our three files, SHA256SUMS last; sync all; re-read and compare with what the child promised."""
+def _describe(staged: Path, record: Mapping[str, Any]) -> str:
+    """Write our three files, SHA256SUMS last; sync all; re-read everything once and compare. Returns the list's own hash.
+
+    The list holds what the child promised, so one reading tells both that the promise was kept and that the disk has it.
+    """
     if not staged.is_dir():
         raise Damage(f"the finished folder of {record['name']} has vanished from staging", subject=str(staged),
                      hint="the job will be trained again: heirloom queue retry ID")  # fmt: skip
@@ -156,21 +161,27 @@ def _describe(staged: Path, record: Mapping[str, Any]) -> None:
     write_json(staged / "version.json", dict(record))
     write_text(staged / "README.md", version_readme(record))
     point("birth.described")
-    hashes = hash_folder(staged)
-    wrong = [name for name, digest in record["files"].items() if hashes.get(name) != digest]
-    if wrong:
-        raise Damage(f"{', '.join(wrong)} of {record['name']} changed on disk before sealing", subject=str(staged),
-                     hint="check the disk; the job can be retried")  # fmt: skip
+    hashes = {**record["files"], **hash_folder(staged, skip=("SHA256SUMS", *record["files"]))}
     write_text(staged / "SHA256SUMS", sums_text(hashes))
     point("birth.summed")
     fsync_tree(staged)
     point("birth.synced")
-    _check_sums(staged)
+    found = hash_folder(staged)
+    wrong = sorted(name for name in hashes.keys() | found.keys() if hashes.get(name) != found.get(name))
+    if wrong:
+        raise Damage(f"{', '.join(wrong)} of {record['name']} changed on disk before sealing", subject=str(staged),
+                     hint="check the disk; the job can be retried")  # fmt: skip
+    return _check_list(staged, found)
 
 
 def _check_sums(folder: Path) -> str:
     """Compare the folder with its SHA256SUMS by reading everything; returns the hash of SHA256SUMS itself."""
-    if sums_text(hash_folder(folder)) != (folder / "SHA256SUMS").read_text("utf-8"):
+    return _check_list(folder, hash_folder(folder))
+
+
+def _check_list(folder: Path, found: Mapping[str, str]) -> str:
+    """Compare what was read with SHA256SUMS as it stands on the disk."""
+    if sums_text(found) != (folder / "SHA256SUMS").read_text("utf-8"):
         raise Damage(f"{folder.name} does not match its SHA256SUMS", subject=str(folder), hint="check the disk")
     return sha256_file(folder / "SHA256SUMS")
 

@@ -209,6 +209,7 @@ def _sweep_staging(keeper: Keeper) -> list[str]:
         "SELECT id FROM jobs WHERE state NOT IN ('done', 'cancelled', 'quarantined')")} if folders else set()  # fmt: skip
     for path in folders:
         over = _job_is_over(keeper, path.name) or _remake_is_over(path.name) or _restore_is_over(keeper, path.name)
+        over = over or path.name.startswith("ahead-")  # data that was being prepared ahead of its job: derived
         if path.name not in alive and over:
             remove_tree(path)
             done.append(f"cleared {path.name}")
