@@ -46,9 +46,9 @@ def load_sealed(folder: Path, record: Mapping[str, Any]) -> tuple[Any, Any, Any]
 
     model, tokenizer = load_version(folder)
     template = load_template(folder)
-    for what, sealed, found in (("tokenizer", record.get("tokenizer_hash"), tokenizer.content_hash),
-                                ("template", record.get("template_hash"), template.hash)):  # fmt: skip
-        if sealed is None or found != sealed:
-            raise CheckFailed(f"{folder.name} was sealed with the {what} {str(sealed)[:16]}, this one is {found[:16]}",
+    for what, sealed, found in (("tokenizer", record.get("tokenizer_hash") or "none", tokenizer.content_hash),
+                                ("template", record.get("template_hash") or template.hash, template.hash)):  # fmt: skip
+        if found != sealed:
+            raise CheckFailed(f"{folder.name} was sealed with the {what} {sealed[:16]}, this one is {found[:16]}",
                               subject=folder.name, hint=f"heirloom verify {folder.name}")  # fmt: skip
     return model, tokenizer, template

@@ -126,8 +126,8 @@ def failed_limits(
             value = (item["figures"] or {}).get(name)
             if value is None or not math.isfinite(value) or sign * (value - limit) > 0:
                 told = "not measured" if value is None else f"{value:.5g}"
-                failed.append(f"{item['name']}: {name.replace('_', ' ')} {told}, asked for {'at most' if sign > 0 else 'at least'}"
-                              f" {limit:g}")  # fmt: skip
+                asked_for = f"at {'most' if sign > 0 else 'least'} {limit:g}"
+                failed.append(f"{item['name']}: {name.replace('_', ' ')} {told}, asked for {asked_for}")
     return failed
 
 

@@ -78,8 +78,8 @@ def _turns(row: Mapping[str, Any], asking: str) -> tuple[list[Any], tuple[str, .
     wanted = "the expected answer: a text, a number, or a list of those"
     if asking != "messages":
         turns: list[Any] = [{"role": "user", "content": row[asking]}]
-    elif not isinstance(row["messages"], list):
-        return [], Fault("messages", "Field 'messages' must be a list", "turns with role and content")
+    elif not isinstance(row["messages"], list) or not row["messages"]:
+        return [], Fault("messages", "Field 'messages' must be a list of turns", "turns with role and content")
     else:
         turns = list(row["messages"])
     answer = row.get("answer")
