@@ -9,7 +9,7 @@ import statistics
 import numpy as np
 import pytest
 
-from trainer.comparing import Z95, Ratio, difference_of_ratios, ratio, sign_test, verdict_of, wilson
+from trainer.comparing import Z95, Ratio, difference_of_ratios, ratio, sign_test, student95, verdict_of, wilson
 
 
 def test_over_equal_parts_the_error_is_that_of_a_mean() -> None:
@@ -17,7 +17,12 @@ def test_over_equal_parts_the_error_is_that_of_a_mean() -> None:
     found = ratio(values * 10, np.full(4, 10.0))
     assert found is not None and found.value == pytest.approx(3.5)
     assert found.error == pytest.approx(statistics.stdev(values) / 2)
-    assert found.interval == pytest.approx((3.5 - Z95 * found.error, 3.5 + Z95 * found.error))
+    assert found.interval == pytest.approx((3.5 - 3.182 * found.error, 3.5 + 3.182 * found.error), rel=1e-2)
+
+
+@pytest.mark.parametrize(("freedom", "point"), [(1, 12.706), (2, 4.303), (3, 3.182), (10, 2.228), (30, 2.042), (10**6, Z95)])
+def test_few_examples_widen_the_interval_as_students_table_says(freedom: int, point: float) -> None:
+    assert student95(freedom) == pytest.approx(point, rel=0.01)
 
 
 def test_long_examples_weigh_more_and_the_interval_covers_what_it_should() -> None:
@@ -32,7 +37,7 @@ def test_long_examples_weigh_more_and_the_interval_covers_what_it_should() -> No
 
 
 def test_one_example_has_no_error_and_nothing_has_no_figure() -> None:
-    assert ratio(np.array([3.0]), np.array([2.0])) == Ratio(1.5, None) and Ratio(1.5, None).interval is None
+    assert ratio(np.array([3.0]), np.array([2.0])) == Ratio(1.5, None, 1) and Ratio(1.5, None, 1).interval is None
     assert ratio(np.zeros(0), np.zeros(0)) is None and ratio(np.array([math.nan]), np.array([1.0])) is None
 
 
@@ -47,7 +52,7 @@ def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
     assert found.error < alone.error / 20  # type: ignore[union-attr, operator]
     assert verdict_of(difference_of_ratios((hard, tokens), (better, tokens))) == "worse"
     assert verdict_of(difference_of_ratios((hard, tokens), (hard[::-1].copy(), tokens[::-1].copy()))) == "no difference seen"
-    assert verdict_of(None) == "not judged" == verdict_of(Ratio(1.0, None))
+    assert verdict_of(None) == "not judged" == verdict_of(Ratio(1.0, None, 1))
 
 
 def test_shares_have_an_interval_at_both_ends() -> None:
