@@ -135,7 +135,7 @@ def test_what_cannot_be_read_again_is_told_and_the_others_are_judged(home: Path,
 
     real = eval_sets._from_originals
     monkeypatch.setattr(eval_sets, "_from_originals",
-                        lambda keeper, files, *more: None if files[0].name == "eggs.jsonl" else real(keeper, files, *more))  # fmt: skip
+                        lambda keeper, files, *more: None if files[0].name == "eggs.jsonl" else real(keeper, files, *more))
     for folder in (home / "data" / "shards").iterdir():
         remove_tree(folder)
     tale, eggs = run(home, capsys)["sets"]
@@ -200,7 +200,8 @@ def test_questions_are_answered_judged_and_contamination_is_told(
     assert held == 1 and 10 <= figures["trained_questions"] <= 20  # a fifth of the conversations was held out
     assert figures["untrained"]["questions"] == 25 - figures["trained_questions"]
     assert quiz["wrong"][0]["line"] == 1 and quiz["wrong"][0]["expected"] == ["It is 0."]
-    assert run(home, capsys, "v001", "--questions", path, "--max-new-tokens", 2)["questions"][0]["figures"]["trained_questions"] == 0
+    base = run(home, capsys, "v001", "--questions", path, "--max-new-tokens", 2)["questions"][0]
+    assert base["figures"]["trained_questions"] == 0
     kept = run(home, capsys, "--questions", path, "--max-new-tokens", 8)["questions"][0]
     assert kept["recorded_before"] and kept["figures"] == figures
 
@@ -233,7 +234,8 @@ def test_bad_rows_are_told_by_line_and_left_out_only_when_asked(
     assert refused["error"] == "DataFault" and "line 3: answer" in refused["message"] and "line 4: answer" in refused["message"]
     found = run(home, capsys, "--questions", path, "--skip-bad-rows", "--max-new-tokens", 2)["questions"][0]
     assert found["figures"]["questions"] == 1 and found["figures"]["bad_rows"] == 2 and len(found["notes"]) == 2
-    assert run(home, capsys, "--questions", path, "--limit", 1, "--max-new-tokens", 2)["questions"][0]["figures"]["questions"] == 1
+    first = run(home, capsys, "--questions", path, "--limit", 1, "--max-new-tokens", 2)["questions"][0]
+    assert first["figures"]["questions"] == 1 and not first["figures"]["bad_rows"]
 
 
 # --- limits and refusals --------------------------------------------------------------------------------------------
@@ -273,17 +275,20 @@ def test_odd_files_are_refused_and_nothing_is_left(home: Path, tmp_path: Path, c
     assert rows_of(home) == []
 
 
-def test_a_damaged_version_and_another_template_are_not_judged(home: Path, capsys: pytest.CaptureFixture[str],
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_damaged_version_and_another_tokenizer_or_template_are_not_judged(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from daemon import loaded
 
-    with pytest.raises(CheckFailed, match="template"):
-        loaded.load_sealed(home / "models" / "v001_baseline", {
-            "tokenizer_hash": json.loads((home / "models" / "v001_baseline" / "tokenizer_state.json").read_text())["content_hash"],
-            "template_hash": "ab" * 32})  # fmt: skip
+    base = home / "models" / "v001_baseline"
+    hashes = {"tokenizer_hash": json.loads((base / "tokenizer_state.json").read_text())["content_hash"]}
+    assert loaded.load_sealed(base, hashes)  # one of an earlier release says no template
+    for wrong in ({**hashes, "template_hash": "ab" * 32}, {"tokenizer_hash": "ab" * 32}, {}):
+        with pytest.raises(CheckFailed, match="template" if "template_hash" in wrong else "tokenizer"):
+            loaded.load_sealed(base, wrong)
     path = home / "models" / "v003_tale" / "model.safetensors"
     path.chmod(0o644)
-    path.write_bytes(path.read_bytes()[:-1] + b"\x00\x01"[-1:])
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     assert run(home, capsys, code=8)["error"] == "Damage"
 
 

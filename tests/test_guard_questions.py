@@ -63,14 +63,18 @@ def test_a_chat_row_of_training_data_is_a_question_whose_last_turn_is_the_answer
     assert asked({"question": "x?", "answer": "a", "match": "exact"}, match="contains").match == "exact"
 
 
+TURN = {"role": "user", "content": "a?"}
+
+
 @pytest.mark.parametrize(("row", "field"), [
-    ({"answer": "4"}, "question"), ({"question": "a?", "prompt": "b?", "answer": "4"}, "question"), ({"question": "a?"}, "answer"),
-    ({"question": "a?", "answer": ""}, "answer"), ({"question": "a?", "answer": True}, "answer"), ({"question": "a?", "answer": []}, "answer"),
-    ({"question": "a?", "answer": float("nan")}, "answer"), ({"question": 5, "answer": "4"}, "question"),
-    ({"question": "a?", "answer": "4", "match": "fuzzy"}, "match"), ({"question": "a?", "answer": "four", "match": "numeric"}, "answer"),
-    ({"question": "a?", "answer": "4", "max_tokens": 0}, "max_tokens"), ({"question": "a?", "answer": "4", "max_tokens": "many"}, "max_tokens"),
+    ({"answer": "4"}, "question"), ({"question": "a?", "prompt": "b?", "answer": "4"}, "question"),
+    ({"question": 5, "answer": "4"}, "question"), ({"question": "  ", "answer": "4"}, "question"),
+    ({"question": "a?"}, "answer"), ({"messages": [TURN]}, "answer"),
+    *[({"question": "a?", "answer": answer}, "answer") for answer in ("", True, [], float("nan"))],
+    ({"question": "a?", "answer": "four", "match": "numeric"}, "answer"),
+    ({"question": "a?", "answer": "4", "match": "fuzzy"}, "match"),
+    *[({"question": "a?", "answer": "4", "max_tokens": limit}, "max_tokens") for limit in (0, "many", True, 10**12)],
     ({"messages": "hello", "answer": "4"}, "messages"), ({"messages": [], "answer": "4"}, "messages"),
-    ({"messages": [{"role": "user", "content": "a?"}]}, "answer"), ({"question": "  ", "answer": "4"}, "question"),
 ])  # fmt: skip
 def test_a_row_that_is_no_question_says_field_and_expectation(row: dict[str, Any], field: str) -> None:
     found = faults(row)
