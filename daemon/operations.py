@@ -30,6 +30,7 @@ from guard.folder_tree import list_tree, tree_bytes
 from guard.names import safe_name, slugify, split_output
 from guard.steps import Steps, drain
 from guard.store.admission import queue_index
+from guard.store.evaluations import record_all
 from guard.store.files import StoredFile, find_file
 from guard.store.indexes import current_documents
 from guard.store.intake import claim
@@ -209,6 +210,11 @@ def _prune_indexes(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     return prune_indexes(engine.keeper, arguments.get("index"), dry_run=bool(arguments.get("dry_run")))
 
 
+def _record_evaluations(engine: Engine, arguments: Arguments) -> dict[str, Any]:
+    """Keep what `heirloom eval` measured in its own process."""
+    return {"ids": record_all(engine.keeper, list(arguments["results"]), dry_run=bool(arguments.get("dry_run")))}
+
+
 # --- plans --------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +304,7 @@ OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[
     "register": _register,
     "index.rebuild": _rebuild_index,
     "index.prune": _prune_indexes,
+    "evaluation.record": _record_evaluations,
     "regrow": _regrow,
     "plan": _plan,
     "train": train,

@@ -33,7 +33,7 @@ from guard.errors import Damage
 from guard.fingerprint import example_fingerprint
 from guard.trained import questions_of, trained_fields
 
-__all__ = ["RECORD", "KeyList", "asks", "evaluation_keys", "joined_list", "keys_of_file", "touched_in_file"]
+__all__ = ["RECORD", "KeyList", "asks", "evaluation_keys", "joined_list", "keys_of_file", "question_key", "touched_in_file"]
 
 SHORTEST = 32
 RECORD = np.dtype([("key", "V16"), ("set", "<u4")])
@@ -46,6 +46,11 @@ def _long(text: str) -> bool:
 
 def _asked(question: str) -> bytes:
     return example_fingerprint({"asked": question})
+
+
+def question_key(question: str) -> bytes:
+    """The key by which whoever asks this is known, as `asks` gives it; b"" for a question too short to be anybody's."""
+    return _asked(question) if _long(question) else b""
 
 
 def evaluation_keys(fields: Mapping[str, Any]) -> Iterator[bytes]:

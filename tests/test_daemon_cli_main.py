@@ -98,7 +98,8 @@ def test_help_shows_what_there_is_and_no_more(run: Run) -> None:
     commands = {line.split()[0] for line in out.split("Commands:")[1].split("Everywhere")[0].strip().splitlines()}
     assert code == 0 and commands == {
         "init", "run", "status", "register", "plan", "queue", "why", "seen", "log", "lineage", "show", "rollback", "delete",
-        "restore", "purge", "retention", "regrow", "verify", "backup", "doctor", "prepare", "index", "search", "chat", "train",
+        "restore", "purge", "retention", "regrow", "verify", "backup", "doctor", "prepare", "index", "search", "chat",
+        "eval", "train",
         "config", "prefs", "tokenizer",
     }  # fmt: skip
 

@@ -19,6 +19,7 @@ from trainer.batches import Row, pad
 from trainer.dataset import CUT_LENGTH, CUT_START, LENGTH, START, Split
 from trainer.loop import StopRequested
 from trainer.model import Decoder
+from trainer.windows import windows
 
 __all__ = ["Evaluation", "choose_examples", "evaluate"]
 
@@ -74,20 +75,11 @@ def evaluate(
 
 
 def _rows(split: Split, index: int, objective: ModuleType, block: int, use_mask: bool) -> Iterator[Row]:
-    """One example as rows of at most `block` positions: its context cut first, as in training; then side by side."""
+    """One example as rows of at most `block` positions (`trainer/windows.py`)."""
     start, length = int(split.examples[index, START]), int(split.examples[index, LENGTH])
-    tokens = split.tokens(start, length)
     mask = split.mask(start, length) if use_mask else None
-    excess = length - (block + 1)
-    cut_start, cut_length = int(split.examples[index, CUT_START]), int(split.examples[index, CUT_LENGTH])
-    if 0 < excess <= cut_length:
-        keep = np.ones(length, dtype=bool)
-        keep[cut_start + cut_length - excess : cut_start + cut_length] = False
-        tokens, mask = tokens[keep], None if mask is None else mask[keep]
-    for begin in range(0, max(1, len(tokens) - 1), block):
-        window = slice(begin, begin + block + 1)
-        if len(tokens[window]) >= 2:
-            yield objective.rows(tokens[window], None if mask is None else mask[window])
+    cut = int(split.examples[index, CUT_START]), int(split.examples[index, CUT_LENGTH])
+    return (objective.rows(*window) for window in windows(split.tokens(start, length), mask, cut, block))
 
 
 def _grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:

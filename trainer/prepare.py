@@ -47,7 +47,7 @@ from trainer.tokenizer import Tokenizer
 from trainer.unsaid import Unsaid
 from trainer.unspelt import unspelt_warnings
 
-__all__ = ["DEFAULT_SHARD_TOKENS", "LOW_MASK_RATIO", "Progress", "SourceFile", "planned_id", "prepare_dataset"]
+__all__ = ["DEFAULT_SHARD_TOKENS", "LOW_MASK_RATIO", "Progress", "SourceFile", "encode_text", "planned_id", "prepare_dataset"]
 
 DEFAULT_SHARD_TOKENS = 10_000_000
 LOW_MASK_RATIO = 0.10
@@ -75,8 +75,11 @@ def planned_id(files: Sequence[SourceFile], tokenizer: Tokenizer, *, stage: str,
                       template if stage == "sft" else MYPT)  # fmt: skip
 
 
-def _encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer) -> list[Encoded]:
-    """Ids of pretraining text; a separator ends every document: a row, or a plain text's last segment."""
+def encode_text(batch: Sequence[Example], last: bool, file: SourceFile, tokenizer: Tokenizer) -> list[Encoded]:
+    """Ids of pretraining text; a separator ends every document: a row, or a plain text's last segment (`last`: it is there).
+
+    Raises DataFault for token ids outside the vocabulary.
+    """
     separator, each_row = np.array([tokenizer.separator_id], dtype=tokenizer.dtype), holds_rows(file.container)
     rows = []
     texts = iter(tokenizer.encode_batch([example.fields["text"] for example in batch if "text" in example.fields]))
@@ -203,7 +206,7 @@ class _FileRun:
     def _encode(self, batch: Sequence[Example], last: bool, tokenizer: Tokenizer) -> Any:
         """Runs in any thread, so it counts and keeps nothing."""
         if self.stage == "pretrain":
-            return _encode_text(batch, last, self.file, tokenizer)
+            return encode_text(batch, last, self.file, tokenizer)
         return encode_each([trained_fields(example.fields) for example in batch], tokenizer, 1, self.template)
 
 

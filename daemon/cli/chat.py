@@ -17,7 +17,8 @@ import typer
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.data import find_index, name_or_folder, place_of
 from daemon.cli.output import visible
-from guard.errors import CheckFailed, Damage, NotFound, UsageError
+from daemon.loaded import load_sealed
+from guard.errors import NotFound, UsageError
 
 __all__ = ["add_to", "fitting_turns", "shown"]
 
@@ -111,7 +112,7 @@ def chat(
         raise UsageError("--json needs one question", hint="heirloom chat -p TEXT --json")
     name, folder, record = _version(caller, version or model_name)
     source = _index(caller, index, index_dir, no_rag)
-    model, tokenizer, template = _load(folder, record)
+    model, tokenizer, template = load_sealed(folder, record)
     # A small model has a small block: most of it belongs to what is read, not to the answer.
     longest = max_tokens or max(1, min(_LONGEST_ANSWER, model.config.block_size // 4))
     talk = _Talk(name, model, tokenizer, template, source, k, longest, temperature, seed)
@@ -123,41 +124,12 @@ def chat(
 
 def _version(caller: Caller, text: str | None) -> tuple[str, Path, Mapping[str, Any]]:
     """Name, folder and record of the version that was named, else of the active one."""
+    from daemon.loaded import sound_version
     from guard.store.keeper import open_reader
-    from guard.store.sums import folder_problems
-    from guard.store.versions import DEFAULT_LINE, GONE, find_version, line_tip, tips
 
     with open_reader(caller.home()) as keeper:
-        if text in (None, "latest"):
-            found = line_tip(keeper.ledger, DEFAULT_LINE) or next(iter(tips(keeper.ledger).values()), None)
-            if found is None:
-                raise NotFound("this home has no version yet", hint="heirloom init makes the first one")
-        else:
-            found = find_version(keeper.ledger, str(text))
-    if found.state in GONE:
-        raise NotFound(f"{found.name} is not in models/: it is {found.state}", subject=found.name,
-                       hint=f"heirloom restore {found.name}")  # fmt: skip
-    folder = keeper.home.models / found.name
-    problems = folder_problems(folder, found.sums_sha256)
-    if problems:
-        # One wrong bit in the weights makes no error, only another model: it is never loaded.
-        raise Damage(f"{found.name} is damaged: {problems[0][0]} {problems[0][1]}", subject=found.name,
-                     hint=f"heirloom restore {found.name}")  # fmt: skip
-    return found.name, folder, found.record
-
-
-def _load(folder: Path, record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and template; the tokenizer must be the one the version was sealed with (law 11)."""
-    from trainer.templates.find import load_template
-    from trainer.version_files import load_version
-
-    model, tokenizer = load_version(folder)
-    sealed = record.get("tokenizer_hash")
-    if sealed is None or tokenizer.content_hash != sealed:
-        raise CheckFailed(f"{folder.name} was sealed with the tokenizer {str(sealed)[:16]}, this one is"
-                          f" {tokenizer.content_hash[:16]}", subject=folder.name,
-                          hint=f"heirloom verify {folder.name}")  # fmt: skip
-    return model, tokenizer, load_template(folder)
+        found = sound_version(keeper, text)
+    return found.name, keeper.home.models / found.name, found.record
 
 
 def _index(caller: Caller, index: str | None, index_dir: str | None, no_rag: bool) -> Path | None:

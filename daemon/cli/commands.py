@@ -35,6 +35,7 @@ GROUPS = {
     "prefs": ("prefs",),
     "data": ("index", "search"),
     "chat": ("chat",),
+    "evaluate": ("eval",),
     "tokenizer": ("tokenizer",),
 }
 """Which file beside this one holds which commands, in the order of the help; `status` stands here."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.evaluate import recorded_lines
 from daemon.cli.output import (
     human_bytes,
     human_count,
@@ -99,6 +100,7 @@ def show(
     sample: Annotated[bool, typer.Option("--sample", help="One example of a file as the model will see it.")] = False,
 ) -> None:
     """Everything that is recorded of one version or one file."""
+    from guard.store.evaluations import evaluations_of
     from guard.store.files import find_file
     from guard.store.keeper import open_reader
     from guard.store.lineage import rollbacks
@@ -111,10 +113,11 @@ def show(
         except NotFound:
             version = None
         if version is not None and not sample:
-            caller.console.emit(version.record)
+            measured = evaluations_of(keeper.ledger, version.id)
+            caller.console.emit({**version.record, "evaluations": measured})
             caller.console.say(*version_lines({**version.record, "state": version.state, "size_bytes": version.size_bytes}))
             history = [item for item in rollbacks(keeper.ledger) if version.name in (item["from"], item["to"])]
-            caller.console.say(*history_lines(history))
+            caller.console.say(*recorded_lines(measured), *history_lines(history))
             return
         file = _find_file(find_file, keeper, what)
         record = _file_record(keeper, file)

@@ -1,4 +1,5 @@
-"""The rows of a ledger that is made again: versions, what they learnt, lines, files, drops, jobs, indexes and marks.
+"""The rows of a ledger that is made again: versions with what they learnt and what was measured of them, lines, files, drops,
+jobs, indexes and marks.
 
 Everything is written inside the caller's one transaction. Not here: where the facts come from (`rebuild_facts.py`), and
 what follows from them (`rebuild_remains.py`).
@@ -16,6 +17,7 @@ from guard.clock import utc_text
 from guard.durable import remove_tree, rename_new
 from guard.home import Home
 from guard.names import index_name, parse_version_number
+from guard.store.evaluations import insert
 from guard.store.files import SIDECARS
 from guard.store.intents import put_intent
 from guard.store.jobs import add_job
@@ -34,6 +36,7 @@ def write_rows(ledger: Ledger, home: Home, remains: Remains) -> None:
     _write_marks(ledger, home, remains)
     _write_files(ledger, remains)
     _write_versions(ledger, remains)
+    _write_evaluations(ledger, remains)
     _write_jobs(ledger, remains)
     _write_drops(ledger, home, remains)
     _write_indexes(ledger, home, remains)
@@ -159,6 +162,14 @@ def _write_learnt(ledger: Ledger, number: int, objective: str, item: Mapping[str
         bitmap = pack_bitmap(range(count), count)
     ledger.run("INSERT INTO learnt VALUES (?, ?, ?, ?, ?)",
                (number, item["sha256"], objective, int(item.get("examples") or 0), bitmap))  # fmt: skip
+
+
+def _write_evaluations(ledger: Ledger, remains: Remains) -> None:
+    """What was measured of versions that are known; a result says of which weights."""
+    numbers = {record["name"]: number for number, record in remains.records.items()}
+    for item in remains.story.measured:
+        if item["version"] in numbers:
+            insert(ledger, numbers[item["version"]], item, str(item["created"]))
 
 
 # --- jobs, drops, indexes --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from guard.store.evaluation import set_marks
+from guard.store.evaluations import VERB
 
 __all__ = ["Story", "tell"]
 
@@ -40,6 +41,8 @@ class Story:
     """Path a document was dropped under -> SHA-256 of the newest one."""
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)
     drops: dict[int, dict[str, Any]] = field(default_factory=dict)
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    """Results of evaluations, oldest first, each with the name of its version."""
     index: str = ""
     highest: int = 0
     """The highest version number that any event names."""
@@ -149,6 +152,10 @@ def _evaluation(story: Story, event: Mapping[str, Any], payload: dict[str, Any])
     story.marks |= set_marks(str(event["verb"]), payload)
 
 
+def _measured(story: Story, _event: Mapping[str, Any], payload: dict[str, Any]) -> None:
+    story.measured.append(payload)
+
+
 def _paused(story: Story, event: Mapping[str, Any], _payload: dict[str, Any]) -> None:
     story.marks["paused"] = "1" if event["verb"] == "queue.paused" else "0"
 
@@ -196,6 +203,7 @@ _TELLERS: dict[str, Teller] = {
     "dataset.prepared": _heads, "document.current": _document, "queue.paused": _paused, "queue.resumed": _paused,
     "index.switched": _index, "file.trainable": _trainable, "file.mended": _trainable, "job.coalesced": _coalesced,
     "evaluation.keys": _evaluation, "evaluation.registered": _evaluation,
+    VERB: _measured,
 }  # fmt: skip
 _FAMILIES: dict[str, Teller] = {"job": _job, "drop": _drop}
 

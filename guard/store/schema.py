@@ -11,6 +11,7 @@ and refuses a ledger from the future. What is recorded where:
     learnt    which examples of which file a version learnt under which objective (bitmap over ordinals)
     indexes   retrieval indexes;  backups: what the vault holds and when it was read back
     events    the audit trail, hash chained
+    evaluations  what versions were measured to be worth (`heirloom eval`); only ever added to
 """
 
 from __future__ import annotations
@@ -91,5 +92,15 @@ CREATE INDEX drops_stayed ON drops (state) WHERE mode = 'copy' AND returned_to I
 CREATE INDEX events_of_copies ON events (seq) WHERE verb = 'backup.verified';
 """
 
-STEPS: tuple[str, ...] = (_STEP_1, _STEP_2)
+# What `heirloom eval` measured: as JSON options, figures, and what they were made with.
+_STEP_EVALUATIONS = """
+CREATE TABLE evaluations (
+    id INTEGER PRIMARY KEY, version_id INTEGER NOT NULL REFERENCES versions (id), kind TEXT NOT NULL, set_name TEXT NOT NULL,
+    set_id TEXT NOT NULL, options TEXT NOT NULL, figures TEXT NOT NULL, made_with TEXT NOT NULL, sums_sha256 TEXT NOT NULL,
+    created TEXT NOT NULL
+) STRICT;
+CREATE INDEX evaluations_by_version ON evaluations (version_id, set_id);
+"""
+
+STEPS: tuple[str, ...] = (_STEP_1, _STEP_2, _STEP_EVALUATIONS)
 SCHEMA_VERSION = len(STEPS)

@@ -1,0 +1,34 @@
+"""One example as rows that fit a model's block, for judging: its context cut first, as in training; then side by side.
+
+Neighbouring windows share one token, so that every token but the example's first is predicted exactly once; a window sees
+nothing of the one before it. Not here: which examples, and what their loss is (`evaluate.py`, `measuring.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["windows"]
+
+Window = tuple[NDArray[Any], NDArray[np.uint8] | None]
+
+
+def windows(tokens: NDArray[Any], mask: NDArray[np.uint8] | None, cut: tuple[int, int], block: int) -> Iterator[Window]:
+    """Ids [<= block + 1] and mask of each window of an example of ids [n] and mask [n] or None.
+
+    `cut`: (start, length) of the span that may be cut, counted from the example's first token.
+    """
+    length = len(tokens)
+    excess = length - (block + 1)
+    if 0 < excess <= cut[1]:
+        keep = np.ones(length, dtype=bool)
+        keep[cut[0] + cut[1] - excess : cut[0] + cut[1]] = False
+        tokens, mask = tokens[keep], None if mask is None else mask[keep]
+    for begin in range(0, max(1, len(tokens) - 1), block):
+        window = slice(begin, begin + block + 1)
+        if len(tokens[window]) >= 2:
+            yield tokens[window], None if mask is None else mask[window]
