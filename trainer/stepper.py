@@ -8,7 +8,7 @@ steps on a loss or gradient that is not finite.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -33,19 +33,23 @@ class Stepper:
         self._clip_at = float(training["grad_clip"])
         self._dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
-    def step(self, batch: StepBatch, rate: float, step: int) -> tuple[float, float]:
+    def step(
+        self, batch: StepBatch, rate: float, step: int, check: Callable[[str, float, int], None] | None = None
+    ) -> tuple[float, float]:
         """One step at learning rate `rate`; returns loss per trained token and the gradient's norm before clipping.
 
-        `step` (0-based) is only told in errors. Raises DataFault when nothing bears loss or something is not finite.
+        `step` (0-based) is only told in errors. `check("loss" or "gradient", value, step)` is asked before the update and
+        ends the step by raising; without one a figure that is not finite raises DataFault, as does a batch without loss.
         """
+        check = check or _require_finite
         if batch.weight <= 0:
             raise DataFault(f"step {step + 1} has no token that bears loss", hint="check the loss mask of the data")
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss = self._gradients(batch) / batch.weight
-        _require_finite("loss", loss, step)
+        check("loss", loss, step)
         norm = self._clip()
-        _require_finite("gradient", norm, step)
+        check("gradient", norm, step)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return loss, norm
@@ -71,12 +75,15 @@ class Stepper:
         """(weights, optimiser state) as named tensors: what a snapshot keeps."""
         return dict(self.model.named_parameters()), optimizer_tensors(self.model, self._optimizer)
 
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave. Raises Damage when a part is missing or has another shape."""
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor] | None) -> None:
+        """Go on from what `tensors` gave; without moments the optimiser stays as it is. What a step that was broken off
+        left of gradients is forgotten. Raises Damage when a part is missing or has another shape."""
+        self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
-        load_optimizer(self.model, self._optimizer, moments)
+        if moments is not None:
+            load_optimizer(self.model, self._optimizer, moments)
 
 
 def _require_finite(what: str, value: float, step: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from safetensors.torch import load_file
 
 from guard.durable import publish, remove_tree, sha256_file, write_json
 from guard.errors import Damage
@@ -33,6 +34,7 @@ from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
 from trainer.objectives import find_objective
+from trainer.rewind import noted_anomalies
 from trainer.selection import Selection
 from trainer.template import stop_ids
 from trainer.templates.base import Template
@@ -116,7 +118,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.tell("judging the parent")
     parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
-    run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights),
+    run = train(model, feed, find_objective(job["objective"]), _loop_plan(child, parent_weights, base),
                 stop=stop, clock=time.monotonic)  # fmt: skip
     model.eval()
     child.tell("judging the child", run)
@@ -126,6 +128,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl")
     result = {
         **_proof(run, feed.selection, job),
+        "anomalies": noted_anomalies(child.staging),
         "fed_apart": _FED_APART if shared and apart else "",
         "parent_weights_sha256": parent_weights,
         "weights_sha256": files[WEIGHTS],
@@ -160,7 +163,7 @@ def _open_feed(child: _Child, tokenizer: Tokenizer, *, apart: bool) -> Feed:
     return feed
 
 
-def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
+def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
     job = child.job
     depends_on = {
         "parent": parent_weights,
@@ -174,7 +177,7 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
     return LoopPlan(
         steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
         identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
-        snapshot_seconds=float(often.get("every_seconds") or 0.0),
+        snapshot_seconds=float(often.get("every_seconds") or 0.0), start=lambda: load_file(base / WEIGHTS),
         surroundings={"libraries": library_versions(), "hardware": hardware_facts()},
     )  # fmt: skip
 
@@ -247,9 +250,11 @@ def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, template: Te
 def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:
     """What was done, counted where it was done."""
     label, reason = _exactness(run)
-    learnt = selection.learnt_examples(int(job["seed"]), run.step, int(job["recipe"]["training"]["batch_sequences"]))
+    batch = int(job["recipe"]["training"]["batch_sequences"])
+    learnt = selection.learnt_examples(int(job["seed"]), run.step, batch, run.skipped)
     return {
-        "steps_executed": run.step,
+        "steps_executed": run.step - len(run.skipped),
+        "steps_skipped": [step + 1 for step in run.skipped],
         "consumed_sha256": run.consumed,
         "final_loss": run.loss,
         # first-pass input tokens of newly learnt examples: what counts towards the goal

@@ -159,6 +159,8 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         lines += ["", f"  Learnt from {plural(len(data), 'file')}"]
         lines += table([(item.get("file"), short_hash(item.get("sha256")), f"{item.get('examples', 0):,} examples",
                          f"{human_tokens(item.get('tokens') or 0)} tokens") for item in data], "    ")  # fmt: skip
+    if record.get("anomalies"):
+        lines += ["", "  Anomalies", *(f"    {visible(text)}" for text in anomaly_lines(record["anomalies"]))]
     over = passed_over_lines(record)
     lines += ["", "  Passed over", *over] if over else []
     gate = record.get("gate") or {}
@@ -167,6 +169,17 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         lines += ["", "  Gate"]
         lines += [f"    {tick(check.get('ok'))} {visible(check.get('name'))}: {visible(check.get('detail'))}"
                   for check in checks]  # fmt: skip
+    return lines
+
+
+def anomaly_lines(anomalies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong in a run and what was skipped for it, one sentence each."""
+    lines = []
+    for item in anomalies:
+        limit = f", at most {item['limit']:.4g} was to be expected" if item.get("limit") is not None else ""
+        value = f"{item['value']:.4g}" if isinstance(item["value"], float) else item["value"]
+        steps = ", ".join(str(step) for step in item["skipped"])
+        lines.append(f"step {item['step']}: {str(item['kind']).replace('_', ' ')} ({value}{limit}); skipped: {steps}")
     return lines
 
 

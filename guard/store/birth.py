@@ -65,10 +65,13 @@ def version_readme(record: Mapping[str, Any]) -> str:
     """A word to whoever finds this folder in ten years."""
     learnt = "\n".join(f"- {item['file']} (sha256 {item['sha256'][:16]}..., {item['examples']} examples)"
                        for item in record["data"]) or "- nothing yet: this is a base"  # fmt: skip
+    steps = int(record["metrics"].get("steps_skipped") or 0)
+    skipped = (f"{steps} of its steps were skipped, because their loss or gradient was no sound figure; what only they held\n"
+               "is not learnt (version.json, `anomalies`).\n\n") if steps else ""  # fmt: skip
     return (
         f"# {record['name']}\n\nOne sealed version of a language model kept by Heirloom; it must never be changed.\n\n"
         f"Parent: {record['parent'] or 'none (a base)'}\nLine of birth: {record['line']}\nCreated: {record['created']}\n\n"
-        f"What it learnt on top of its parent:\n\n{learnt}\n\n"
+        f"What it learnt on top of its parent:\n\n{learnt}\n\n{skipped}"
         "Other versions may have been trained from this one. Ask before you touch it:\n\n"
         f"    heirloom lineage {record['name']}\n    heirloom verify {record['name']}\n\n"
         "`sha256sum -c SHA256SUMS` in this folder checks it without Heirloom. It loads as it is with\n"
@@ -190,6 +193,8 @@ def _record(keeper: Keeper, job: Job, birth: Mapping[str, Any], sums: str, size:
         _record_inputs(keeper, record)
         ledger.event("version.sealed", record["name"], parent=record["parent"], line=record["line"], sums=sums,
                      gate=record["gate"]["verdict"], job=job.id)  # fmt: skip
+        if record.get("anomalies"):
+            ledger.event("training.skipped", record["name"], job=job.id, anomalies=record["anomalies"])
         if gated:
             _move_tip(keeper, record)
         set_job(ledger, job.id, "done" if gated else "quarantined", "" if gated else record["gate"]["reason"])
