@@ -70,9 +70,10 @@ class Anomaly:
 class AnomalyFound(Exception):  # noqa: N818 (a finding that ends the step, not yet anybody's error)
     """Ends a step before its update was made."""
 
-    def __init__(self, anomaly: Anomaly) -> None:
+    def __init__(self, anomaly: Anomaly, resumes: int) -> None:
+        """`resumes`: how often the run had been resumed by then."""
         super().__init__(anomaly.words)
-        self.anomaly = anomaly
+        self.anomaly, self.resumes = anomaly, resumes
 
 
 def rules_of(training: Mapping[str, Any], steps: int) -> Rules:

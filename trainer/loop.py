@@ -94,30 +94,33 @@ def train(
     Damage when snapshots or metrics are damaged, OSError when the disk says no.
     """
     assert plan.steps >= 1, "a plan without steps trains nothing and must not be accepted"
-    again = False
+    resumes = None
     while True:
         try:
-            return _run(model, feed, objective, plan, stop=stop, clock=clock, again=again)
+            return _run(model, feed, objective, plan, stop=stop, clock=clock, resumes=resumes)
         except AnomalyFound as found:
             go_back(plan.staging, found.anomaly, rules_of(plan.training, plan.steps))
-            again = True
+            resumes = found.resumes
 
 
 def _run(
     model: Decoder, feed: Feed, objective: ModuleType, plan: LoopPlan, *,
-    stop: Callable[[], bool], clock: Callable[[], float], again: bool,
+    stop: Callable[[], bool], clock: Callable[[], float], resumes: int | None,
 ) -> Outcome:  # fmt: skip
-    """The run from its newest snapshot on; `again`: in a model that an anomaly left as it is. Raises AnomalyFound."""
+    """The run from its newest snapshot on. Raises AnomalyFound.
+
+    `resumes`: how often this process had resumed it when it met an anomaly; None for a model that was just loaded.
+    """
     skips = skipped_steps(noted_anomalies(plan.staging))
     settle_snapshots(plan.staging, skips)
     stepper = Stepper(model, objective, plan.training, plan.dtype)
-    run, kept = _resume(stepper, plan, again=again)
+    run, kept = _resume(stepper, plan, resumes)
     factor = rules_of(plan.training, plan.steps).spike_factor
 
     def check(what: str, value: float, step: int) -> None:
         anomaly = find_anomaly(what, value, step, run.recent, factor)
         if anomaly is not None:
-            raise AnomalyFound(anomaly)
+            raise AnomalyFound(anomaly, run.resumes)
 
     with RunLogs(plan.staging, kept) as logs:
         saved_at, told_at, started, before = clock(), -math.inf, clock(), run.wall_seconds
@@ -202,11 +205,13 @@ def _save(stepper: Stepper, plan: LoopPlan, run: Outcome, logs: RunLogs) -> None
     save_snapshot(plan.staging / "snapshots", run.step, state, weights, moments)
 
 
-def _resume(stepper: Stepper, plan: LoopPlan, *, again: bool) -> tuple[Outcome, dict[str, Any]]:
+def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outcome, dict[str, Any]]:
     """Put the stepper where the newest snapshot left it; returns the run so far and what its logs held."""
     snapshot = newest_snapshot(plan.staging / "snapshots")
     if snapshot is None:
-        _restart(stepper, plan, again=again)
+        if resumes is not None:
+            assert plan.start is not None, "a plan whose recipe skips steps says where its weights come from"
+            stepper.load(plan.start(), None)
         return Outcome(), {}
     state = snapshot.state
     if state["identity"] != plan.identity:
@@ -214,14 +219,7 @@ def _resume(stepper: Stepper, plan: LoopPlan, *, again: bool) -> tuple[Outcome, 
                      hint="a job's plan never changes; `heirloom queue retry ID` trains from the beginning")  # fmt: skip
     stepper.load(snapshot.model, snapshot.optimizer)
     run = Outcome(**state["run"])
-    run.resumes += not again
+    run.resumes = run.resumes + 1 if resumes is None else resumes
     run.changed_surroundings |= state["surroundings"] != plan.surroundings
     run.notes += [f"snapshot passed over: {text}" for text in snapshot.damaged]
     return run, state["logs"]
-
-
-def _restart(stepper: Stepper, plan: LoopPlan, *, again: bool) -> None:
-    """The beginning: the model as it was given, or once more its parent's weights, with an optimiser that knows nothing."""
-    if again:
-        assert plan.start is not None, "a plan whose recipe skips steps says where its weights come from"
-        stepper.load(plan.start(), None)
