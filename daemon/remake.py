@@ -201,7 +201,8 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),
                  "weights_sha256": base.record["files"]["model.safetensors"]},
-        "steps": record["metrics"]["steps"] + record["metrics"].get("steps_skipped", 0), "selection_sha256": record["selection_sha256"],
+        "steps": record["metrics"]["steps"] + record["metrics"].get("steps_skipped", 0),
+        "selection_sha256": record["selection_sha256"],
         "consumed_sha256": record["consumed_sha256"], "evaluation": [],
         "snapshot": {"every_steps": None, "every_seconds": 0}, "output": {"id": version.id, "name": version.name},
     }  # fmt: skip

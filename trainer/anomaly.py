@@ -67,7 +67,7 @@ class Anomaly:
         return f"the {what} of step {self.step + 1} is not finite ({self.value})"
 
 
-class AnomalyFound(Exception):  # noqa: N818 (a finding that ends the step, not yet anybody's error)
+class AnomalyFound(Exception):
     """Ends a step before its update was made."""
 
     def __init__(self, anomaly: Anomaly, resumes: int) -> None:

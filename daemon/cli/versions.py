@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
+from daemon.cli.matrix import matrix_lines
 from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, tick, visible
 from daemon.cli.passed_over import passed_over_lines, too_long_of, too_long_words
 from daemon.cli.sample import sample_lines, sample_of
@@ -32,8 +33,12 @@ def lineage(
     context: typer.Context,
     version: Annotated[str | None, typer.Argument(metavar="VERSION", help="Only it, its ancestors and heirs.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All versions instead of the newest 50.")] = False,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Held-out losses of it and its ancestors: what it forgot.")] = False,
 ) -> None:
     """The tree: what descends from what, and which data made the difference."""
+    if matrix:
+        _matrix(context.obj, version, everything)
+        return
     from guard.store.keeper import open_reader
     from guard.store.lineage import lineage as read_lineage
     from guard.store.lineage import regrown_lines, rollbacks, tree_lines
@@ -53,6 +58,22 @@ def lineage(
     caller.console.emit({"versions": records, "rollbacks": history, "regrown": regrown})
     caller.console.say(*tree_lines(records, newest=None if everything else _NEWEST, total=total))
     caller.console.say(*history_lines(history if everything else history[-_NEWEST_ROLLBACKS:], regrown))
+
+
+def _matrix(caller: Caller, text: str | None, everything: bool) -> None:
+    """The forgetting matrix of a version; of the default line's tip when none is named."""
+    from guard.store.keeper import open_reader
+    from guard.store.matrix import forgetting_matrix
+    from guard.store.versions import DEFAULT_LINE, find_version, line_tip
+
+    with open_reader(caller.home()) as keeper:
+        version = find_version(keeper.ledger, text) if text is not None else line_tip(keeper.ledger, DEFAULT_LINE)
+        if version is None:
+            raise NotFound(f"the line {DEFAULT_LINE} has no version yet", subject=DEFAULT_LINE,
+                           hint="heirloom lineage --matrix VERSION")  # fmt: skip
+        found = forgetting_matrix(keeper.ledger, version)
+    caller.console.emit(found)
+    caller.console.say(*matrix_lines(found, everything=everything))
 
 
 def history_lines(history: Sequence[Mapping[str, Any]], regrown: Sequence[Mapping[str, Any]] = ()) -> list[str]:

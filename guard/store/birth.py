@@ -31,6 +31,7 @@ from guard.seal import open_shelf, seal_folder
 from guard.steps import Steps, drain
 from guard.store.jobs import Job, find_job, set_job
 from guard.store.keeper import Keeper
+from guard.store.matrix import record_losses
 from guard.store.sums import hash_steps, sums_text
 from guard.store.trash import move_sealed
 from guard.store.versions import line_tip
@@ -190,6 +191,7 @@ def _record(keeper: Keeper, job: Job, birth: Mapping[str, Any], sums: str, size:
         ledger.run_many("INSERT INTO learnt VALUES (?, ?, ?, ?, ?)",
                         [(record["id"], item["sha256"], record["objective"], item["count"], item["bitmap"])
                          for item in birth["learnt"]])  # fmt: skip
+        record_losses(ledger, record)
         _record_inputs(keeper, record)
         ledger.event("version.sealed", record["name"], parent=record["parent"], line=record["line"], sums=sums,
                      gate=record["gate"]["verdict"], job=job.id)  # fmt: skip
