@@ -113,12 +113,15 @@ def test_the_command_shows_it_for_people_and_as_json(keeper: Keeper, capsys: pyt
     assert main(["lineage", "v077", "--matrix", *home]) == 4
 
 
-def test_a_long_line_is_told_by_its_newest_sets_and_columns() -> None:
-    names = [f"v{number:03d}_x" for number in range(2, 72)]
-    sets = [{"set": f"s{place}", "before": None, "best": {"version": name, "loss": 1.0}, "rise": 0.0, "rise_share": 0.0,
-             "losses": [{"version": name, "loss": 1.0}]} for place, name in enumerate(names)]  # fmt: skip
-    matrix = {"version": names[-1], "versions": names, "sets": sets}
-    lines = matrix_lines(matrix)
-    assert "(20 older sets: --all)" in "\n".join(lines) and "v071" in lines[2] and "v065" not in lines[2]
-    assert len(matrix_lines(matrix, everything=True)) > 70
+def test_of_a_long_line_the_newest_sets_and_columns_are_read_and_shown(scratch: Path) -> None:
+    keeper, parent = make_home(scratch / "long"), None
+    for number in range(12):
+        parent = measured(keeper, "x", parent, figures((f"s{number:02d}", 1.0), ("s00", 1.5)))
+    version = find_version(keeper.ledger, str(parent))
+    matrix = forgetting_matrix(keeper.ledger, version, newest=4)
+    assert matrix["older"] == 8 and [item["dataset"] for item in matrix["sets"]] == ["s08", "s09", "s10", "s11"]
+    assert forgetting_matrix(keeper.ledger, version)["sets"][-4:] == matrix["sets"]
+    assert "(8 older sets: --all)" in "\n".join(matrix_lines(matrix))
+    whole = matrix_lines(forgetting_matrix(keeper.ledger, version))
+    assert "v012" in whole[2] and "v007" in whole[2] and "v006" not in whole[2]
     assert "Nothing was measured" in matrix_lines({**matrix, "sets": []})[0]

@@ -11,22 +11,21 @@ from typing import Any
 from daemon.cli.output import plural, table, visible
 from guard.names import parse_version_number, version_name
 
-__all__ = ["matrix_lines"]
+__all__ = ["SETS_SHOWN", "matrix_lines"]
 
+SETS_SHOWN = 50
 _COLUMNS = 6
-_SETS = 50
 
 
-def matrix_lines(matrix: Mapping[str, Any], *, everything: bool = False) -> list[str]:
+def matrix_lines(matrix: Mapping[str, Any]) -> list[str]:
     """Sets as rows, the newest versions as columns, then the best figure with its version, and the rise since then."""
-    sets = matrix["sets"] if everything else matrix["sets"][-_SETS:]
+    sets, older = matrix["sets"], matrix["older"]
     if not sets:
         return [f"Nothing was measured of {visible(matrix['version'])} and its ancestors yet."]
     shown = {figure["version"] for item in sets for figure in item["losses"]}
     columns = [name for name in matrix["versions"] if name in shown][-_COLUMNS:]
     rows: list[tuple[object, ...]] = [("Set", "Before", *map(_short, columns), "Best", "Rise")]
     rows += [_row(item, columns) for item in sets]
-    older = len(matrix["sets"]) - len(sets)
     return [f"Held-out losses of {visible(matrix['version'])} and its ancestors, nats per token", "", *table(rows, "  "),
             *([f"  ({plural(older, 'older set')}: --all)"] if older else []), "",
             "Before: the parent of the version that learnt the set. Rise: the newest figure over the best one."]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
-from daemon.cli.matrix import matrix_lines
+from daemon.cli.matrix import SETS_SHOWN, matrix_lines
 from daemon.cli.output import human_bytes, human_count, human_tokens, moment, plural, short_hash, table, tick, visible
 from daemon.cli.passed_over import passed_over_lines, too_long_of, too_long_words
 from daemon.cli.sample import sample_lines, sample_of
@@ -71,9 +71,10 @@ def _matrix(caller: Caller, text: str | None, everything: bool) -> None:
         if version is None:
             raise NotFound(f"the line {DEFAULT_LINE} has no version yet", subject=DEFAULT_LINE,
                            hint="heirloom lineage --matrix VERSION")  # fmt: skip
-        found = forgetting_matrix(keeper.ledger, version)
+        newest = None if everything or caller.console.json else SETS_SHOWN
+        found = forgetting_matrix(keeper.ledger, version, newest=newest)
     caller.console.emit(found)
-    caller.console.say(*matrix_lines(found, everything=everything))
+    caller.console.say(*matrix_lines(found))
 
 
 def history_lines(history: Sequence[Mapping[str, Any]], regrown: Sequence[Mapping[str, Any]] = ()) -> list[str]:

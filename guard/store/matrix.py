@@ -39,9 +39,10 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def forgetting_matrix(ledger: Ledger, version: Version) -> dict[str, Any]:
-    """What a version and its ancestors lose on every held-out set, in nats per token: version, versions, sets.
+def forgetting_matrix(ledger: Ledger, version: Version, *, newest: int | None = None) -> dict[str, Any]:
+    """What a version and its ancestors lose on every held-out set, in nats per token: version, versions, sets, older.
 
+    `newest`: only the sets learnt last; `older` says how many more there are (every figure of 10,000 versions takes seconds).
     `versions`: names of those that were measured, oldest first. A set: set (its name), dataset, stage, learnt_in, before
     (the loss of the version it was learnt on top of; null where not known), best and now ({version, loss}, the lowest and the
     newest figure), rise (now - best), rise_share, losses ([{version, loss, tokens, loss_tokens, examples}], oldest first).
@@ -51,12 +52,19 @@ def forgetting_matrix(ledger: Ledger, version: Version) -> dict[str, Any]:
         raise CheckFailed("this home was last written by an earlier release, which kept no matrix", subject="matrix",
                           hint="start the daemon once (heirloom run --once): it brings the ledger up to date")  # fmt: skip
     family = orjson.dumps(ancestors(ledger, version.id)).decode()
+    known = [row[0] for row in ledger.rows(
+        "SELECT dataset, min(version_id) AS first FROM held_out_losses WHERE split = 'val' "
+        "AND version_id IN (SELECT value FROM json_each(?)) GROUP BY dataset ORDER BY first DESC, dataset", (family,))]
+    wanted = known[:newest]
+    # The plus keeps SQLite from looking up every ancestor in every set, which took minutes at 10,000 of both.
     rows = ledger.rows(
-        "SELECT h.*, v.name AS version FROM held_out_losses h JOIN versions v ON v.id = h.version_id WHERE h.split = 'val' "
-        "AND h.version_id IN (SELECT value FROM json_each(?)) ORDER BY h.dataset, h.version_id", (family,))  # fmt: skip
+        "SELECT h.*, v.name AS version FROM json_each(?) s CROSS JOIN held_out_losses h INDEXED BY held_out_losses_by_set "
+        "ON h.dataset = s.value AND h.split = 'val' JOIN versions v ON v.id = h.version_id "
+        "WHERE +h.version_id IN (SELECT value FROM json_each(?)) ORDER BY h.dataset, h.version_id",
+        (orjson.dumps(wanted).decode(), family))  # fmt: skip
     sets = [_set(list(group)) for _dataset, group in groupby(rows, key=lambda row: row["dataset"])]
     names = {row["version_id"]: row["version"] for row in rows}
-    return {"version": version.name, "versions": [names[number] for number in sorted(names)],
+    return {"version": version.name, "older": len(known) - len(wanted), "versions": [names[number] for number in sorted(names)],
             "sets": [told for _first, told in sorted(sets, key=lambda item: (item[0], item[1]["set"]))]}  # fmt: skip
 
 

@@ -99,6 +99,7 @@ CREATE TABLE held_out_losses (
     role TEXT NOT NULL, stage TEXT NOT NULL, loss REAL NOT NULL, parent_loss REAL, tokens INTEGER NOT NULL,
     loss_tokens INTEGER NOT NULL, examples INTEGER NOT NULL, PRIMARY KEY (version_id, dataset, split)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX held_out_losses_by_set ON held_out_losses (split, dataset, version_id);
 INSERT OR IGNORE INTO held_out_losses
     SELECT v.id, coalesce(json_extract(e.value, '$.dataset'), ''), coalesce(json_extract(e.value, '$.split'), 'val'),
            coalesce(json_extract(e.value, '$.name'), ''), coalesce(json_extract(e.value, '$.role'), ''),
