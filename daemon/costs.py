@@ -31,7 +31,8 @@ def cost_of(
     steps = int(iterations or max(1, -(-sequences * recipe.training.epochs // recipe.training.batch_sequences)))
     work = steps * per_step if iterations else tokens * recipe.training.epochs
     return steps, estimate_job(shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences,
-                               flags=hardware_facts()["cpu_flags"], cores=numbers.threads, measured=measured)  # fmt: skip
+                               flags=hardware_facts()["cpu_flags"], cores=numbers.threads, measured=measured,
+                               seal_optimizer=recipe.training.seal_optimizer)  # fmt: skip
 
 
 def _cost(keeper: Keeper, target: Target, tokens: int) -> tuple[int, Estimate]:

@@ -30,7 +30,7 @@ from trainer.model_config import ModelConfig
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
-__all__ = ["base_request", "evaluation_sets", "prepare_request", "replay_sources", "train_request"]
+__all__ = ["base_request", "evaluation_sets", "prepare_request", "replay_sources", "sealed_optimizer", "train_request"]
 
 T = TypeVar("T")
 GATE_TOKENS = 16_384
@@ -193,13 +193,20 @@ def train_request(
         "tokenizer_folder": request.get("tokenizer_folder"),
         **dataclasses.asdict(numbers), "task": "train", "dataset": dataset, "output": dict(output),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
-                 "weights_sha256": target.base.record["files"]["model.safetensors"]},
+                 "weights_sha256": target.base.record["files"]["model.safetensors"],
+                 **sealed_optimizer(target.base)},
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation,
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
         "recipe_hash": recipe_hash(recipe), "gate": keeper.settings.gate, "prepared": dict(prepared),
         "unjudged": unjudged, "planned": _planned(request),
     }  # fmt: skip
+
+
+def sealed_optimizer(base: Version) -> dict[str, str]:
+    """`optimizer_sha256` of a base that keeps its optimiser's state: whatever is forked from it starts from that (law 7)."""
+    sealed = base.record["files"].get("optimizer.safetensors")
+    return {"optimizer_sha256": sealed} if sealed else {}
 
 
 def _planned(request: Mapping[str, Any]) -> dict[str, Any]:

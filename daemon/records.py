@@ -81,6 +81,7 @@ def forked_record(
         "planned": plan.get("planned", {}), "packing": _packing(prepared, result),
         "dataset": {"id": plan["dataset"]["id"]}, "selection_sha256": plan["selection_sha256"],
         "consumed_sha256": result["consumed_sha256"], "anomalies": list(result.get("anomalies") or ()),
+        "optimizer": "parent's" if result.get("parent_optimizer_sha256") else "fresh",
         "recipe": plan["recipe"], "recipe_hash": plan["recipe_hash"],
         "seed": plan["seed"], "threads": plan["threads"], "dtype": plan["dtype"],
         "micro_sequences": plan["micro_sequences"], "block_size": plan["block_size"],

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.facts import check_base
-from daemon.planning import prepare_request, replay_sources
+from daemon.planning import prepare_request, replay_sources, sealed_optimizer
 from daemon.targets import Target
 from guard.durable import make_dir, remove_tree, write_json
 from guard.errors import CheckFailed, Damage, EnvironmentFault, NotFound
@@ -200,7 +200,8 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
         **{key: record[key] for key in ("objective", "threads", "dtype", "micro_sequences", "recipe_hash")},
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),
-                 "weights_sha256": base.record["files"]["model.safetensors"]},
+                 "weights_sha256": base.record["files"]["model.safetensors"],
+                 **(sealed_optimizer(base) if record.get("optimizer") == "parent's" else {})},
         "steps": record["metrics"]["steps"] + record["metrics"].get("steps_skipped", 0),
         "selection_sha256": record["selection_sha256"],
         "consumed_sha256": record["consumed_sha256"], "evaluation": [],

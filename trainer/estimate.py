@@ -62,11 +62,11 @@ def tokens_per_second(model: ModelConfig, flags: list[str], cores: int, measured
 
 def estimate_job(
     model: ModelConfig, *, tokens: int, steps: int, micro_sequences: int, flags: list[str], cores: int,
-    measured: float | None = None,
+    measured: float | None = None, seal_optimizer: bool = False,
 ) -> Estimate:  # fmt: skip
-    """All figures for training `tokens` input tokens in `steps` steps."""
+    """All figures for training `tokens` input tokens in `steps` steps; `seal_optimizer`: the version keeps two moments."""
     parameters = model.parameter_count()
-    finished = version_bytes(model, steps)
+    finished = version_bytes(model, steps) + (2 * parameters * _BYTES_FP32 if seal_optimizer else 0)
     snapshots = (_SNAPSHOTS_KEPT + 1) * _WEIGHTS_PER_SNAPSHOT * parameters * _BYTES_FP32
     per_token = model.layers * (14 * model.width + 5 * model.hidden) + 6 * model.width
     activations = micro_sequences * model.block_size * per_token * _BYTES_FP32

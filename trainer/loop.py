@@ -32,6 +32,7 @@ from trainer.schedule import learning_rate
 from trainer.snapshot import newest_snapshot, save_snapshot
 from trainer.stepper import Stepper
 from trainer.stopping import StopRequested
+from trainer.weights import save_weights
 
 __all__ = ["LoopPlan", "Outcome", "StopRequested", "train"]
 
@@ -57,6 +58,10 @@ class LoopPlan:
     """Snapshot every so many steps; 0: not by steps."""
     snapshot_seconds: float = 300.0
     """Snapshot when so many seconds of work would be lost; 0: not by time."""
+    moments: Callable[[], Mapping[str, Tensor]] | None = None
+    """Gives the parent's sealed optimiser state, which the run starts from; None: it starts from none."""
+    seal_to: Path | None = None
+    """Where the optimiser's state is written when the run is complete; None: it is not kept."""
     start: Callable[[], Mapping[str, Tensor]] | None = None
     """Gives the parent's weights by name: where a run goes back to that meets an anomaly before its first snapshot."""
     surroundings: dict[str, Any] = field(default_factory=dict)
@@ -146,6 +151,8 @@ def _run(
             if stopping and run.step < plan.steps:
                 raise StopRequested(f"stopped after step {run.step} of {plan.steps}")
         run.consumed = logs.consumed_sha256
+    if plan.seal_to is not None:
+        save_weights(stepper.tensors()[1], plan.seal_to)
     return run
 
 
@@ -209,9 +216,7 @@ def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outc
     """Put the stepper where the newest snapshot left it; returns the run so far and what its logs held."""
     snapshot = newest_snapshot(plan.staging / "snapshots")
     if snapshot is None:
-        if resumes is not None:
-            assert plan.start is not None, "a plan whose recipe skips steps says where its weights come from"
-            stepper.load(plan.start(), None)
+        _begin(stepper, plan, again=resumes is not None)
         return Outcome(), {}
     state = snapshot.state
     if state["identity"] != plan.identity:
@@ -223,3 +228,12 @@ def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outc
     run.changed_surroundings |= state["surroundings"] != plan.surroundings
     run.notes += [f"snapshot passed over: {text}" for text in snapshot.damaged]
     return run, state["logs"]
+
+
+def _begin(stepper: Stepper, plan: LoopPlan, *, again: bool) -> None:
+    """The beginning of a run, for the model as it was just loaded; `again`: for one that an anomaly was met in."""
+    if not again and plan.moments is None:
+        return
+    assert plan.start is not None or not again, "a plan whose recipe skips steps says where its weights come from"
+    weights = plan.start() if again and plan.start else dict(stepper.model.named_parameters())
+    stepper.load(weights, plan.moments() if plan.moments else None)

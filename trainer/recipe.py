@@ -27,7 +27,8 @@ __all__ = ["PACKINGS", "ModelSection", "Recipe", "TrainingSection", "find_recipe
 
 PACKINGS = ("off", "bestfit")
 _SUFFIXES = (".yaml", ".yml", ".json")
-_AS_BEFORE: dict[str, Any] = {"packing": None, "on_anomaly": "halt", "spike_factor": 0.0, "max_skipped_steps": 0}
+_AS_BEFORE: dict[str, Any] = {"packing": None, "on_anomaly": "halt", "spike_factor": 0.0, "max_skipped_steps": 0,
+                              "seal_optimizer": False, "warmup_steps": None}
 """What earlier releases did about keys of `training` that they did not have."""
 
 
@@ -104,6 +105,7 @@ class TrainingSection(_Section):
     learning_rate: Real = Field(gt=0, le=1)
     min_learning_rate_ratio: Real = Field(default=0.0, ge=0, le=1, description="the last learning rate over the first")
     warmup_fraction: Real = Field(default=0.05, ge=0, le=1)
+    warmup_steps: Whole | None = Field(default=None, ge=0, description="exact number of steps instead of the fraction")
     decay_fraction: Real = Field(default=0.2, ge=0, le=1)
     weight_decay: Real = Field(default=0.1, ge=0, lt=1)
     beta1: Real = Field(default=0.9, ge=0, lt=1)
@@ -113,6 +115,7 @@ class TrainingSection(_Section):
         default="skip", description="a loss or gradient that is not finite, or a spike: pass over that step, or stop the job")
     spike_factor: Real = Field(default=10.0, ge=0, description="spreads above the median at which a loss is a spike; 0: never")
     max_skipped_steps: Whole = Field(default=4, ge=0, description="never more than a tenth of the steps either; then it stops")
+    seal_optimizer: bool = Field(default=False, description="the version keeps its moments, and its children start from them")
     batch_sequences: Whole = Field(ge=1, description="sequences in one step")
     epochs: Whole = Field(default=1, ge=1)
     iterations: Whole | None = Field(default=None, ge=1, description="exact number of steps instead of epochs")

@@ -40,7 +40,7 @@ from trainer.template import stop_ids
 from trainer.templates.base import Template
 from trainer.templates.find import load_template
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
-from trainer.version_files import WEIGHTS, load_version, weights_are_finite, weights_differ, write_version_files
+from trainer.version_files import OPTIMIZER, WEIGHTS, load_version, weights_are_finite, weights_differ, write_version_files
 
 __all__ = ["run_base", "run_train"]
 
@@ -109,6 +109,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     model, tokenizer = load_version(base)
     template = load_template(base)
     parent_weights = sha256_file(base / WEIGHTS)
+    _require_parents_moments(job, base)
     apart = not takes_documents(model)
     feed = _open_feed(child, tokenizer, apart=apart)
     shared = rows_that_share(feed)
@@ -125,12 +126,13 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
     generation = _speak(model, tokenizer, stop_ids(template, tokenizer), feed, job)
     child.tell("writing the version", run)
-    files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl")
+    files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl", _sealed_moments(child))
     result = {
         **_proof(run, feed.selection, job),
         "anomalies": noted_anomalies(child.staging),
         "fed_apart": _FED_APART if shared and apart else "",
         "parent_weights_sha256": parent_weights,
+        "parent_optimizer_sha256": job["base"].get("optimizer_sha256"),
         "weights_sha256": files[WEIGHTS],
         "finite": weights_are_finite(model),
         "weights_changed": weights_differ(model, base),
@@ -163,6 +165,19 @@ def _open_feed(child: _Child, tokenizer: Tokenizer, *, apart: bool) -> Feed:
     return feed
 
 
+def _sealed_moments(child: _Child) -> Path | None:
+    """Where the run leaves the state of its optimiser for the version to keep; None where the recipe does not ask."""
+    return child.staging / OPTIMIZER if child.job["recipe"]["training"].get("seal_optimizer") else None
+
+
+def _require_parents_moments(job: Job, base: Path) -> None:
+    """Raises Damage when the plan starts from the parent's sealed optimiser and that is not what the plan names."""
+    wanted = job["base"].get("optimizer_sha256")
+    if wanted and (not (base / OPTIMIZER).is_file() or sha256_file(base / OPTIMIZER) != wanted):
+        raise Damage(f"{base / OPTIMIZER} is not the one that was planned with", subject=str(base),
+                     hint="heirloom verify; heirloom restore brings a version back")  # fmt: skip
+
+
 def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
     job = child.job
     depends_on = {
@@ -172,12 +187,16 @@ def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
         "use_loss_mask": job["recipe"].get("use_loss_mask"),
         **{key: job[key] for key in ("objective", "steps", "seed", "threads", "dtype", "micro_sequences")},
     }
+    moments = job["base"].get("optimizer_sha256")
+    if moments:
+        depends_on["optimizer"] = moments
     identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     often = job.get("snapshot") or {}
     return LoopPlan(
         steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
         identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
         snapshot_seconds=float(often.get("every_seconds") or 0.0), start=lambda: load_file(base / WEIGHTS),
+        moments=(lambda: load_file(base / OPTIMIZER)) if moments else None, seal_to=_sealed_moments(child),
         surroundings={"libraries": library_versions(), "hardware": hardware_facts()},
     )  # fmt: skip
 
@@ -239,12 +258,12 @@ def _speak(model: Decoder, tokenizer: Tokenizer, stops: tuple[int, ...], feed: F
 
 
 def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, template: Template,
-               metrics: Path | None) -> dict[str, str]:  # fmt: skip
+               metrics: Path | None, moments: Path | None = None) -> dict[str, str]:  # fmt: skip
     """The future version folder, made anew: an interrupted attempt may have left half of one."""
     out = child.staging / "out"
     if out.exists():
         remove_tree(out)
-    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template)
+    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template, moments)
 
 
 def _proof(run: Outcome, selection: Selection, job: Job) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from guard.copies import copy_verified
-from guard.durable import fsync_tree, make_dir, sha256_file, write_json, write_text
+from guard.durable import fsync_tree, make_dir, rename_new, sha256_file, write_json, write_text
 from guard.errors import CheckFailed, Damage, NotFound
 from trainer.hf_tokenizer import write_hf_tokenizer
 from trainer.model import Decoder
@@ -30,17 +30,22 @@ from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 from trainer.weights import save_weights
 
-__all__ = ["WEIGHTS", "load_version", "weights_are_finite", "weights_differ", "write_version_files"]
+__all__ = ["OPTIMIZER", "WEIGHTS", "load_version", "weights_are_finite", "weights_differ", "write_version_files"]
 
 WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+"""AdamW's moments as `<parameter>.<part>`, where the recipe asked for them (`training.seal_optimizer`)."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def write_version_files(
     folder: Path, model: Decoder, tokenizer: Tokenizer, recipe: Mapping[str, Any], metrics: Path | None,
-    template: Template = MYPT,
+    template: Template = MYPT, optimizer: Path | None = None,
 ) -> dict[str, str]:  # fmt: skip
-    """Write a new folder durably; returns the SHA-256 of every file, read back from disk, by name."""
+    """Write a new folder durably; returns the SHA-256 of every file, read back from disk, by name.
+
+    `optimizer`: the state of the optimiser, moved into the folder.
+    """
     make_dir(folder)
     _write_config(folder, model.config, tokenizer, stop_ids(template, tokenizer))
     save_weights(dict(model.named_parameters()), folder / WEIGHTS)
@@ -48,6 +53,8 @@ def write_version_files(
     write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
     if metrics is not None:
         copy_verified(metrics, folder / "metrics.jsonl")
+    if optimizer is not None:
+        rename_new(optimizer, folder / OPTIMIZER)
     fsync_tree(folder)
     return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
 

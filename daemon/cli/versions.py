@@ -168,6 +168,7 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         ("State", record.get("state")),
         ("Created", moment(record.get("created")) or None),
         ("Exactness", record.get("exactness")),
+        ("Optimizer", record.get("optimizer")),
         ("Size", human_bytes(record["size_bytes"]) if record.get("size_bytes") else None),
         *(
             (key.replace("_", " ").capitalize(), _number(value))

@@ -32,6 +32,7 @@ def prove(
                                         result["consumed_sha256"])),
             ("base weights", lambda: _equal("base weights", plan["base"]["weights_sha256"],
                                             result["parent_weights_sha256"])),
+            ("optimizer", lambda: _optimizer(plan, result, found)),
             ("weights changed", lambda: _changed(result)),
             ("loss", lambda: _true("loss", math.isfinite(float(result["final_loss"])), "the final loss is not finite")),
         ]  # fmt: skip
@@ -68,6 +69,19 @@ def _allowed(plan: Mapping[str, Any], result: Mapping[str, Any]) -> Check:
         return Check("skipped steps", False, f"{steps} were skipped; {most} may be, each for an anomaly that is told",
                      "the child is not published")  # fmt: skip
     return Check("skipped steps", True, f"{len(steps)} of {plan['steps']} for an anomaly", warning=True)
+
+
+def _optimizer(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str, str]) -> Check:
+    """It started from the optimiser state the plan names, or from none; and kept its own where the recipe asks for that."""
+    sealed = bool(plan["recipe"]["training"].get("seal_optimizer"))
+    if sealed != ("optimizer.safetensors" in found):
+        return Check("optimizer", False, "its state was to be kept and is missing" if sealed else "its state was not to be kept",
+                     "the child is not published")  # fmt: skip
+    planned, done = plan["base"].get("optimizer_sha256"), result.get("parent_optimizer_sha256")
+    if planned != done:
+        return Check("optimizer", False, f"planned to start from {planned or 'none'}, started from {done or 'none'}",
+                     "the child is not published")  # fmt: skip
+    return Check("optimizer", True, "the parent's" if planned else "fresh")
 
 
 def _changed(result: Mapping[str, Any]) -> Check:
