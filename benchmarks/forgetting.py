@@ -62,7 +62,8 @@ def _learn(model: Decoder, folder: Path, data: Dataset, replay: list[ReplaySourc
     feed = Feed(chosen.selection, objective, seed=_SEED, batch_sequences=_BATCH, micro_sequences=_BATCH, use_mask=False)
     folder.mkdir()
     steps = training_steps(chosen.selection, _BATCH, epochs=1)
-    plan = LoopPlan(steps=steps, training=training.model_dump() | {"on_anomaly": "halt"}, dtype="float32", staging=folder, identity="benchmark", snapshot_seconds=0.0)  # fmt: skip
+    plan = LoopPlan(steps=steps, training=training.model_dump() | {"on_anomaly": "halt"},
+                    dtype="float32", staging=folder, identity="benchmark", snapshot_seconds=0.0)  # fmt: skip
     model.train()
     train(model, feed, objective, plan, stop=lambda: False, clock=lambda: 0.0)
     model.eval()

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from homes import copy_home
 from test_daemon_remake import RealServer, RealToy, real_child
-from toy import RECIPE, chat_of
+from toy import RECIPE
 
 from daemon.remake import remake
 from guard.bitmap import unpack_bitmap
@@ -39,7 +39,7 @@ class Keeping(RealServer):
             shutil.copy(folder / name, self.kept / name)
 
 
-TRAINING = {"learning_rate": 0.01, "batch_sequences": 4, "warmup_steps": 4}
+TRAINING = {"learning_rate": 0.005, "batch_sequences": 4, "warmup_steps": 4}
 
 
 def recipe(root: Path, stage: str, **training: Any) -> None:
@@ -54,12 +54,12 @@ def template(shared_scratch: Path) -> Path:
     root = shared_scratch / "continual-template"
     toy = RealToy(root, gate="enforce", training__threads=1, backup__auto=False)
     with toy.keeper.ledger.transaction():
-        small = {**RECIPE, "model": {"layers": 1, "heads": 2, "width": 32, "block_size": 64}}
+        small = {**RECIPE, "model": {"layers": 2, "heads": 2, "width": 48, "block_size": 96}}
         add_job(toy.keeper.ledger, kind="base", stage="base", line="policy", slug="baseline",
                 request={"recipe": small, "tokenization": "char", "origin": "init"})  # fmt: skip
     toy.settle()
     recipe(root, "pretrain")
-    recipe(root, "sft", learning_rate=0.005, epochs=2)
+    recipe(root, "sft", learning_rate=0.005)
     toy.die()
     return root
 
@@ -89,11 +89,24 @@ def take(toy: RealToy, name: str, content: str) -> Any:
     return find_version(toy.keeper.ledger, str(toy.keeper.ledger.value("SELECT name FROM versions ORDER BY id DESC LIMIT 1")))
 
 
+def chat(count: int, seed: int, *, scrambled: bool = False) -> str:
+    """Conversations whose answers are long enough to be judged; `scrambled`: their letters in another order."""
+    dice = random.Random(seed)
+    rows = []
+    for row in range(count):
+        left, right = dice.randrange(90), dice.randrange(90)
+        answer = f"that makes {left + right} in all, as it should be"
+        told = "".join(dice.sample(answer, len(answer))) if scrambled else answer
+        rows.append({"messages": [{"role": "user", "content": f"add {left} and {right} #{seed}{row}"},
+                                  {"role": "assistant", "content": told}]})  # fmt: skip
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def healthy(toy: RealToy) -> list[Any]:
     """Text, then code, then chat; what comes later is learnt more gently."""
     versions = [take(toy, "pretrain/text.jsonl", lines(TEXT, 300))]
     recipe(toy.home.root, "pretrain", learning_rate=0.002)
-    return [*versions, take(toy, "pretrain/code.jsonl", lines(CODE, 300)), take(toy, "chat.jsonl", chat_of(200))]
+    return [*versions, take(toy, "pretrain/code.jsonl", lines(CODE, 300)), take(toy, "chat.jsonl", chat(200, 1))]
 
 
 @pytest.mark.sweep
@@ -109,24 +122,15 @@ def test_text_then_code_then_chat_pass_the_gate_and_the_matrix_tells_what_was_fo
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("how", ["a rate a hundred times too high", "labels of other questions"])
+@pytest.mark.parametrize("how", ["a rate a hundred times too high", "labels whose letters are shuffled"])
 def test_a_ruined_child_is_quarantined_and_the_next_goes_on_from_the_last_good_one(toy: RealToy, how: str) -> None:
-    good = take(toy, "chat0.jsonl", chat_of(200))
-    assert good.state == "sealed"
-    content = chat_of(200, seed=2)
-    if how.startswith("a rate"):
-        recipe(toy.home.root, "sft", learning_rate=0.5, epochs=2)
-    else:
-        rows = [json.loads(line) for line in content.splitlines()]
-        dice = random.Random(1)
-        for row in rows:  # what is asked says nothing of what is answered, in words the base has never seen
-            row["messages"][1]["content"] = "".join(dice.choice("QWXZJKVY") for _ in range(12))
-        content = "".join(json.dumps(row) + "\n" for row in rows)
-        recipe(toy.home.root, "sft", learning_rate=0.05, epochs=2)
-    ruined = take(toy, "chat1.jsonl", content)
+    good = take(toy, "chat0.jsonl", chat(300, 1))
+    assert good.state == "sealed", good.record["gate"]
+    recipe(toy.home.root, "sft", learning_rate=0.5 if how.startswith("a rate") else 0.02)
+    ruined = take(toy, "chat1.jsonl", chat(300, 2, scrambled=not how.startswith("a rate")))
     assert ruined.state == "quarantined", ruined.record["gate"]
-    recipe(toy.home.root, "sft", learning_rate=0.005, epochs=2)
-    after = take(toy, "chat2.jsonl", chat_of(200, seed=3))
+    recipe(toy.home.root, "sft", learning_rate=0.005)
+    after = take(toy, "chat2.jsonl", chat(300, 3))
     assert after.record["parent"] == good.name and after.state == "sealed"
 
 
@@ -161,8 +165,10 @@ def test_a_poisoned_batch_is_skipped_the_state_is_sealed_and_both_are_made_again
     record = first.record
     (told,) = record["anomalies"]
     assert told["kind"] == "loss_spike" and told["value"] > 2 * told["limit"] and record["metrics"]["steps_skipped"] == 1
-    learnt = set(unpack_bitmap(record["data"][0]["bitmap"]))
-    assert len({200, 201, 202} - learnt) == 1, "one row of noise came late enough to be noticed; it is not learnt"
+    plan = json.loads(toy.keeper.ledger.value("SELECT plan FROM jobs WHERE output_id = ?", (first.id,)))["train"]
+    planned = set(unpack_bitmap(plan["prepared"]["learnt"][0]["bitmap"]))
+    (unlearnt,) = planned - set(unpack_bitmap(record["data"][0]["bitmap"]))
+    assert unlearnt >= 200, "a row of noise that came late enough to be noticed; it is not learnt"
     second = take(toy, "pretrain/code.jsonl", lines(CODE, 60))
     assert (first.record["optimizer"], second.record["optimizer"]) == ("fresh", "parent's")
     for version in (first, second):
