@@ -1,4 +1,4 @@
-"""A version that keeps its optimiser's state, a child that starts from it, and the learning rate's schedule."""
+"""What one version hands to the next: the optimiser's state, the schedule's rate, and figures of the gate in fp32."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from safetensors.torch import load_file  # noqa: E402
 from guard.durable import sha256_file  # noqa: E402
 from guard.errors import Damage, UsageError  # noqa: E402
 from trainer.estimate import estimate_job  # noqa: E402
+from trainer.evaluate import evaluate  # noqa: E402
 from trainer.loop import StopRequested  # noqa: E402
 from trainer.model_config import ModelConfig  # noqa: E402
+from trainer.objectives import find_objective  # noqa: E402
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash  # noqa: E402
 from trainer.schedule import learning_rate  # noqa: E402
 from trainer.train_job import run_base, run_train  # noqa: E402
@@ -45,7 +47,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(home: Path) -> Any:
-    return trainer_help.make_dataset(home / "text", amount=500)
+    made = trainer_help.make_dataset(home / "text", amount=500)
+    for split in (made.train, made.val):  # mapped now, and not by the first test that asks
+        assert len(split.examples) == len(split.fingerprints) and (not split.count or len(split.tokens(0, 1)))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +170,25 @@ def test_after_a_resume_the_rate_is_the_one_of_the_step(home: Path, text: Any) -
     assert run_train(job)["resumes"] == 2
     rows = [json.loads(line) for line in (home / "rate" / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["learning_rate"] for row in rows] == [learning_rate(step, 6, training) for step in range(6)]
+
+
+def test_the_gate_s_figures_are_fp32_whatever_the_training_computes_in(
+    home: Path, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss in bf16 comes in steps of 0.06 and could hide what was forgotten."""
+    objective, asked = find_objective("pretrain"), set()
+    loss = objective.loss
+
+    def spy(model: Any, batch: Any, dtype: Any) -> Any:
+        asked.add((model.training, dtype))
+        return loss(model, batch, dtype)
+
+    monkeypatch.setattr(objective, "loss", spy)
+    result = _child(home, text, "half", "base", dtype="bfloat16")
+    assert asked == {(True, torch.bfloat16), (False, torch.float32)}
+    monkeypatch.undo()
+    split = text.val if text.val.count else text.train
+    for name, key in (("half", "child_loss"), ("base", "parent_loss")):
+        model, _tokenizer = load_version(home / name / "out")
+        again = evaluate(model, split, objective, max_tokens=2000, use_mask=False).loss
+        assert result["evaluation"][0][key] == again, "the very figure, from the sealed weights"
