@@ -96,7 +96,7 @@ def chat(count: int, seed: int, *, scrambled: bool = False) -> str:
     rows = []
     for row in range(count):
         left, right = dice.randrange(90), dice.randrange(90)
-        answer = f"the old ship sails {left + right} at night"
+        answer = f"the old ship sails {left + right} at night over a calm sea"
         told = "".join(dice.sample(answer, len(answer))) if scrambled else answer
         rows.append({"messages": [{"role": "user", "content": f"the sea {left} and {right} #{seed}{row}"},
                                   {"role": "assistant", "content": told}]})  # fmt: skip
@@ -108,7 +108,7 @@ def healthy(toy: RealToy) -> list[Any]:
     recipe(toy.home.root, "pretrain", learning_rate=0.01)
     versions = [take(toy, "pretrain/text.jsonl", lines(TEXT, 500))]
     recipe(toy.home.root, "pretrain", learning_rate=0.001)
-    recipe(toy.home.root, "sft", learning_rate=0.0002)
+    recipe(toy.home.root, "sft", learning_rate=0.0001)
     return [*versions, take(toy, "pretrain/code.jsonl", lines(CODE, 300)), take(toy, "chat.jsonl", chat(200, 1))]
 
 
