@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import burst, data, forks, intake, packing, scale, seen, shards, startup, training, vault
+from benchmarks import burst, data, forgetting, forks, intake, packing, scale, seen, shards, startup, training, vault
 from benchmarks.measure import Figure
 from trainer.hardware import hardware_facts, library_versions
 
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[int], Figure | list[Figure]]] = {
     **shards.BENCHMARKS,
     **intake.BENCHMARKS,
     **burst.BENCHMARKS,
+    **forgetting.BENCHMARKS,
     "embedding chunks, against bare scikit-learn": data.embedding_against_sklearn,
     "status, against an empty Python": startup.status_against_python,
     **forks.BENCHMARKS,

@@ -57,7 +57,8 @@ def cost_of(
     return steps, estimate_job(
         shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences, flags=hardware_facts()["cpu_flags"],
         cores=numbers.threads, measured=measured, batch_sequences=recipe.training.batch_sequences, dtype=numbers.dtype,
-        device=numbers.device, correction=correction, adapter_parameters=adapter)  # fmt: skip
+        device=numbers.device, correction=correction, adapter_parameters=adapter,
+        seal_optimizer=recipe.training.seal_optimizer)  # fmt: skip
 
 
 def past_jobs(keeper: Keeper) -> list[dict[str, Any]]:

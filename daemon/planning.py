@@ -35,7 +35,8 @@ from trainer.objectives import about
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
-__all__ = ["base_request", "dataset_request", "evaluation_sets", "prepare_request", "replay_sources", "train_request"]
+__all__ = ["base_request", "dataset_request", "evaluation_sets", "prepare_request", "replay_sources", "sealed_optimizer",
+           "train_request"]  # fmt: skip
 
 T = TypeVar("T")
 GATE_TOKENS = 16_384
@@ -219,13 +220,20 @@ def train_request(
         **numbers, "task": "train", "dataset": dataset, "output": dict(output),
         "inputs": inputs_of(keeper, target), "role": about(request["objective"]).role,
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
-                 "weights_sha256": weights_sha256(target.base.record)},
+                 "weights_sha256": weights_sha256(target.base.record),
+                 **({} if recipe.lora else sealed_optimizer(target.base))},
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation,
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
         "recipe_hash": recipe_hash(recipe), "gate": keeper.settings.gate, "prepared": dict(prepared),
         "unjudged": unjudged, "planned": _planned(request), "estimate": kept_estimate(cost),
     }  # fmt: skip
+
+
+def sealed_optimizer(base: Version) -> dict[str, str]:
+    """`optimizer_sha256` of a base that keeps its optimiser's state: whatever is forked from it starts from that (law 7)."""
+    sealed = base.record["files"].get("optimizer.safetensors")
+    return {"optimizer_sha256": sealed} if sealed else {}
 
 
 def _planned(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daemon.records import base_record, forked_record, learnt_of
 from guard.checks.gate import judge, loss_pairs
@@ -20,6 +21,9 @@ from guard.store.files import get_file
 from guard.store.jobs import Job, find_job
 from guard.store.keeper import Keeper
 from guard.store.versions import ancestors, line_tip, version_by_id
+
+if TYPE_CHECKING:
+    from trainer.skipped import Left
 
 __all__ = ["adopt_dataset", "adopt_staged", "publish_base", "publish_child", "read_result"]
 
@@ -105,7 +109,8 @@ def publish_child(keeper: Keeper, number: int) -> tuple[str, str]:
     staging = keeper.home.staging_of(job.id)
     plan, result = job.plan["train"], read_result(staging, "result.json")
     _sync_promised(staging)
-    proof = prove(plan, result, hash_folder(staging / "out"))
+    left = _left(plan, result, staging)
+    proof = prove(plan, result, hash_folder(staging / "out"), left.consumed_sha256 if left else None)
     if not proof.ok:
         raise CheckFailed(f"no proof of training: {proof.reason}", subject=f"job {job.id}",
                           hint="the data keeps its chances: heirloom queue retry ID")  # fmt: skip
@@ -117,6 +122,10 @@ def publish_child(keeper: Keeper, number: int) -> tuple[str, str]:
                           hint="the data keeps its chances: heirloom queue retry ID")  # fmt: skip
     gate = judge(loss_pairs(result["evaluation"], _best_losses(keeper, plan["base"]["id"])), result["generation"],
                  unjudged=plan.get("unjudged"))  # fmt: skip
+    if left is not None:
+        # What was skipped is not learnt: the record and the ledger say what was really fed.
+        plan = {**plan, "prepared": {**plan["prepared"], "learnt": left.learnt, "tokens": left.tokens,
+                                     "loss_tokens": left.loss_tokens}}  # fmt: skip
     base = version_by_id(keeper.ledger, plan["base"]["id"])
     files = []
     for sha256 in job.files:
@@ -128,6 +137,24 @@ def publish_child(keeper: Keeper, number: int) -> tuple[str, str]:
     passed = gate.ok or mode != "enforce"
     announce(keeper, job, record, becomes_tip=passed, learnt=learnt_of(plan["prepared"]))
     return finish_birth(keeper, job.id), "passed" if passed else "quarantined"
+
+
+def _left(plan: Mapping[str, Any], result: Mapping[str, Any], staging: Path) -> Left | None:
+    """What the plan comes to without the steps that the child says it skipped; None when it says it skipped none.
+
+    Read from the frozen list, whose hash is the plan's: the child's word about itself proves nothing. Raises Damage.
+    """
+    skipped = [int(step) - 1 for step in result.get("steps_skipped") or ()]
+    if not skipped:
+        return None
+    from trainer.selection import load_selection
+    from trainer.skipped import what_is_left
+
+    selection = load_selection(staging)
+    if selection.content_hash() != plan["selection_sha256"]:
+        raise Damage("the frozen list in staging is not the one that was planned", subject=str(staging),
+                     hint="check the disk; the job can be retried from its start")  # fmt: skip
+    return what_is_left(selection, plan, skipped)
 
 
 def publish_base(keeper: Keeper, number: int) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from daemon.facts import check_base
 from daemon.inputs import placed
-from daemon.planning import prepare_request, replay_sources
+from daemon.planning import prepare_request, replay_sources, sealed_optimizer
 from daemon.targets import Target
 from guard.durable import make_dir, remove_tree, write_json
 from guard.errors import CheckFailed, Damage, EnvironmentFault, NotFound
@@ -205,9 +205,11 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
         "compile": record.get("compile", False), "device": record.get("device", "cpu"),
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),
-                 "weights_sha256": weights_sha256(base.record)},
+                 "weights_sha256": weights_sha256(base.record),
+                 **(sealed_optimizer(base) if record.get("optimizer") == "parent's" else {})},
         "inputs": placed(keeper, record.get("inputs") or []),
-        "steps": record["metrics"]["steps"], "selection_sha256": record["selection_sha256"],
+        "steps": record["metrics"]["steps"] + record["metrics"].get("steps_skipped", 0),
+        "selection_sha256": record["selection_sha256"],
         "consumed_sha256": record["consumed_sha256"], "evaluation": [],
         "snapshot": {"every_steps": None, "every_seconds": 0}, "output": {"id": version.id, "name": version.name},
     }  # fmt: skip

@@ -235,6 +235,14 @@ def _vault_room(keeper: Keeper) -> list[dict[str, str]]:
              "remedy": "free space there, or set backup.path to a larger disk"}]  # fmt: skip
 
 
+def _skipped_steps(keeper: Keeper) -> list[dict[str, str]]:
+    """Tips that passed over steps of their training: until the line moves on, a person should have looked."""
+    rows = keeper.ledger.rows("SELECT v.name, json_extract(v.record, '$.metrics.steps_skipped') AS steps FROM versions v "
+                              "WHERE v.id IN (SELECT tip_id FROM lines) AND steps > 0 ORDER BY v.id")  # fmt: skip
+    return [{"what": f"{row['name']} was trained without {row['steps']} of its steps: their loss or gradient was no sound figure",
+             "remedy": f"heirloom show {row['name']}"} for row in rows]  # fmt: skip
+
+
 def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) -> list[dict[str, str]]:
     alerts = [{"what": text, "remedy": "heirloom doctor"} for text in live.get("problems", [])]
     # A screen that says "nothing is lost" must have looked.
@@ -258,6 +266,7 @@ def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) ->
         if jobs.get(state):
             reason = keeper.ledger.value("SELECT reason FROM jobs WHERE state = ? ORDER BY updated DESC LIMIT 1", (state,))
             alerts.append({"what": f"{jobs[state]} job{'s' if jobs[state] > 1 else ''} {state}: {reason}", "remedy": remedy})
+    alerts += _skipped_steps(keeper)
     for thing, problem in standing_damage(keeper).items():
         alerts.append({"what": f"damaged: {thing}: {problem}", "remedy": "heirloom verify --all"})
     if problem := drill_state(keeper)["problem"]:

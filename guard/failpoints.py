@@ -26,6 +26,7 @@ POINTS = (
     "dataset.copied", "dataset.aside", "dataset.renamed", "dataset.recorded",
     "documents.unlinked", "documents.linked",
     "prepare.intended", "prepare.cleared", "prepare.renamed",
+    "anomaly.noted", "anomaly.settled",
     "start.intended", "start.marked", "start.numbered", "start.recorded",
     "birth.proven", "birth.intended", "birth.described", "birth.summed", "birth.synced", "birth.checked", "birth.moved",
     "birth.renamed", "birth.recorded", "birth.viewed", "birth.sealed", "birth.cleaned", "birth.aside",

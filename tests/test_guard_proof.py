@@ -10,7 +10,8 @@ import pytest
 
 from guard.checks.proof import prove
 
-PLAN: dict[str, Any] = {"task": "train", "steps": 10, "consumed_sha256": "c0ffee", "base": {"weights_sha256": "old"}}
+PLAN: dict[str, Any] = {"task": "train", "steps": 10, "consumed_sha256": "c0ffee", "base": {"weights_sha256": "old"},
+                        "recipe": {"training": {}}}  # fmt: skip
 RESULT: dict[str, Any] = {
     "steps_executed": 10, "consumed_sha256": "c0ffee", "parent_weights_sha256": "old", "weights_sha256": "new",
     "weights_changed": True, "finite": True, "final_loss": 2.5, "files": {"model.safetensors": "new", "config.json": "cc"},
@@ -28,6 +29,18 @@ def failing(change: Callable[[dict[str, Any], dict[str, Any], dict[str, str]], o
 
 def test_a_child_that_did_what_was_planned_is_proven() -> None:
     assert failing(lambda plan, result, found: None) == []
+
+
+def test_steps_may_be_skipped_only_by_the_recipe_s_word_and_only_from_the_planned_list() -> None:
+    plan, result = copy.deepcopy(PLAN), copy.deepcopy(RESULT)
+    result |= {"steps_executed": 9, "steps_skipped": [3], "anomalies": [{"skipped": [3]}], "consumed_sha256": "less"}
+    assert [check.name for check in prove(plan, result, FOUND, "less").failures] == ["skipped steps"]
+    plan["recipe"]["training"] = {"on_anomaly": "skip", "max_skipped_steps": 1}
+    assert prove(plan, result, FOUND, "less").ok
+    assert [check.name for check in prove(plan, result, FOUND, "other").failures] == ["examples"]
+    assert [check.name for check in prove(plan, result, FOUND).failures] == ["examples"], "nobody reckoned what is left"
+    result["steps_skipped"] = [11]
+    assert [check.name for check in prove(plan, result, FOUND, "less").failures] == ["skipped steps"]
 
 
 def both(result: dict[str, Any], found: dict[str, str], digest: str) -> None:
@@ -54,6 +67,9 @@ def both(result: dict[str, Any], found: dict[str, str], digest: str) -> None:
     ("loss", lambda p, r, f: r.update(final_loss=float("nan"))),
     ("loss", lambda p, r, f: r.update(final_loss=float("inf"))),
     ("loss", lambda p, r, f: r.update(final_loss=None)),
+    ("optimizer", lambda p, r, f: p["base"].update(optimizer_sha256="the parent's")),
+    ("optimizer", lambda p, r, f: r.update(parent_optimizer_sha256="one nobody planned")),
+    ("optimizer", lambda p, r, f: p["recipe"]["training"].update(seal_optimizer=True)),
     ("files", lambda p, r, f: f.update({"config.json": "changed"})),
     ("files", lambda p, r, f: f.update({"model.safetensors": "changed"})),
     ("files", lambda p, r, f: f.update({"extra.py": "ee"})),

@@ -126,14 +126,18 @@ def estimate_job(
     model: ModelConfig, *, tokens: int, steps: int, micro_sequences: int, flags: list[str], cores: int,
     measured: float | None = None, batch_sequences: int = 0, dtype: str = "float32", device: str = "cpu",
     correction: Correction = Correction(), adapter_parameters: int | None = None,
+    seal_optimizer: bool = False,
 ) -> Estimate:  # fmt: skip
     """All figures for training `tokens` input tokens in `steps` steps; `adapter_parameters`: only so many are trained.
+
+    `seal_optimizer`: the version keeps two moments.
 
     `measured`: tokens per second of the parent's own training, which stands in while no job of the shape has been corrected by.
     """
     parameters = model.parameter_count()
     trained = parameters if adapter_parameters is None else adapter_parameters
     finished = version_bytes(model, steps) - (parameters - trained) * _BYTES_FP32
+    finished += 2 * trained * _BYTES_FP32 if seal_optimizer else 0
     snapshots = (_SNAPSHOTS_KEPT + 1) * _WEIGHTS_PER_SNAPSHOT * trained * _BYTES_FP32
     micro_tokens = micro_sequences * model.block_size
     memory = _table_memory(model, micro_tokens, dtype=dtype, accumulates=batch_sequences > micro_sequences)

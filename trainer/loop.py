@@ -3,30 +3,36 @@
 Every step is a pure function of (weights, optimizer state, step number): the batch comes from the frozen list, the
 rate from the schedule. Nothing else is carried over, so a run killed anywhere and resumed from its newest snapshot
 ends with the same weights as one that was left alone (law 7). The loop knows no objective by name, no daemon, no
-ledger. It never trains on after a loss or gradient that is not finite.
+ledger. It never trains on after a loss or gradient that is not finite, or after a spike: it goes back to its newest
+snapshot and passes over the steps that `trainer/rewind.py` noted, or halts.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
+from torch import Tensor
 
 from guard.durable import publish
 from guard.errors import Damage
 from trainer.ahead import Source
+from trainer.anomaly import WINDOW, AnomalyFound, find_anomaly, rules_of
 from trainer.batches import StepBatch
 from trainer.model import Decoder
+from trainer.rewind import go_back, noted_anomalies, settle_snapshots, skipped_steps
 from trainer.run_logs import RunLogs
 from trainer.schedule import learning_rate
 from trainer.snapshot import newest_snapshot, save_snapshot
 from trainer.stepper import Stepper
 from trainer.stopping import StopRequested
+from trainer.weights import save_weights
 
 __all__ = ["LoopPlan", "Outcome", "StopRequested", "train"]
 
@@ -54,6 +60,12 @@ class LoopPlan:
     """Snapshot when so many seconds of work would be lost; 0: not by time."""
     compile: bool = False
     """With kernels made by torch.compile."""
+    moments: Callable[[], Mapping[str, Tensor]] | None = None
+    """Gives the parent's sealed optimiser state, which the run starts from; None: it starts from none."""
+    seal_to: Path | None = None
+    """Where the optimiser's state is written when the run is complete; None: it is not kept."""
+    start: Callable[[], Mapping[str, Tensor]] | None = None
+    """Gives the parent's weights by name: where a run goes back to that meets an anomaly before its first snapshot."""
     surroundings: dict[str, Any] = field(default_factory=dict)
     """Library versions and hardware: when they change across a resume, exactness is only declared."""
 
@@ -73,6 +85,10 @@ class Outcome:
     resumes: int = 0
     changed_surroundings: bool = False
     notes: list[str] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+    """The newest losses learnt from: what the next one is judged by."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps (from 0) that were passed over. `step` counts them; learnt from were `step - len(skipped)`."""
 
 
 def train(
@@ -85,18 +101,48 @@ def train(
     Damage when snapshots or metrics are damaged, OSError when the disk says no.
     """
     assert plan.steps >= 1, "a plan without steps trains nothing and must not be accepted"
+    resumes = None
+    while True:
+        try:
+            return _run(model, feed, objective, plan, stop=stop, clock=clock, resumes=resumes)
+        except AnomalyFound as found:
+            go_back(plan.staging, found.anomaly, rules_of(plan.training, plan.steps))
+            resumes = found.resumes
+
+
+def _run(
+    model: Decoder, feed: Source, objective: Any, plan: LoopPlan, *,
+    stop: Callable[[], bool], clock: Callable[[], float], resumes: int | None,
+) -> Outcome:  # fmt: skip
+    """The run from its newest snapshot on. Raises AnomalyFound.
+
+    `resumes`: how often this process had resumed it when it met an anomaly; None for a model that was just loaded.
+    """
+    skips = skipped_steps(noted_anomalies(plan.staging))
+    settle_snapshots(plan.staging, skips)
     stepper = Stepper(model, objective, plan.training, plan.dtype, plan.compile)
-    run, kept = _resume(stepper, plan)
+    run, kept = _resume(stepper, plan, resumes)
+    factor = rules_of(plan.training, plan.steps).spike_factor
+
+    def check(what: str, value: float, step: int) -> None:
+        anomaly = find_anomaly(what, value, step, run.recent, factor)
+        if anomaly is not None:
+            raise AnomalyFound(anomaly, run.resumes)
+
     with RunLogs(plan.staging, kept) as logs:
         saved_at, told_at, started, before = clock(), -math.inf, clock(), run.wall_seconds
         while run.step < plan.steps:
             began = clock()
             rate = learning_rate(run.step, plan.steps, plan.training)
             batch = feed.step(run.step)
-            loss, gradient_norm = stepper.step(batch, rate, run.step)
+            if run.step in skips:
+                _pass_over(run, batch, logs)
+            else:
+                loss, gradient_norm = stepper.step(batch, rate, run.step, check)
+                now = clock()
+                _advance(run, batch, loss, before + now - started)
+                logs.append({**_row(run, batch, rate, gradient_norm, now - began), **stepper.metrics}, batch.sequences)
             now = clock()
-            _advance(run, batch, loss, before + now - started)
-            logs.append({**_row(run, batch, rate, gradient_norm, now - began), **stepper.metrics}, batch.sequences)
             if now - told_at >= PROGRESS_SECONDS or run.step == plan.steps:
                 _tell(plan, run, batch, now - began)
                 told_at = now
@@ -107,13 +153,24 @@ def train(
             if stopping and run.step < plan.steps:
                 raise StopRequested(f"stopped after step {run.step} of {plan.steps}")
         run.consumed = logs.consumed_sha256
+    if plan.seal_to is not None:
+        save_weights(stepper.tensors()[1], plan.seal_to)
     stepper.finish()
     return run
+
+
+def _pass_over(run: Outcome, batch: StepBatch, logs: RunLogs) -> None:
+    """A step that is skipped: nothing is computed, nothing counts as fed, and the log says so."""
+    run.skipped.append(run.step)
+    run.step += 1
+    logs.append({"step": run.step, "skipped": True, "loss": None, "tokens": 0, "skipped_tokens": batch.tokens,
+                 "seconds": run.wall_seconds}, np.empty(0, dtype=np.int64))  # fmt: skip
 
 
 def _advance(run: Outcome, batch: StepBatch, loss: float, wall_seconds: float) -> None:
     run.step += 1
     run.loss, run.wall_seconds = loss, wall_seconds
+    run.recent = [*run.recent[1 - WINDOW :], loss]
     run.tokens += batch.tokens
     run.loss_tokens += batch.loss_tokens
     run.replay_tokens += batch.replay_tokens
@@ -158,10 +215,11 @@ def _save(stepper: Stepper, plan: LoopPlan, run: Outcome, logs: RunLogs) -> None
     save_snapshot(plan.staging / "snapshots", run.step, state, weights, moments)
 
 
-def _resume(stepper: Stepper, plan: LoopPlan) -> tuple[Outcome, dict[str, Any]]:
+def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outcome, dict[str, Any]]:
     """Put the stepper where the newest snapshot left it; returns the run so far and what its logs held."""
     snapshot = newest_snapshot(plan.staging / "snapshots")
     if snapshot is None:
+        _begin(stepper, plan, again=resumes is not None)
         return Outcome(), {}
     state = snapshot.state
     if state["identity"] != plan.identity:
@@ -169,7 +227,16 @@ def _resume(stepper: Stepper, plan: LoopPlan) -> tuple[Outcome, dict[str, Any]]:
                      hint="a job's plan never changes; `heirloom queue retry ID` trains from the beginning")  # fmt: skip
     stepper.load(snapshot.model, snapshot.optimizer)
     run = Outcome(**state["run"])
-    run.resumes += 1
+    run.resumes = run.resumes + 1 if resumes is None else resumes
     run.changed_surroundings |= state["surroundings"] != plan.surroundings
     run.notes += [f"snapshot passed over: {text}" for text in snapshot.damaged]
     return run, state["logs"]
+
+
+def _begin(stepper: Stepper, plan: LoopPlan, *, again: bool) -> None:
+    """The beginning of a run, for the model as it was just loaded; `again`: for one that an anomaly was met in."""
+    if not again and plan.moments is None:
+        return
+    assert plan.start is not None or not again, "a plan whose recipe skips steps says where its weights come from"
+    weights = plan.start() if again and plan.start else dict(stepper.model.named_parameters())
+    stepper.load(weights, plan.moments() if plan.moments else None)

@@ -52,5 +52,5 @@ def load_optimizer(
         for part in _PARTS:
             saved = tensors.get(f"{name}.{part}")
             if saved is None or (part != "step" and saved.shape != parameter.shape):
-                raise Damage(f"the snapshot's optimizer state lacks {name}.{part}", hint="check the disk")
+                raise Damage(f"the saved optimizer state lacks {name}.{part}", hint="check the disk")
             optimizer.state[parameter][part] = saved.to(parameter.device, copy=True)

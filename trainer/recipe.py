@@ -28,6 +28,9 @@ __all__ = ["PACKINGS", "ModelSection", "Recipe", "TrainingSection", "find_recipe
 
 PACKINGS = ("off", "bestfit")
 _SUFFIXES = (".yaml", ".yml", ".json")
+_AS_BEFORE: dict[str, Any] = {"packing": None, "on_anomaly": "halt", "spike_factor": 0.0, "max_skipped_steps": 0,
+                              "seal_optimizer": False, "warmup_steps": None}
+"""What earlier releases did about keys of `training` that they did not have."""
 
 
 def _number(value: object) -> object:
@@ -103,11 +106,17 @@ class TrainingSection(_Section):
     learning_rate: Real = Field(gt=0, le=1)
     min_learning_rate_ratio: Real = Field(default=0.0, ge=0, le=1, description="the last learning rate over the first")
     warmup_fraction: Real = Field(default=0.05, ge=0, le=1)
+    warmup_steps: Whole | None = Field(default=None, ge=0, description="exact number of steps instead of the fraction")
     decay_fraction: Real = Field(default=0.2, ge=0, le=1)
     weight_decay: Real = Field(default=0.1, ge=0, lt=1)
     beta1: Real = Field(default=0.9, ge=0, lt=1)
     beta2: Real = Field(default=0.95, ge=0, lt=1)
     grad_clip: Real = Field(default=1.0, ge=0, description="0: none")
+    on_anomaly: Literal["skip", "halt"] = Field(
+        default="skip", description="a loss or gradient that is not finite, or a spike: pass over that step, or stop the job")
+    spike_factor: Real = Field(default=10.0, ge=0, description="spreads above the median at which a loss is a spike; 0: never")
+    max_skipped_steps: Whole = Field(default=4, ge=0, description="never more than a tenth of the steps either; then it stops")
+    seal_optimizer: bool = Field(default=False, description="the version keeps its moments, and its children start from them")
     batch_sequences: Whole = Field(ge=1, description="sequences in one step")
     epochs: Whole = Field(default=1, ge=1)
     iterations: Whole | None = Field(default=None, ge=1, description="exact number of steps instead of epochs")
@@ -197,8 +206,8 @@ def parse_recipe(data: object, source: str = "recipe") -> Recipe:
 def parse_sealed(data: Mapping[str, Any], source: str = "sealed recipe") -> Recipe:
     """`parse_recipe` for what a plan or a version froze: what it does not say is as it was then, not today's default."""
     training = data.get("training")
-    if isinstance(training, Mapping) and "packing" not in training:
-        data = {**data, "training": {**training, "packing": None}}
+    if isinstance(training, Mapping):
+        data = {**data, "training": {**_AS_BEFORE, **training}}
     return parse_recipe(data, source)
 
 
@@ -282,10 +291,10 @@ def resolve(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 over the canonical JSON of all values except the name: equal hash, equal training.
 
-    A recipe sealed before there was packing keeps the hash it was sealed with.
+    A recipe sealed before there was packing, or before steps could be skipped, keeps the hash it was sealed with.
     """
     values = {key: value for key, value in recipe.as_dict().items() if key != "name"}
-    if values["training"]["packing"] is None:
-        del values["training"]["packing"]
+    training = values["training"]
+    values["training"] = {key: told for key, told in training.items() if key not in _AS_BEFORE or told != _AS_BEFORE[key]}
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

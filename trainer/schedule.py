@@ -17,11 +17,13 @@ def learning_rate(step: int, steps: int, training: Mapping[str, Any]) -> float:
     """The rate of step `step` (0-based) out of `steps`, from a recipe's `training` section.
 
     Warm-up rises linearly and reaches the peak at its last step; decay falls linearly to just above
-    peak * min_learning_rate_ratio, so that no step is ever wasted on a rate of zero.
+    peak * min_learning_rate_ratio, so that no step is ever wasted on a rate of zero. `warmup_steps`, where the recipe gives
+    it, counts the steps of the warm-up in the place of a share of the run; a run that is shorter never reaches the peak.
     """
     assert 0 <= step < steps, f"step {step} of {steps}"
     peak, floor = float(training["learning_rate"]), float(training["min_learning_rate_ratio"])
-    warm_up = math.ceil(float(training["warmup_fraction"]) * steps)
+    exactly = training.get("warmup_steps")
+    warm_up = math.ceil(float(training["warmup_fraction"]) * steps) if exactly is None else int(exactly)
     decay = math.ceil(float(training["decay_fraction"]) * steps)
     rising = (step + 1) / warm_up if step < warm_up else 1.0
     decayed = max(0, step - (steps - decay) + 1) / (decay + 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,23 +122,32 @@ class Selection:
         epoch, position = divmod(step, self.steps_per_epoch(batch_sequences))
         return self.order(seed, epoch)[position * batch_sequences : (position + 1) * batch_sequences]
 
-    def _fed(self, seed: int, steps: int, batch_sequences: int) -> Iterator[NDArray[np.int64]]:
-        """All ids fed in `steps` steps, an epoch at a time."""
+    def _fed(
+        self, seed: int, steps: int, batch_sequences: int, skipped: Collection[int] = ()
+    ) -> Iterator[NDArray[np.int64]]:
+        """All ids fed in `steps` steps but for the skipped ones (from 0), an epoch at a time."""
         per_epoch = self.steps_per_epoch(batch_sequences)
         for epoch in range(-(-steps // per_epoch) if per_epoch else 0):
-            yield self.order(seed, epoch)[: (steps - epoch * per_epoch) * batch_sequences]
+            ids = self.order(seed, epoch)[: (steps - epoch * per_epoch) * batch_sequences]
+            out = [step - epoch * per_epoch for step in skipped if step // per_epoch == epoch]
+            yield ids[~np.isin(np.arange(len(ids)) // batch_sequences, out)] if out else ids
 
-    def consumed_hash(self, seed: int, steps: int, batch_sequences: int) -> str:
-        """SHA-256 over the sequence ids fed in `steps` steps, in order, each as 8 bytes little-endian."""
+    def consumed_hash(self, seed: int, steps: int, batch_sequences: int, skipped: Collection[int] = ()) -> str:
+        """SHA-256 over the sequence ids fed in `steps` steps, in order, each as 8 bytes little-endian. `skipped`: steps
+        among them (from 0) that were passed over."""
         digest = hashlib.sha256()
-        for ids in self._fed(seed, steps, batch_sequences):
+        for ids in self._fed(seed, steps, batch_sequences, skipped):
             digest.update(ids.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def learnt_examples(self, seed: int, steps: int, batch_sequences: int) -> NDArray[np.bool_]:
-        """[E]: all sequences that carry the example's loss-bearing tokens are fed within `steps` steps (law 4)."""
+    def learnt_examples(
+        self, seed: int, steps: int, batch_sequences: int, skipped: Collection[int] = ()
+    ) -> NDArray[np.bool_]:
+        """[E]: all sequences that carry the example's loss-bearing tokens are fed within `steps` steps (law 4), the
+        `skipped` ones (from 0) left out: what one epoch passed over, another may have fed."""
         fed = np.zeros(len(self.sequences), dtype=bool)
-        for ids in self._fed(seed, min(steps, self.steps_per_epoch(batch_sequences)), batch_sequences):
+        enough = steps if skipped else min(steps, self.steps_per_epoch(batch_sequences))
+        for ids in self._fed(seed, enough, batch_sequences, skipped):
             fed[ids] = True
         touched = np.bincount(self.touches[:, 1], minlength=len(self.examples))
         missing = np.bincount(self.touches[~fed[self.touches[:, 0]], 1], minlength=len(self.examples))

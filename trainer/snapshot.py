@@ -12,7 +12,7 @@ What the state means is known to `trainer/loop.py` alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from guard.durable import fsync_tree, make_dir, remove_tree, rename_new, sha256_file, write_json
+from guard.durable import fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sha256_file, write_json
 from guard.errors import Damage
 from trainer.weights import save_weights
 
-__all__ = ["KEPT", "Snapshot", "newest_snapshot", "save_snapshot"]
+__all__ = ["KEPT", "Snapshot", "forget_snapshots", "newest_snapshot", "save_snapshot"]
 
 KEPT = 2
 _NAME = re.compile(r"step-(\d+)\Z")
@@ -94,6 +94,29 @@ def newest_snapshot(folder: Path) -> Snapshot | None:
             hint="check the disk; `heirloom queue retry ID` trains from the beginning",
         )
     return None
+
+
+def forget_snapshots(folder: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Remove the finished snapshots whose state `keep` turns down, whole, so that none looks torn afterwards.
+
+    One that cannot be read is left for `newest_snapshot` to judge. When none is left the run begins at its beginning.
+    """
+    refused, left = [], 0
+    for step, path in _all(folder):
+        try:
+            refuse = not keep({**orjson.loads((path / "state.json").read_bytes()), "step": step})
+        except (OSError, ValueError, KeyError, TypeError):
+            refuse = False
+        refused += [(step, path)] if refuse else []
+        left += not refuse
+    if refused and not left:
+        _marker(folder).unlink(missing_ok=True)
+        fsync_dir(folder.parent)
+    for step, path in refused:
+        hidden = folder / f".step-{step:08d}.tmp"
+        remove_tree(hidden)
+        rename_new(path, hidden)
+        remove_tree(hidden)
 
 
 def _marker(folder: Path) -> Path:

@@ -8,7 +8,7 @@ steps on a loss or gradient that is not finite.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,19 +45,23 @@ class Stepper:
         self.metrics: dict[str, float] = {}
         """What the objective told beside the loss of the newest step, in the mean as the loss is."""
 
-    def step(self, batch: StepBatch, rate: float, step: int) -> tuple[float, float]:
+    def step(
+        self, batch: StepBatch, rate: float, step: int, check: Callable[[str, float, int], None] | None = None
+    ) -> tuple[float, float]:
         """One step at learning rate `rate`; returns loss per trained token and the gradient's norm before clipping.
 
-        `step` (0-based) is only told in errors. Raises DataFault when nothing bears loss or something is not finite.
+        `step` (0-based) is only told in errors. `check("loss" or "gradient", value, step)` is asked before the update and
+        ends the step by raising; without one a figure that is not finite raises DataFault, as does a batch without loss.
         """
+        check = check or _require_finite
         if batch.weight <= 0:
             raise DataFault(f"step {step + 1} has no token that bears loss", hint="check the loss mask of the data")
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss = self._gradients(batch) / batch.weight
-        _require_finite("loss", loss, step)
+        check("loss", loss, step)
         norm = self._clip()
-        _require_finite("gradient", norm, step)
+        check("gradient", norm, step)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._copy:
@@ -92,17 +96,21 @@ class Stepper:
         """(weights, optimiser state) as named tensors: what a snapshot keeps."""
         return dict(self._trained), optimizer_tensors(self._trained, self._optimizer)
 
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave. Raises Damage when a part is missing or has another shape."""
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor] | None) -> None:
+        """Go on from what `tensors` gave; without moments the optimiser stays as it is. What a step that was broken off
+        left of gradients is forgotten. Raises Damage when a part is missing or has another shape."""
+        self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, weight in self._trained.items():
                 weight.copy_(weights[name])
         if self._copy:
             self._copy.spread()
-        load_optimizer(self._trained, self._optimizer, moments)
+        if moments is not None:
+            load_optimizer(self._trained, self._optimizer, moments)
 
     def finish(self) -> None:
         """Leave the model as one that is not in training: its weights in fp32, nothing compiled."""
+        self._optimizer.zero_grad(set_to_none=True)
         self.model.halves = None
         if self._copy:
             self._copy.remove()

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import orjson
+from safetensors.torch import load_file
 
-from guard.durable import publish, remove_tree, write_json
+from guard.durable import publish, remove_tree, sha256_file, write_json
 from guard.errors import Damage
 from guard.weights import input_identity
 from trainer.adapter_config import AdapterConfig
@@ -38,14 +39,16 @@ from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
 from trainer.objectives import bind, find_objective
+from trainer.optimizer import trained_parameters
 from trainer.phases import Phases
+from trainer.rewind import noted_anomalies
 from trainer.selection import Selection
 from trainer.student import load_student
 from trainer.template import stop_ids
 from trainer.templates.base import Template
 from trainer.templates.find import load_template
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
-from trainer.version_files import WEIGHTS, weights_are_finite, write_version_files
+from trainer.version_files import OPTIMIZER, WEIGHTS, weights_are_finite, write_version_files
 
 __all__ = ["run_base", "run_train"]
 
@@ -121,6 +124,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     model, tokenizer, parent_weights = student.model, student.tokenizer, student.parent_sha256
     template = load_template(base)
     objective = bind(job["objective"], student.frozen)
+    _require_parents_moments(job, base)
     apart = not takes_documents(model)
     feed = _open_feed(child, tokenizer, objective, apart=apart)
     shared = rows_that_share(feed)
@@ -133,7 +137,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     move_model(model, device)
     child.phases.begin("training")
     with Ahead(Placed(feed, device), int(job["steps"])) as ahead:
-        run = train(model, ahead, objective, _loop_plan(child, parent_weights),
+        run = train(model, ahead, objective, _loop_plan(child, parent_weights, base),
                     stop=stop, clock=time.monotonic)  # fmt: skip
     move_model(model, "cpu")
     model.eval()
@@ -142,11 +146,14 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     child.phases.begin("letting it speak")
     generation = _speak(model, tokenizer, stop_ids(template, tokenizer), feed, job)
     child.tell("writing the version", run)
-    files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl", student.adapter)
+    files = _write_out(child, model, tokenizer, template, child.staging / "metrics.jsonl", student.adapter,
+                       _sealed_moments(child))  # fmt: skip
     result = {
         **_proof(run, feed.selection, job, device),
+        "anomalies": noted_anomalies(child.staging),
         "fed_apart": _FED_APART if shared and apart else "",
         "parent_weights_sha256": parent_weights,
+        "parent_optimizer_sha256": job["base"].get("optimizer_sha256"),
         "inputs": student.inputs,
         "weights_sha256": files[student.weights_name],
         "finite": weights_are_finite(model),
@@ -181,7 +188,20 @@ def _open_feed(child: _Child, tokenizer: Tokenizer, objective: Any, *, apart: bo
     return feed
 
 
-def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
+def _sealed_moments(child: _Child) -> Path | None:
+    """Where the run leaves the state of its optimiser for the version to keep; None where the recipe does not ask."""
+    return child.staging / OPTIMIZER if child.job["recipe"]["training"].get("seal_optimizer") else None
+
+
+def _require_parents_moments(job: Job, base: Path) -> None:
+    """Raises Damage when the plan starts from the parent's sealed optimiser and that is not what the plan names."""
+    wanted = job["base"].get("optimizer_sha256")
+    if wanted and (not (base / OPTIMIZER).is_file() or sha256_file(base / OPTIMIZER) != wanted):
+        raise Damage(f"{base / OPTIMIZER} is not the one that was planned with", subject=str(base),
+                     hint="heirloom verify; heirloom restore brings a version back")  # fmt: skip
+
+
+def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
     job = child.job
     depends_on = {
         "parent": parent_weights,
@@ -195,13 +215,18 @@ def _loop_plan(child: _Child, parent_weights: str) -> LoopPlan:
         # Only where they are not what they always were: a snapshot of an earlier release belongs to its plan still.
         **{key: job[key] for key, usual in (("compile", False), ("device", "cpu")) if job.get(key, usual) != usual},
     }
+    moments = job["base"].get("optimizer_sha256")
+    if moments:
+        depends_on["optimizer"] = moments
     identity = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     often = job.get("snapshot") or {}
     return LoopPlan(
         steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
         identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
-        snapshot_seconds=float(often.get("every_seconds") or 0.0),
-        compile=bool(job.get("compile")), surroundings={
+        snapshot_seconds=float(often.get("every_seconds") or 0.0), compile=bool(job.get("compile")),
+        start=lambda: trained_parameters(load_student(job).model),
+        moments=(lambda: load_file(base / OPTIMIZER)) if moments else None, seal_to=_sealed_moments(child),
+        surroundings={
             "libraries": library_versions(), "hardware": hardware_facts() | device_facts(str(job.get("device", "cpu")))},
     )  # fmt: skip
 
@@ -263,20 +288,23 @@ def _speak(model: Decoder, tokenizer: Tokenizer, stops: tuple[int, ...], feed: F
 
 
 def _write_out(child: _Child, model: Decoder, tokenizer: Tokenizer, template: Template, metrics: Path | None,
-               adapter: tuple[AdapterConfig, AdapterNote] | None = None) -> dict[str, str]:  # fmt: skip
+               adapter: tuple[AdapterConfig, AdapterNote] | None = None,
+               moments: Path | None = None) -> dict[str, str]:  # fmt: skip
     """The future version folder, made anew: an interrupted attempt may have left half of one."""
     out = child.staging / "out"
     if out.exists():
         remove_tree(out)
-    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template, adapter)
+    return write_version_files(out, model, tokenizer, child.job["recipe"], metrics, template, adapter, moments)
 
 
 def _proof(run: Outcome, selection: Selection, job: Job, device: str) -> dict[str, Any]:
     """What was done, counted where it was done."""
     label, reason = _exactness(run, device)
-    learnt = selection.learnt_examples(int(job["seed"]), run.step, int(job["recipe"]["training"]["batch_sequences"]))
+    batch = int(job["recipe"]["training"]["batch_sequences"])
+    learnt = selection.learnt_examples(int(job["seed"]), run.step, batch, run.skipped)
     return {
-        "steps_executed": run.step,
+        "steps_executed": run.step - len(run.skipped),
+        "steps_skipped": [step + 1 for step in run.skipped],
         "consumed_sha256": run.consumed,
         "final_loss": run.loss,
         # first-pass input tokens of newly learnt examples: what counts towards the goal

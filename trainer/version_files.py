@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
 from guard.copies import copy_verified
-from guard.durable import fsync_tree, make_dir, sha256_file, write_json, write_text
+from guard.durable import fsync_tree, make_dir, rename_new, sha256_file, write_json, write_text
 from guard.errors import CheckFailed, Damage, NotFound
 from guard.weights import FULL as WEIGHTS
 from trainer.adapter import merged
@@ -38,18 +38,22 @@ from trainer.templates.mypt import MYPT
 from trainer.tokenizer import Tokenizer, load_tokenizer, require_same_tokenizer
 from trainer.weights import save_weights
 
-__all__ = ["WEIGHTS", "load_adapted", "load_version", "weights_are_finite", "weights_differ", "write_version_files"]
+__all__ = ["OPTIMIZER", "WEIGHTS", "load_adapted", "load_version", "weights_are_finite", "weights_differ", "write_version_files"]
 
+OPTIMIZER = "optimizer.safetensors"
+"""AdamW's moments as `<parameter>.<part>`, where the recipe asked for them (`training.seal_optimizer`)."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def write_version_files(
     folder: Path, model: Decoder, tokenizer: Tokenizer, recipe: Mapping[str, Any], metrics: Path | None,
     template: Template = MYPT, adapter: tuple[AdapterConfig, AdapterNote] | None = None,
+    optimizer: Path | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Write a new folder durably; returns the SHA-256 of every file, read back from disk, by name.
 
     `adapter`: write only the adapter that is on the model, and the base it belongs to.
+    `optimizer`: the state of the optimiser, moved into the folder.
     """
     make_dir(folder)
     if adapter is not None:
@@ -63,6 +67,8 @@ def write_version_files(
     write_text(folder / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
     if metrics is not None:
         copy_verified(metrics, folder / "metrics.jsonl")
+    if optimizer is not None:
+        rename_new(optimizer, folder / OPTIMIZER)
     fsync_tree(folder)
     return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
 

@@ -12,6 +12,7 @@ import typer
 
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.evaluate import recorded_lines
+from daemon.cli.matrix import SETS_SHOWN, matrix_lines
 from daemon.cli.output import (
     human_bytes,
     human_count,
@@ -44,8 +45,12 @@ def lineage(
     context: typer.Context,
     version: Annotated[str | None, typer.Argument(metavar="VERSION", help="Only it, its ancestors and heirs.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All versions instead of the newest 50.")] = False,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Held-out losses of it and its ancestors: what it forgot.")] = False,
 ) -> None:
     """The tree: what descends from what, and which data made the difference."""
+    if matrix:
+        _matrix(context.obj, version, everything)
+        return
     from guard.store.keeper import open_reader
     from guard.store.lineage import lineage as read_lineage
     from guard.store.lineage import regrown_lines, rollbacks, tree_lines
@@ -65,6 +70,23 @@ def lineage(
     caller.console.emit({"versions": records, "rollbacks": history, "regrown": regrown})
     caller.console.say(*tree_lines(records, newest=None if everything else _NEWEST, total=total))
     caller.console.say(*history_lines(history if everything else history[-_NEWEST_ROLLBACKS:], regrown))
+
+
+def _matrix(caller: Caller, text: str | None, everything: bool) -> None:
+    """The forgetting matrix of a version; of the default line's tip when none is named."""
+    from guard.store.keeper import open_reader
+    from guard.store.matrix import forgetting_matrix
+    from guard.store.versions import DEFAULT_LINE, find_version, line_tip
+
+    with open_reader(caller.home()) as keeper:
+        version = find_version(keeper.ledger, text) if text is not None else line_tip(keeper.ledger, DEFAULT_LINE)
+        if version is None:
+            raise NotFound(f"the line {DEFAULT_LINE} has no version yet", subject=DEFAULT_LINE,
+                           hint="heirloom lineage --matrix VERSION")  # fmt: skip
+        newest = None if everything or caller.console.json else SETS_SHOWN
+        found = forgetting_matrix(keeper.ledger, version, newest=newest)
+    caller.console.emit(found)
+    caller.console.say(*matrix_lines(found))
 
 
 def history_lines(history: Sequence[Mapping[str, Any]], regrown: Sequence[Mapping[str, Any]] = ()) -> list[str]:
@@ -161,6 +183,7 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         ("State", record.get("state")),
         ("Created", moment(record.get("created")) or None),
         ("Exactness", record.get("exactness")),
+        ("Optimizer", record.get("optimizer")),
         ("Size", human_bytes(record["size_bytes"]) if record.get("size_bytes") else None),
         *(
             (key.replace("_", " ").capitalize(), _number(value))
@@ -175,6 +198,8 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
         lines += ["", f"  Learnt from {plural(len(data), 'file')}"]
         lines += table([(item.get("file"), short_hash(item.get("sha256")), f"{item.get('examples', 0):,} examples",
                          f"{human_tokens(item.get('tokens') or 0)} tokens") for item in data], "    ")  # fmt: skip
+    if record.get("anomalies"):
+        lines += ["", "  Anomalies", *(f"    {visible(text)}" for text in anomaly_lines(record["anomalies"]))]
     over = passed_over_lines(record)
     lines += ["", "  Passed over", *over] if over else []
     gate = record.get("gate") or {}
@@ -195,6 +220,17 @@ def _costs(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if told.get("memory_bytes") and found.get("memory_bytes"):
         rows.append(("Memory", f"{human_bytes(told['memory_bytes'])} estimated, peak {human_bytes(found['memory_bytes'])}"))
     return rows
+
+
+def anomaly_lines(anomalies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong in a run and what was skipped for it, one sentence each."""
+    lines = []
+    for item in anomalies:
+        limit = f", at most {item['limit']:.4g} was to be expected" if item.get("limit") is not None else ""
+        value = f"{item['value']:.4g}" if isinstance(item["value"], float) else item["value"]
+        steps = ", ".join(str(step) for step in item["skipped"])
+        lines.append(f"step {item['step']}: {str(item['kind']).replace('_', ' ')} ({value}{limit}); skipped: {steps}")
+    return lines
 
 
 def _number(value: object) -> object:

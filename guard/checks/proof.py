@@ -15,8 +15,11 @@ from guard.weights import ADAPTER, ADAPTER_NOTE, ADAPTER_SETTINGS, FULL, adapter
 __all__ = ["prove"]
 
 
-def prove(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str, str]) -> Verdict:
-    """Judge a finished child. `found` maps each file of the future version to the SHA-256 just read from disk."""
+def prove(
+    plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str, str], left: str | None = None
+) -> Verdict:
+    """Judge a finished child. `found` maps each file of the future version to the SHA-256 just read from disk; `left` is
+    the hash of the planned ids without those of the steps the child says it skipped, from the frozen list itself."""
     training = plan["task"] == "train"
     questions = [
         ("files", lambda: _files(plan, result, found)),
@@ -24,11 +27,14 @@ def prove(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str
     ]
     if training:
         questions += [
-            ("steps", lambda: _equal("steps", plan["steps"], result["steps_executed"], at_least=1)),
-            ("examples", lambda: _equal("examples", plan["consumed_sha256"], result["consumed_sha256"])),
+            ("steps", lambda: _equal("steps", plan["steps"] - len(_skipped(result)), result["steps_executed"], at_least=1)),
+            ("skipped steps", lambda: _allowed(plan, result)),
+            ("examples", lambda: _equal("examples", left if _skipped(result) else plan["consumed_sha256"],
+                                        result["consumed_sha256"])),
             ("base weights", lambda: _equal("base weights", plan["base"]["weights_sha256"],
                                             result["parent_weights_sha256"])),
             ("inputs", lambda: _inputs(plan, result)),
+            ("optimizer", lambda: _optimizer(plan, result, found)),
             ("weights changed", lambda: _changed(result)),
             ("loss", lambda: _true("loss", math.isfinite(float(result["final_loss"])), "the final loss is not finite")),
         ]  # fmt: skip
@@ -45,6 +51,39 @@ def _equal(name: str, planned: object, done: object, at_least: int | None = None
     if planned is None or planned != done:
         return Check(name, False, f"planned {planned}, done {done}", "the child is not published")
     return Check(name, True, f"{done}")
+
+
+def _skipped(result: Mapping[str, Any]) -> list[int]:
+    """Steps (from 1) that were passed over; a child of an earlier release skipped none."""
+    return list(result.get("steps_skipped") or ())
+
+
+def _allowed(plan: Mapping[str, Any], result: Mapping[str, Any]) -> Check:
+    """Only a recipe lets steps be skipped, each once, each for a finding that is told, and no more than it says."""
+    steps = _skipped(result)
+    if not steps:
+        return Check("skipped steps", None, "none")
+    training = plan["recipe"]["training"]
+    told = sorted(step for item in result["anomalies"] for step in item["skipped"])
+    most = int(training.get("max_skipped_steps", 0)) if training.get("on_anomaly") == "skip" else 0
+    sound = steps == sorted(set(steps)) == told and all(1 <= step <= plan["steps"] for step in steps)
+    if not sound or len(steps) > most:
+        return Check("skipped steps", False, f"{steps} were skipped; {most} may be, each for an anomaly that is told",
+                     "the child is not published")  # fmt: skip
+    return Check("skipped steps", True, f"{len(steps)} of {plan['steps']} for an anomaly", warning=True)
+
+
+def _optimizer(plan: Mapping[str, Any], result: Mapping[str, Any], found: Mapping[str, str]) -> Check:
+    """It started from the optimiser state the plan names, or from none; and kept its own where the recipe asks for that."""
+    sealed = bool(plan["recipe"]["training"].get("seal_optimizer"))
+    if sealed != ("optimizer.safetensors" in found):
+        return Check("optimizer", False, "its state was to be kept and is missing" if sealed else "its state was not to be kept",
+                     "the child is not published")  # fmt: skip
+    planned, done = plan["base"].get("optimizer_sha256"), result.get("parent_optimizer_sha256")
+    if planned != done:
+        return Check("optimizer", False, f"planned to start from {planned or 'none'}, started from {done or 'none'}",
+                     "the child is not published")  # fmt: skip
+    return Check("optimizer", True, "the parent's" if planned else "fresh")
 
 
 def _changed(result: Mapping[str, Any]) -> Check:

@@ -31,6 +31,7 @@ from guard.seal import open_shelf, seal_folder
 from guard.steps import Steps, drain
 from guard.store.jobs import Job, find_job, set_job
 from guard.store.keeper import Keeper
+from guard.store.matrix import record_losses
 from guard.store.proven import note_proven
 from guard.store.sums import hash_steps, sums_text
 from guard.store.trash import move_sealed
@@ -74,10 +75,13 @@ def version_readme(record: Mapping[str, Any]) -> str:
         f"{under['sha256'][:16]}...) beside it. In the home's folder\n"
         f"`transformers.AutoModelForCausalLM.from_pretrained(\"models/{record['name']}\")`\n"
         "loads both where `peft` is installed.\n")  # fmt: skip
+    steps = int(record["metrics"].get("steps_skipped") or 0)
+    skipped = (f"{steps} of its steps were skipped, because their loss or gradient was no sound figure; what only they held\n"
+               "is not learnt (version.json, `anomalies`).\n\n") if steps else ""  # fmt: skip
     return (
         f"# {record['name']}\n\nOne sealed version of a language model kept by Heirloom; it must never be changed.\n\n"
         f"Parent: {record['parent'] or 'none (a base)'}\nLine of birth: {record['line']}\nCreated: {record['created']}\n\n"
-        f"What it learnt on top of its parent:\n\n{learnt}\n\n"
+        f"What it learnt on top of its parent:\n\n{learnt}\n\n{skipped}"
         "Other versions may have been trained from this one. Ask before you touch it:\n\n"
         f"    heirloom lineage {record['name']}\n    heirloom verify {record['name']}\n\n"
         f"`sha256sum -c SHA256SUMS` in this folder checks it without Heirloom. {loads}"
@@ -205,9 +209,12 @@ def _record(keeper: Keeper, job: Job, birth: Mapping[str, Any], sums: str, size:
         ledger.run_many("INSERT INTO learnt VALUES (?, ?, ?, ?, ?)",
                         [(record["id"], item["sha256"], record["objective"], item["count"], item["bitmap"])
                          for item in birth["learnt"]])  # fmt: skip
+        record_losses(ledger, record)
         _record_inputs(keeper, record)
         ledger.event("version.sealed", record["name"], parent=record["parent"], line=record["line"], sums=sums,
                      gate=record["gate"]["verdict"], job=job.id)  # fmt: skip
+        if record.get("anomalies"):
+            ledger.event("training.skipped", record["name"], job=job.id, anomalies=record["anomalies"])
         if gated:
             _move_tip(keeper, record)
         set_job(ledger, job.id, "done" if gated else "quarantined", "" if gated else record["gate"]["reason"])

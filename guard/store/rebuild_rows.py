@@ -22,6 +22,7 @@ from guard.store.files import SIDECARS
 from guard.store.intents import put_intent
 from guard.store.jobs import add_job
 from guard.store.ledger import Ledger
+from guard.store.matrix import record_losses
 from guard.store.rebuild_facts import hidden_folders
 from guard.store.rebuild_remains import Remains
 from guard.store.rebuild_story import job_state
@@ -143,6 +144,7 @@ def _write_versions(ledger: Ledger, remains: Remains) -> None:
             (number, record["name"], numbers.get(str(record.get("parent"))), str(record.get("line") or "policy"),
              remains.state_of(number), birth.get("job"), record.get("created", ""), int(metrics.get("tokens") or 0),
              found.size_bytes if found else 0, sums, orjson.dumps(record, option=orjson.OPT_SORT_KEYS).decode()))  # fmt: skip
+        record_losses(ledger, record)
         for item in record.get("data", []):
             _write_learnt(ledger, number, str(record.get("objective") or "pretrain"), item)
     for number, record in remains.records.items():

@@ -9,6 +9,7 @@ and refuses a ledger from the future. What is recorded where:
     versions  the immutable folders in models/; `record` is their version.json
     lines     branches with one active tip
     learnt    which examples of which file a version learnt under which objective (bitmap over ordinals)
+    held_out_losses   how well each version still knows each set (`guard/store/matrix.py`)
     indexes   retrieval indexes;  backups: what the vault holds and when it was read back
     events    the audit trail, hash chained
     evaluations  what versions were measured to be worth (`heirloom eval`); only ever added to
@@ -102,5 +103,24 @@ CREATE TABLE evaluations (
 CREATE INDEX evaluations_by_version ON evaluations (version_id, set_id);
 """
 
-STEPS: tuple[str, ...] = (_STEP_1, _STEP_2, _STEP_EVALUATIONS)
+# The forgetting matrix, filled from what the versions sealed of themselves. A figure that is none (null) has no row.
+_STEP_LOSSES = """
+CREATE TABLE held_out_losses (
+    version_id INTEGER NOT NULL REFERENCES versions (id), dataset TEXT NOT NULL, split TEXT NOT NULL, name TEXT NOT NULL,
+    role TEXT NOT NULL, stage TEXT NOT NULL, loss REAL NOT NULL, parent_loss REAL, tokens INTEGER NOT NULL,
+    loss_tokens INTEGER NOT NULL, examples INTEGER NOT NULL, PRIMARY KEY (version_id, dataset, split)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX held_out_losses_by_set ON held_out_losses (split, dataset, version_id);
+INSERT OR IGNORE INTO held_out_losses
+    SELECT v.id, coalesce(json_extract(e.value, '$.dataset'), ''), coalesce(json_extract(e.value, '$.split'), 'val'),
+           coalesce(json_extract(e.value, '$.name'), ''), coalesce(json_extract(e.value, '$.role'), ''),
+           coalesce(json_extract(e.value, '$.stage'), ''), json_extract(e.value, '$.child_loss'),
+           CASE WHEN json_type(e.value, '$.parent_loss') IN ('real', 'integer') THEN json_extract(e.value, '$.parent_loss') END,
+           coalesce(json_extract(e.value, '$.tokens'), 0), coalesce(json_extract(e.value, '$.loss_tokens'), 0),
+           coalesce(json_extract(e.value, '$.examples'), 0)
+    FROM versions v, json_each(v.record, '$.metrics.evaluation') e
+    WHERE json_type(e.value, '$.child_loss') IN ('real', 'integer');
+"""
+
+STEPS: tuple[str, ...] = (_STEP_1, _STEP_2, _STEP_EVALUATIONS, _STEP_LOSSES)
 SCHEMA_VERSION = len(STEPS)
