@@ -17,6 +17,7 @@ from torch import Tensor
 
 from guard.errors import DataFault
 from trainer.batches import StepBatch
+from trainer.lanes import LaneSum
 from trainer.model import Decoder
 from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors
 
@@ -26,8 +27,11 @@ __all__ = ["Stepper"]
 class Stepper:
     """A model in training. Changes it in place."""
 
-    def __init__(self, model: Decoder, objective: ModuleType, training: Mapping[str, Any], dtype: str) -> None:
-        """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for autocast."""
+    def __init__(
+        self, model: Decoder, objective: ModuleType, training: Mapping[str, Any], dtype: str, lanes: LaneSum | None = None
+    ) -> None:
+        """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for autocast; `lanes`: who adds gradients up."""
+        self._lanes = lanes or LaneSum()
         self.model, self._objective = model, objective
         self._optimizer = new_optimizer(model, training)
         self._clip_at = float(training["grad_clip"])
@@ -52,12 +56,15 @@ class Stepper:
 
     def _gradients(self, batch: StepBatch) -> float:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
-        total = 0.0
-        for micro in batch.micro_batches:
-            summed = self._objective.loss(self.model, micro, self._dtype)
-            (summed / batch.weight).backward()
-            total += float(summed.detach())
-        return total
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for lane, micro_batches in batch.lanes():
+            total = 0.0
+            for micro in micro_batches:
+                summed = self._objective.loss(self.model, micro, self._dtype)
+                (summed / batch.weight).backward()
+                total += float(summed.detach())
+            self._lanes.add(lane, total, learning)
+        return self._lanes.finish(learning, batch.lanes_used)
 
     def _clip(self) -> float:
         """Scale gradients so that their common norm is at most the limit (0: leave them); returns the norm before."""
