@@ -25,12 +25,13 @@ from guard.store.versions import (
     version_by_id,
 )
 from trainer.barred import REPLAY_RULES
+from trainer.dealing import own_lanes
 from trainer.hardware import resolve_numbers
 from trainer.model_config import ModelConfig
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
-__all__ = ["base_request", "evaluation_sets", "prepare_request", "replay_sources", "train_request"]
+__all__ = ["base_request", "evaluation_sets", "prepare_request", "processes_for", "replay_sources", "train_request"]
 
 T = TypeVar("T")
 GATE_TOKENS = 16_384
@@ -184,6 +185,9 @@ def train_request(
     # The recipe is the one that was frozen when the data was prepared, whatever its file says by now.
     recipe = parse_sealed(request["recipe"])
     numbers = numbers_of(keeper, dataclasses.replace(target, recipe=recipe))
+    if settings.processes > 1 and not settings.threads:  # the machine's cores are shared by the processes
+        numbers = dataclasses.replace(numbers, threads=max(1, numbers.threads // settings.processes))
+    lanes = max(settings.lanes, settings.processes)
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
@@ -192,6 +196,7 @@ def train_request(
         # A plan frozen by an earlier release names no folder: it needs none.
         "tokenizer_folder": request.get("tokenizer_folder"),
         **dataclasses.asdict(numbers), "task": "train", "dataset": dataset, "output": dict(output),
+        "lanes": lanes, **processes_for(keeper, lanes),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": target.base.record["files"]["model.safetensors"]},
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],
@@ -200,6 +205,16 @@ def train_request(
         "recipe_hash": recipe_hash(recipe), "gate": keeper.settings.gate, "prepared": dict(prepared),
         "unjudged": unjudged, "planned": _planned(request),
     }  # fmt: skip
+
+
+def processes_for(keeper: Keeper, lanes: int) -> dict[str, Any]:
+    """How many processes share so many lanes now, and what starts them: no bit depends on it, so it is not frozen."""
+    settings = keeper.settings.training
+    try:
+        own_lanes(lanes, settings.processes, 0)
+    except UsageError:  # the plan was made with other lanes than the settings say by now: one process can do any
+        return {"processes": 1, "launch": "", "hang_seconds": settings.hang_seconds}
+    return {"processes": settings.processes, "launch": settings.launch, "hang_seconds": settings.hang_seconds}
 
 
 def _planned(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def forked_record(
         "dataset": {"id": plan["dataset"]["id"]}, "selection_sha256": plan["selection_sha256"],
         "consumed_sha256": plan["consumed_sha256"], "recipe": plan["recipe"], "recipe_hash": plan["recipe_hash"],
         "seed": plan["seed"], "threads": plan["threads"], "dtype": plan["dtype"],
-        "micro_sequences": plan["micro_sequences"], "block_size": plan["block_size"],
+        "micro_sequences": plan["micro_sequences"], "lanes": plan.get("lanes", 1), "processes": result.get("processes", 1),
+        "block_size": plan["block_size"],
         "tokenization": plan["tokenization"], "tokenizer_hash": base["tokenizer_hash"],
         "template": base.get("template", "mypt"), "template_hash": base["template_hash"], "size": base.get("size"),
         "metrics": {

@@ -198,6 +198,7 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
         **{key: request[key] for key in ("schema", "job", "stage", "staging", "tokenization", "tokenizer_folder", "files",
                                          "block_size", "recipe", "seed", "nice")},
         **{key: record[key] for key in ("objective", "threads", "dtype", "micro_sequences", "recipe_hash")},
+        "lanes": record.get("lanes", 1),  # and one process: how many there were is no part of the bits
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),
                  "weights_sha256": base.record["files"]["model.safetensors"]},
