@@ -210,7 +210,8 @@ _CHOICES = {"gate": ("enforce", "warn", "off"), "storage.seal": ("mode", "immuta
 _FRACTIONS = {"replay.fraction", "validation.fraction", "intake.max_bad_rows", "intake.max_unusable_rows",
               "near.threshold"}  # fmt: skip
 _POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "training.max_attempts", "intake.memory_mb",
-             "training.lanes", "training.processes", "backup.key_frame_every", "near.threshold", "intake.max_unpacked_gb"}  # fmt: skip
+             "training.lanes", "training.processes", "backup.key_frame_every", "near.threshold",
+             "intake.max_unpacked_gb"}  # fmt: skip
 
 
 def _convert(key: str, raw: object, default: object, source: str) -> object:

@@ -77,9 +77,8 @@ def _told(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
-        raise EnvironmentFault(f"a process that trains this job together with process {rank} is gone or hangs: {first}",
-                               hint="the job goes on from its newest snapshot; child.log has what the others said") from error
+        raise EnvironmentFault(f"one of the processes that train this job together is gone or hangs (process {rank} lost it)",
+                               hint="it goes on from its newest snapshot; what they said is in child.log") from error
 
 
 @dataclass(frozen=True)
