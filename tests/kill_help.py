@@ -50,18 +50,21 @@ def make_home(home: Path) -> Path:
 
 
 def _job(home: Path, staging: Path, stage: str, **changes: Any) -> Job:
-    changes = {"steps": 12, "snapshot": {"every_steps": 3, "every_seconds": 0}, "evaluation": [], **changes}
+    changes = {"steps": 9, "snapshot": {"every_steps": 3, "every_seconds": 0}, "evaluation": [], **changes}
     return trainer_help.train_job(staging, home / "base" / "out", _dataset(home, stage), **changes)
 
 
 def run_here(job: Job) -> bool:
     """Train in this process; False when an armed fail point ended it."""
-    from trainer.train_job import run_train
+    from trainer import train_job
 
+    spoken, train_job.SAMPLES = train_job.SAMPLES, 0  # nothing that is said has any part in the weights
     try:
-        run_train(job)
+        train_job.run_train(job)
     except Crash:
         return False
+    finally:
+        train_job.SAMPLES = spoken
     return True
 
 
