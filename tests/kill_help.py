@@ -46,6 +46,9 @@ def make_home(home: Path) -> Path:
     from trainer.train_job import run_base
 
     run_base(trainer_help.base_job(home / "base"))
+    for stage in ("pretrain", "sft"):
+        made = _dataset(home, stage)
+        assert len(made.train.examples) and len(made.train.fingerprints)  # mapped now, not by the first test that asks
     return home
 
 
