@@ -29,7 +29,7 @@ __all__ = ["main"]
 RECIPES = {
     "pretrain/kill.yaml": "stage: pretrain\nmodel: {layers: 2, heads: 2, width: 64, block_size: 64}\n"
                           "training: {learning_rate: 2e-3, batch_sequences: 4}\n",
-    "sft/kill.yaml": "stage: sft\ntraining: {learning_rate: 1e-3, batch_sequences: 4, epochs: 2}\n",
+    "sft/kill.yaml": "stage: sft\ntraining: {learning_rate: 1e-3, batch_sequences: 4, epochs: 1}\n",
 }  # fmt: skip
 SETTINGS = {
     "disk.reserve_gb": "0", "inbox.settle_seconds": "0.3", "validation.salt": "fixed", "gate": "warn", "training.threads": "1",
@@ -67,12 +67,12 @@ class Life:
         for name, text in RECIPES.items():
             (self.home / "configs" / name).write_text(text)
         words = ["heirloom", "keeps", "one", "model", "learning", "for", "weeks", "and", "never", "loses", "any", "of", "it"]
-        lines = (" ".join(dice.choice(words) for _ in range(12)) + f" {number}\n" for number in range(600))
+        lines = (" ".join(dice.choice(words) for _ in range(12)) + f" {number}\n" for number in range(150))
         (self.home / "inbox" / "pretrain").mkdir(exist_ok=True)
         (self.home / "inbox" / "pretrain" / "text.txt").write_text("".join(lines))
         rows = ({"messages": [{"role": "user", "content": f"what is {row} plus {left}?"},
                               {"role": "assistant", "content": f"it is {row + left}"}]}
-                for row, left in ((row, dice.randrange(99)) for row in range(400)))  # fmt: skip
+                for row, left in ((row, dice.randrange(99)) for row in range(80)))  # fmt: skip
         (self.home / "inbox" / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def child(self) -> int:
