@@ -71,8 +71,8 @@ def estimate_job(
     per_token = model.layers * (14 * model.width + 5 * model.hidden) + 6 * model.width
     activations = micro_sequences * model.block_size * per_token * _BYTES_FP32
     head_chunk = _HEAD_CHUNK_TOKENS * model.vocab_size * _BYTES_FP32
-    # weights, gradients, two moments, the head's own gradient, and one copy while a snapshot is written
-    memory = 5 * parameters * _BYTES_FP32 + model.vocab_size * model.width * _BYTES_FP32
+    # weights, gradients, two moments, the head's own gradient, and a copy of weights and moments while a snapshot is written
+    memory = 7 * parameters * _BYTES_FP32 + model.vocab_size * model.width * _BYTES_FP32
     speed = tokens_per_second(model, flags, cores, measured)
     return Estimate(
         parameters=parameters, version_bytes=finished, staging_bytes=finished + snapshots,
