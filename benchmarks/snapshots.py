@@ -14,7 +14,7 @@ from benchmarks.measure import Figure
 
 __all__ = ["BENCHMARKS", "seconds_lost"]
 
-STEPS, EVERY = 60, 5
+STEPS, EVERY = 40, 4
 DEFAULT_SECONDS = 300.0
 
 
