@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import burst, data, forgetting, forks, intake, packing, scale, seen, shards, startup, training, vault
+from benchmarks import burst, data, forgetting, forks, intake, packing, scale, seen, shards, snapshots, startup, training, vault
 from benchmarks.measure import Figure
 from trainer.hardware import hardware_facts, library_versions
 
 BENCHMARKS: dict[str, Callable[[int], Figure | list[Figure]]] = {
     "training micro, against transformers Qwen3": training.micro_against_transformers,
     "training head, against naive logits": training.head_against_naive,
+    **snapshots.BENCHMARKS,
     **packing.BENCHMARKS,
     **shards.BENCHMARKS,
     **intake.BENCHMARKS,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.inputs import objective_of
-from daemon.planning import base_request, prepare_request, train_request
+from daemon.planning import base_request, prepare_request, processes_for, train_request
 from daemon.publish import ensure_staging
 from daemon.targets import Target
 from guard.checks.preflight import Facts
@@ -68,9 +68,15 @@ def freeze_training(keeper: Keeper, job: Job, target: Target, prepared: dict[str
 
 
 def take_up_plan(keeper: Keeper, job: Job) -> Path:
-    """The plan that was frozen, put into the job's staging folder once more; returns the folder."""
+    """The plan that was frozen, put into the job's staging folder once more; returns the folder.
+
+    Only how many processes do it follows the settings of now: a launcher that cannot be started would be frozen, too.
+    """
     staging = ensure_staging(keeper, job.id)
-    write_json(staging / "job.json", job.plan["train"])
+    train = job.plan["train"]
+    if train.get("task") == "train":
+        train = {**train, **processes_for(keeper, int(train.get("lanes") or 1))}
+    write_json(staging / "job.json", train)
     return staging
 
 

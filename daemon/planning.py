@@ -28,6 +28,7 @@ from guard.store.versions import (
 )
 from guard.weights import weights_sha256
 from trainer.barred import REPLAY_RULES
+from trainer.dealing import own_lanes
 from trainer.machine import machine_here
 from trainer.model_config import ModelConfig
 from trainer.numbers import resolve_numbers
@@ -35,8 +36,8 @@ from trainer.objectives import about
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
-__all__ = ["base_request", "dataset_request", "evaluation_sets", "prepare_request", "replay_sources", "sealed_optimizer",
-           "train_request"]  # fmt: skip
+__all__ = ["base_request", "dataset_request", "evaluation_sets", "prepare_request", "processes_for", "replay_sources",
+           "sealed_optimizer", "train_request"]  # fmt: skip
 
 T = TypeVar("T")
 GATE_TOKENS = 16_384
@@ -210,6 +211,9 @@ def train_request(
     numbers = dataclasses.asdict(cost.numbers)
     if numbers["device"] != "cpu" and prepared.get("micro_sequences"):
         numbers["micro_sequences"] = prepared["micro_sequences"]  # tried when the data was prepared
+    if settings.processes > 1 and not settings.threads:  # the machine's cores are shared by the processes
+        numbers["threads"] = max(1, numbers["threads"] // settings.processes)
+    lanes = max(settings.lanes, settings.processes)
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {
@@ -219,6 +223,7 @@ def train_request(
         "tokenizer_folder": request.get("tokenizer_folder"),
         **numbers, "task": "train", "dataset": dataset, "output": dict(output),
         "inputs": inputs_of(keeper, target), "role": about(request["objective"]).role,
+        "lanes": lanes, **processes_for(keeper, lanes),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": weights_sha256(target.base.record),
                  **({} if recipe.lora else sealed_optimizer(target.base))},
@@ -234,6 +239,16 @@ def sealed_optimizer(base: Version) -> dict[str, str]:
     """`optimizer_sha256` of a base that keeps its optimiser's state: whatever is forked from it starts from that (law 7)."""
     sealed = base.record["files"].get("optimizer.safetensors")
     return {"optimizer_sha256": sealed} if sealed else {}
+
+
+def processes_for(keeper: Keeper, lanes: int) -> dict[str, Any]:
+    """How many processes share so many lanes now, and what starts them: no bit depends on it, so it is not frozen."""
+    settings = keeper.settings.training
+    try:
+        own_lanes(lanes, settings.processes, 0)
+    except UsageError:  # the plan was made with other lanes than the settings say by now: one process can do any
+        return {"processes": 1, "launch": "", "hang_seconds": settings.hang_seconds}
+    return {"processes": settings.processes, "launch": settings.launch, "hang_seconds": settings.hang_seconds}
 
 
 def _planned(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -203,6 +203,7 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
         **{key: record[key] for key in ("objective", "threads", "dtype", "micro_sequences", "recipe_hash")},
         # A version sealed by an earlier release names neither: it was trained uncompiled, on the processor.
         "compile": record.get("compile", False), "device": record.get("device", "cpu"),
+        "lanes": record.get("lanes", 1),  # and one process: how many there were is no part of the bits
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),
                  "weights_sha256": weights_sha256(base.record),

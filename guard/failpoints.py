@@ -53,6 +53,8 @@ POINTS = (
     "init.folders", "init.recipes", "init.ledger", "init.identified",
     "events.committed", "events.exported",
     "prefs.appended", "prefs.noted", "prefs.published", "prefs.dropped",
+    "snapshot.begun", "snapshot.weights", "snapshot.moments", "snapshot.described", "snapshot.synced", "snapshot.aside",
+    "snapshot.renamed", "snapshot.marked", "snapshot.forgotten",
     "rebuild.read", "rebuild.written", "rebuild.aside", "rebuild.placed", "rebuild.exported", "rebuild.viewed",
 )  # fmt: skip
 

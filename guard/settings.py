@@ -62,6 +62,12 @@ class TrainingSettings:
     """Cap on the steps of one job; what it leaves over stays trainable; 0: no cap."""
     threads: int = 0
     """CPU threads of a training job; 0: the machine's cores."""
+    lanes: int = 1
+    """Gradients are added up in so many lanes, in a fixed order: what several processes can share; a part of the plan."""
+    processes: int = 1
+    """Processes that train one job together on this machine, each with its own lanes."""
+    launch: str = ""
+    """Command that starts those processes, e.g. `torchrun --nproc-per-node {processes} --no-python {command}`."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu` or `cuda`."""
     memory_mb: float = 0.0
@@ -204,7 +210,8 @@ _CHOICES = {"gate": ("enforce", "warn", "off"), "storage.seal": ("mode", "immuta
 _FRACTIONS = {"replay.fraction", "validation.fraction", "intake.max_bad_rows", "intake.max_unusable_rows",
               "near.threshold"}  # fmt: skip
 _POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "training.max_attempts", "intake.memory_mb",
-             "backup.key_frame_every", "near.threshold", "intake.max_unpacked_gb"}  # fmt: skip
+             "training.lanes", "training.processes", "backup.key_frame_every", "near.threshold",
+             "intake.max_unpacked_gb"}  # fmt: skip
 
 
 def _convert(key: str, raw: object, default: object, source: str) -> object:
@@ -309,7 +316,18 @@ def load_settings(
             if key not in defaults:
                 raise _unknown(key, defaults, source)
             values[key], origins[key] = _convert(key, raw, defaults[key], source), source
+    _check_lanes(values, origins)
     return _assemble(values, origins)
+
+
+def _check_lanes(values: Mapping[str, object], origins: Mapping[str, str]) -> None:
+    """Said here, before a job meets it: what each process has must be a branch of the tree in which lanes are added."""
+    lanes, processes = int(str(values["training.lanes"])), int(str(values["training.processes"]))
+    each, left = divmod(max(lanes, processes), processes)
+    if processes > 1 and (left or each & (each - 1)):
+        raise UsageError(f"training.lanes = {lanes} ({origins['training.lanes']}) cannot be shared by training.processes = "
+                         f"{processes} ({origins['training.processes']})", subject="training.lanes",
+                         hint="training.lanes must be 1, 2, 4, 8 ... times training.processes")  # fmt: skip
 
 
 def _assemble(values: Mapping[str, object], origins: Mapping[str, str]) -> Settings:

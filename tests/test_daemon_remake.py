@@ -60,12 +60,17 @@ def real_child(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def keeper(shared_scratch: Path) -> Iterator[Keeper]:
-    """A base, a pretrained version, and a conversational one with replay, all really trained."""
+    """A base, a pretrained version, and a conversational one with replay, all really trained; the last by two processes."""
     toy = RealToy(shared_scratch / "remake", gate="warn", training__threads=1).make_base()
     toy.drop("pretrain/b.txt", text_of(1500))
     toy.settle()
+    toy.flags["training.processes"] = 2  # the next one is trained in two lanes, by two processes
+    toy.again()
     toy.drop("a.jsonl", chat_of(60))
     toy.settle()
+    record = find_version(toy.keeper.ledger, "v003").record
+    assert (record["lanes"], record["processes"], record["exactness"]) == (2, 2, "EXACT")
+    assert find_version(toy.keeper.ledger, "v002").record["lanes"] == 1
     assert [name.split("_")[1] for name in toy.versions()] == ["baseline", "b", "a"]
     yield toy.keeper
     toy.die()

@@ -12,11 +12,11 @@ import trainer_help  # noqa: F401 (sets the environment before torch is loaded)
 
 torch = pytest.importorskip("torch")
 
-import trainer.snapshot as snapshots  # noqa: E402
 import trainer.weights  # noqa: E402
+from guard import failpoints  # noqa: E402
 from guard.durable import remove_tree  # noqa: E402
 from guard.errors import Damage, is_environment  # noqa: E402
-from guard.failpoints import Crash  # noqa: E402
+from guard.failpoints import POINTS, Crash  # noqa: E402
 from trainer.snapshot import newest_snapshot, save_snapshot  # noqa: E402
 
 
@@ -84,26 +84,39 @@ def test_a_snapshot_moved_under_another_name_is_not_believed(tmp_path: Path) -> 
         newest_snapshot(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["save_weights", "write_json", "fsync_tree", "rename_new"])
-def test_a_death_anywhere_while_saving_leaves_the_older_and_the_next_save_works(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _save(tmp_path, 4)
-    with monkeypatch.context() as patch:
-        patch.setattr(snapshots, where, _raise(Crash("sudden death")))
-        with pytest.raises(Crash):
-            _save(tmp_path, 5)
-    assert _step(tmp_path) == 4
-    _save(tmp_path, 6)
-    assert _step(tmp_path) == 6
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "the torn one was cleared away"
+INSIDE = [name for name in POINTS if name.startswith("snapshot.")]
+BEFORE_THE_RENAME = INSIDE[: INSIDE.index("snapshot.renamed")]
 
 
-def test_a_death_right_after_the_rename_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "_forget_old", _raise(Crash("sudden death")))
+@pytest.mark.parametrize("where", INSIDE)
+def test_a_death_anywhere_while_saving_leaves_one_that_is_whole_and_the_next_save_works(where: str, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots"
+    if where != "snapshot.marked":
+        _save(folder, 4)
+    if where == "snapshot.aside":
+        _harm(_save(folder, 5) / "state.json", "torn")
+    failpoints.arm(where)
     with pytest.raises(Crash):
+        _save(folder, 5)
+    failpoints.disarm()
+    assert _step(folder) == (4 if where in BEFORE_THE_RENAME else 5)
+    _save(folder, 6)
+    assert _step(folder) == 6
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")], "the torn one was cleared away"
+
+
+@pytest.mark.parametrize("where", BEFORE_THE_RENAME)
+@pytest.mark.parametrize("fault", ["enospc", "eio"])
+def test_a_disk_that_fails_anywhere_leaves_the_older_and_nothing_half(where: str, fault: str, tmp_path: Path) -> None:
+    _save(tmp_path, 4)
+    if where == "snapshot.aside":
+        _harm(_save(tmp_path, 5) / "state.json", "torn")
+    failpoints.arm(where, fault)
+    with pytest.raises(OSError) as told:
         _save(tmp_path, 5)
-    assert _step(tmp_path) == 5
+    failpoints.disarm()
+    assert is_environment(told.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
 
 def test_a_full_disk_is_told_as_such_and_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ Which sequences exist and in which order is `trainer/selection.py`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.dataset import Dataset, open_dataset
+from trainer.dealing import deal
 from trainer.selection import Selection
 
 __all__ = ["Batch", "Document", "Feed", "Row", "StepBatch", "in_groups", "pad", "side_by_side"]
@@ -53,12 +54,23 @@ class StepBatch:
     sequences: NDArray[np.int64]
     """The sequence ids in the order of the frozen list: what the consumed hash is made of."""
     micro_batches: list[Batch]
+    """Of all lanes, or of this process's own, lane by lane."""
     weight: float
     """Sum of all weights: what the summed loss is divided by."""
     tokens: int
     """Input tokens, padding not counted."""
     loss_tokens: int
     replay_tokens: int
+    lane_sizes: dict[int, int] = field(default_factory=dict)
+    """Micro-batches of each lane that is worked on here; empty: all are of lane 0."""
+    lanes_used: int = 1
+    """The first so many lanes have sequences, in whatever process."""
+
+    def lanes(self) -> Iterator[tuple[int, list[Batch]]]:
+        """Each lane with its micro-batches, in order."""
+        rest = iter(self.micro_batches)
+        for lane, size in (self.lane_sizes or {0: len(self.micro_batches)}).items():
+            yield lane, list(itertools.islice(rest, size))
 
 
 def _summed_weight(rows: Sequence[Row]) -> float:
@@ -97,7 +109,7 @@ class Feed:
 
     def __init__(
         self, selection: Selection, objective: ModuleType, *, seed: int, batch_sequences: int, micro_sequences: int,
-        use_mask: bool, apart: bool = False,
+        use_mask: bool, apart: bool = False, lanes: int = 1,
     ) -> None:  # fmt: skip
         """`apart`: feed each document of a sequence in a row of its own, to a model that cannot keep them apart itself."""
         self.selection = selection
@@ -105,6 +117,11 @@ class Feed:
         self._objective = objective
         self._seed, self._batch_sequences, self._micro_sequences = seed, batch_sequences, micro_sequences
         self._use_mask, self._apart = use_mask, apart
+        self._lanes, self._own = lanes, range(lanes)
+
+    def keep_lanes(self, own: range) -> None:
+        """Make the micro-batches of these lanes only: the others are another process' matter."""
+        self._own = own
 
     def step(self, step: int) -> StepBatch:
         """The batch of step `step` (0-based). Raises Damage when the shards are not those of the selection."""
@@ -113,9 +130,14 @@ class Feed:
         lengths = np.array([sum(len(row[0]) for row in rows) for rows in sequences])
         weights = [row[2] for rows in sequences for row in rows]
         counts = getattr(self._objective, "weight", _summed_weight)
+        dealt = enumerate(deal(lengths.tolist(), self._lanes))
+        micro = {lane: self._micro_batches([sequences[position] for position in positions], int(lengths[positions].max()))
+                 for lane, positions in dealt if positions and lane in self._own}  # fmt: skip
         return StepBatch(
             sequences=chosen,
-            micro_batches=self._micro_batches(sequences, int(lengths.max())),
+            micro_batches=[batch for batches in micro.values() for batch in batches],
+            lane_sizes={lane: len(batches) for lane, batches in micro.items()},
+            lanes_used=min(len(sequences), self._lanes),
             weight=float(sum(float(counts(rows)) for rows in sequences)),
             tokens=int(lengths.sum()),
             loss_tokens=sum(int(np.count_nonzero(weight)) for weight in weights),

@@ -30,11 +30,14 @@ from guard.errors import CheckFailed, DataFault, HeirloomError, UsageError, is_e
 from guard.failpoints import arm_from_environment
 from trainer.stopping import StopRequested
 
-__all__ = ["EXIT_FAULT", "EXIT_LOCKED", "EXIT_OK", "EXIT_STOPPED", "fault_of", "main", "preload_tasks"]
+__all__ = ["EXIT_FAULT", "EXIT_LOCKED", "EXIT_OK", "EXIT_STOPPED", "attempt", "fault_of", "main", "preload_tasks",
+           "read_job"]  # fmt: skip
 
 EXIT_OK, EXIT_FAULT, EXIT_STOPPED, EXIT_LOCKED = 0, 1, 75, 76
 LOCK_WAIT_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
+Body = Callable[[Mapping[str, Any], Callable[[], bool]], object]
+"""Does a job: (what job.json says, whether it is to stop)."""
 
 # Task -> module and function, imported when asked for: reading a job must not cost an import of torch.
 _TASKS = {
@@ -57,7 +60,7 @@ def main(job_folder: Path | str, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        return _attempt(folder, stop.is_set)
+        return attempt(folder, stop.is_set)
     finally:
         os.close(lock)
 
@@ -87,12 +90,13 @@ def preload_tasks() -> None:
     importlib.import_module("torch._dynamo")
 
 
-def _attempt(folder: Path, stop: Callable[[], bool]) -> int:
+def attempt(folder: Path, stop: Callable[[], bool], body: Body | None = None) -> int:
+    """Do the job with `body`, or with the body of its task; returns the exit code, every fault told in error.json."""
     for name in ("result.json", "error.json"):  # of an earlier attempt: must not be taken for this one's
         (folder / name).unlink(missing_ok=True)
     try:
-        job = _read_job(folder)
-        _task(job)(job, stop)
+        job = read_job(folder)
+        (body or _task(job))(job, stop)
     except Exception as error:  # noqa: BLE001 (every fault is told in error.json; the process ends here)
         if isinstance(error, StopRequested):
             print(f"{error}", file=sys.stderr)
@@ -101,7 +105,8 @@ def _attempt(folder: Path, stop: Callable[[], bool]) -> int:
     return EXIT_OK
 
 
-def _read_job(folder: Path) -> dict[str, Any]:
+def read_job(folder: Path) -> dict[str, Any]:
+    """The job of a staging folder. Raises UsageError for another release's, CheckFailed for a folder that was moved."""
     job = orjson.loads((folder / "job.json").read_bytes())
     if not isinstance(job, dict) or job.get("schema") != 1:
         raise UsageError(f"{folder / 'job.json'} is no job this version understands", subject=str(folder),
@@ -112,7 +117,7 @@ def _read_job(folder: Path) -> dict[str, Any]:
     return job
 
 
-def _task(job: Mapping[str, Any]) -> Callable[[Mapping[str, Any], Callable[[], bool]], object]:
+def _task(job: Mapping[str, Any]) -> Body:
     if job.get("task") not in _TASKS:
         raise UsageError(f"unknown task {job.get('task')!r}", subject="task", hint=f"known: {', '.join(_TASKS)}")
     module, function = _TASKS[job["task"]]

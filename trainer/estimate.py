@@ -111,8 +111,8 @@ def table_speed(
 def _table_memory(model: ModelConfig, micro_tokens: int, *, dtype: str, accumulates: bool) -> int:
     """Resident bytes at the peak: the process, weights, gradients, two moments, activations, the head's chunk and gradient."""
     parameters, head = model.parameter_count(), model.vocab_size * model.width
-    # weights, gradients, two moments, and one copy while a snapshot is written
-    kept = 5 * parameters * _BYTES_FP32 + head * _BYTES_FP32
+    # weights, gradients, two moments, and a copy of weights and moments for the snapshot that is being written
+    kept = 7 * parameters * _BYTES_FP32 + head * _BYTES_FP32
     size = _BYTES_FP32
     if dtype == "bfloat16":
         kept, size = kept + 2 * parameters * _BYTES_BF16, _BYTES_BF16
@@ -141,7 +141,7 @@ def estimate_job(
     snapshots = (_SNAPSHOTS_KEPT + 1) * _WEIGHTS_PER_SNAPSHOT * trained * _BYTES_FP32
     micro_tokens = micro_sequences * model.block_size
     memory = _table_memory(model, micro_tokens, dtype=dtype, accumulates=batch_sequences > micro_sequences)
-    memory -= 4 * (parameters - trained) * _BYTES_FP32  # a frozen weight has no gradient, no moments and no copy
+    memory -= 6 * (parameters - trained) * _BYTES_FP32  # a frozen weight has no gradient, no moments, and no copies of them
     step_tokens = tokens / max(1, steps)
     speed = table_speed(model, flags, cores, dtype=dtype, device=device, step_tokens=int(step_tokens),
                         micro_tokens=int(min(micro_tokens, step_tokens)))  # fmt: skip

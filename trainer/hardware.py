@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from guard.errors import EnvironmentFault
 
 __all__ = [
     "apply_numbers",
+    "compiler_version",
     "has_compiler",
     "has_cuda",
     "hardware_facts",
@@ -39,6 +41,8 @@ _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _TOLD_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 _LIBRARIES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
 _GPU_NODE = Path("/dev/nvidiactl")
+_ARITHMETIC = "2"
+"""Raised when model, loss or optimiser add or multiply in another order than they did; versions without one have the first."""
 
 
 def hardware_facts(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
@@ -55,8 +59,11 @@ def hardware_facts(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that touch the bits; a library that is not installed is left out."""
-    versions = {"python": platform.python_version()}
+    """Versions of Python and of the libraries that touch the bits; a library that is not installed is left out.
+
+    `arithmetic` is our own part: with another one the same plan gives other bits, and none of them is damaged.
+    """
+    versions = {"python": platform.python_version(), "arithmetic": _ARITHMETIC}
     for name in _LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -111,6 +118,17 @@ def has_compiler(environment: Mapping[str, str] | None = None) -> bool:
     environment = os.environ if environment is None else environment
     named = [environment["CXX"]] if environment.get("CXX") else ["g++", "clang++"]
     return any(shutil.which(name, path=environment.get("PATH")) for name in named)
+
+
+def compiler_version(environment: Mapping[str, str] | None = None) -> str:
+    """The first line that the compiler says of its version; "" where there is none."""
+    environment = os.environ if environment is None else environment
+    named = [environment["CXX"]] if environment.get("CXX") else ["g++", "clang++"]
+    found = next((path for name in named if (path := shutil.which(name, path=environment.get("PATH")))), None)
+    if found is None:
+        return ""
+    told = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    return told.stdout.partition("\n")[0]
 
 
 def require_compiler() -> None:

@@ -1,4 +1,4 @@
-"""The training loop: forward, backward, clip, step, log, snapshot, stop. One narrative, exact to the bit.
+"""The training loop: batch, step, log, snapshot, stop. One narrative, exact to the bit.
 
 Every step is a pure function of (weights, optimizer state, step number): the batch comes from the frozen list, the
 rate from the schedule. Nothing else is carried over, so a run killed anywhere and resumed from its newest snapshot
@@ -10,35 +10,29 @@ snapshot and passes over the steps that `trainer/rewind.py` noted, or halts.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import orjson
 from torch import Tensor
 
-from guard.durable import publish
 from guard.errors import Damage
 from trainer.ahead import Source
 from trainer.anomaly import WINDOW, AnomalyFound, find_anomaly, rules_of
 from trainer.batches import StepBatch
+from trainer.lanes import Alone, LaneSum, Team
 from trainer.model import Decoder
 from trainer.rewind import go_back, noted_anomalies, settle_snapshots, skipped_steps
-from trainer.run_logs import RunLogs
 from trainer.schedule import learning_rate
-from trainer.snapshot import newest_snapshot, save_snapshot
+from trainer.scribe import Scribe, Silent
+from trainer.snapshot import newest_snapshot
 from trainer.stepper import Stepper
 from trainer.stopping import StopRequested
+from trainer.surroundings import changes
 from trainer.weights import save_weights
 
 __all__ = ["LoopPlan", "Outcome", "StopRequested", "train"]
-
-PROGRESS_SECONDS = 0.5
-# A run that took less since its last snapshot is cheaper to repeat than to save at its end.
-WORTH_SAVING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,9 @@ class LoopPlan:
     start: Callable[[], Mapping[str, Tensor]] | None = None
     """Gives the parent's weights by name: where a run goes back to that meets an anomaly before its first snapshot."""
     surroundings: dict[str, Any] = field(default_factory=dict)
-    """Library versions and hardware: when they change across a resume, exactness is only declared."""
+    """What else the bits depend on (`trainer/surroundings.py`): another one after a resume, and exactness is declared."""
+    lanes: int = 1
+    """Gradients are added up in so many lanes (`trainer/lanes.py`)."""
 
 
 @dataclass
@@ -84,6 +80,11 @@ class Outcome:
     wall_seconds: float = 0.0
     resumes: int = 0
     changed_surroundings: bool = False
+    changes: list[str] = field(default_factory=list)
+    """What of the surroundings was another one after a resume."""
+    seconds_per_step: float = 0.0
+    tokens_per_second: float = 0.0
+    """The pace at the end, smoothed (`trainer/pace.py`)."""
     notes: list[str] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
     """The newest losses learnt from: what the next one is judged by."""
@@ -93,25 +94,28 @@ class Outcome:
 
 def train(
     model: Decoder, feed: Source, objective: Any, plan: LoopPlan, *,
-    stop: Callable[[], bool], clock: Callable[[], float],
+    stop: Callable[[], bool], clock: Callable[[], float], team: Team | None = None,
 ) -> Outcome:  # fmt: skip
     """Run `plan.steps` steps, from the newest snapshot in staging if there is one. Changes `model` in place.
 
-    Raises StopRequested after the snapshot that a stop asked for, DataFault when a loss or gradient is not finite,
-    Damage when snapshots or metrics are damaged, OSError when the disk says no.
+    All processes of a `team` call this with the same plan; rank 0 alone writes. Raises StopRequested after the snapshot
+    that a stop asked for, DataFault when a loss or gradient is not finite, Damage when snapshots or metrics are damaged,
+    OSError when the disk says no (of a snapshot's writing: at the end of a later step), EnvironmentFault for a lost process.
     """
     assert plan.steps >= 1, "a plan without steps trains nothing and must not be accepted"
-    resumes = None
+    team, resumes = team or Alone(), None
     while True:
         try:
-            return _run(model, feed, objective, plan, stop=stop, clock=clock, resumes=resumes)
-        except AnomalyFound as found:
-            go_back(plan.staging, found.anomaly, rules_of(plan.training, plan.steps))
+            return _run(model, feed, objective, plan, team, stop=stop, clock=clock, resumes=resumes)
+        except AnomalyFound as found:  # in every process of the team: they all see the same figures
+            if team.rank == 0:
+                go_back(plan.staging, found.anomaly, rules_of(plan.training, plan.steps))
+            team.agree(False, found.anomaly.step, 0.0)
             resumes = found.resumes
 
 
 def _run(
-    model: Decoder, feed: Source, objective: Any, plan: LoopPlan, *,
+    model: Decoder, feed: Source, objective: Any, plan: LoopPlan, team: Team, *,
     stop: Callable[[], bool], clock: Callable[[], float], resumes: int | None,
 ) -> Outcome:  # fmt: skip
     """The run from its newest snapshot on. Raises AnomalyFound.
@@ -119,8 +123,20 @@ def _run(
     `resumes`: how often this process had resumed it when it met an anomaly; None for a model that was just loaded.
     """
     skips = skipped_steps(noted_anomalies(plan.staging))
-    settle_snapshots(plan.staging, skips)
-    stepper = Stepper(model, objective, plan.training, plan.dtype, plan.compile)
+    if team.rank == 0:
+        settle_snapshots(plan.staging, skips)
+    team.agree(False, len(skips), 0.0)
+    stepper = Stepper(model, objective, plan.training, plan.dtype, plan.compile, LaneSum(plan.lanes, team))
+    try:
+        return _stepped(stepper, feed, plan, team, skips, stop=stop, clock=clock, resumes=resumes)
+    finally:
+        stepper.finish()
+
+
+def _stepped(
+    stepper: Stepper, feed: Source, plan: LoopPlan, team: Team, skips: frozenset[int], *,
+    stop: Callable[[], bool], clock: Callable[[], float], resumes: int | None,
+) -> Outcome:  # fmt: skip
     run, kept = _resume(stepper, plan, resumes)
     factor = rules_of(plan.training, plan.steps).spike_factor
 
@@ -129,90 +145,38 @@ def _run(
         if anomaly is not None:
             raise AnomalyFound(anomaly, run.resumes)
 
-    with RunLogs(plan.staging, kept) as logs:
-        saved_at, told_at, started, before = clock(), -math.inf, clock(), run.wall_seconds
+    with Scribe(plan, run, kept, clock) if team.rank == 0 else Silent() as scribe:
+        team.agree(False, run.step, 0.0)
         while run.step < plan.steps:
             began = clock()
             rate = learning_rate(run.step, plan.steps, plan.training)
             batch = feed.step(run.step)
+            gradient_norm = 0.0
             if run.step in skips:
-                _pass_over(run, batch, logs)
+                run.skipped.append(run.step)
+                run.step += 1
+                scribe.skip(batch)
             else:
                 loss, gradient_norm = stepper.step(batch, rate, run.step, check)
-                now = clock()
-                _advance(run, batch, loss, before + now - started)
-                logs.append({**_row(run, batch, rate, gradient_norm, now - began), **stepper.metrics}, batch.sequences)
-            now = clock()
-            if now - told_at >= PROGRESS_SECONDS or run.step == plan.steps:
-                _tell(plan, run, batch, now - began)
-                told_at = now
-            stopping = stop()
-            if _snapshot_due(plan, run.step, now - saved_at, stopping):
-                _save(stepper, plan, run, logs)
-                saved_at = now
+                _advance(run, batch, loss)
+                scribe.step(batch, rate, gradient_norm, clock() - began, stepper.metrics)
+            stopping = team.agree(stop(), run.step, gradient_norm)
+            scribe.save_if_due(stepper, stopping)
             if stopping and run.step < plan.steps:
+                scribe.wait()
                 raise StopRequested(f"stopped after step {run.step} of {plan.steps}")
-        run.consumed = logs.consumed_sha256
-    if plan.seal_to is not None:
+    if plan.seal_to is not None and team.rank == 0:
         save_weights(stepper.tensors()[1], plan.seal_to)
-    stepper.finish()
     return run
 
 
-def _pass_over(run: Outcome, batch: StepBatch, logs: RunLogs) -> None:
-    """A step that is skipped: nothing is computed, nothing counts as fed, and the log says so."""
-    run.skipped.append(run.step)
+def _advance(run: Outcome, batch: StepBatch, loss: float) -> None:
     run.step += 1
-    logs.append({"step": run.step, "skipped": True, "loss": None, "tokens": 0, "skipped_tokens": batch.tokens,
-                 "seconds": run.wall_seconds}, np.empty(0, dtype=np.int64))  # fmt: skip
-
-
-def _advance(run: Outcome, batch: StepBatch, loss: float, wall_seconds: float) -> None:
-    run.step += 1
-    run.loss, run.wall_seconds = loss, wall_seconds
+    run.loss = loss
     run.recent = [*run.recent[1 - WINDOW :], loss]
     run.tokens += batch.tokens
     run.loss_tokens += batch.loss_tokens
     run.replay_tokens += batch.replay_tokens
-
-
-def _row(run: Outcome, batch: StepBatch, rate: float, gradient_norm: float, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl; `tokens` and `loss_tokens` are this step's, `seconds` the run's so far."""
-    return {
-        "step": run.step, "loss": run.loss, "learning_rate": rate, "grad_norm": gradient_norm,
-        "tokens": batch.tokens, "loss_tokens": batch.loss_tokens,
-        "tokens_per_second": batch.tokens / seconds if seconds > 0 else 0.0, "seconds": run.wall_seconds,
-    }  # fmt: skip
-
-
-def _tell(plan: LoopPlan, run: Outcome, batch: StepBatch, seconds: float) -> None:
-    """progress.json: a hint for people, replaced in one step and not synced."""
-    average = run.wall_seconds / run.step
-    progress = {
-        "phase": "training", "step": run.step, "steps": plan.steps, "loss": run.loss, "tokens": run.tokens,
-        "tokens_per_second": batch.tokens / seconds if seconds > 0 else 0.0,
-        "eta_seconds": average * (plan.steps - run.step), "pid": os.getpid(),
-    }  # fmt: skip
-    publish(plan.staging / "progress.json", orjson.dumps(progress))
-
-
-def _snapshot_due(plan: LoopPlan, step: int, unsaved_seconds: float, stopping: bool) -> bool:
-    by_steps = plan.snapshot_steps > 0 and step % plan.snapshot_steps == 0
-    by_time = plan.snapshot_seconds > 0 and unsaved_seconds >= plan.snapshot_seconds
-    at_the_end = step == plan.steps and unsaved_seconds >= WORTH_SAVING_SECONDS
-    return stopping or by_steps or by_time or at_the_end
-
-
-def _save(stepper: Stepper, plan: LoopPlan, run: Outcome, logs: RunLogs) -> None:
-    state = {
-        "identity": plan.identity,
-        "run": vars(run),
-        "surroundings": plan.surroundings,
-        # Synced first: a snapshot must never speak of rows that the disk does not have.
-        "logs": logs.sync(),
-    }
-    weights, moments = stepper.tensors()
-    save_snapshot(plan.staging / "snapshots", run.step, state, weights, moments)
 
 
 def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outcome, dict[str, Any]]:
@@ -228,7 +192,9 @@ def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outc
     stepper.load(snapshot.model, snapshot.optimizer)
     run = Outcome(**state["run"])
     run.resumes = run.resumes + 1 if resumes is None else resumes
-    run.changed_surroundings |= state["surroundings"] != plan.surroundings
+    changed = changes(state["surroundings"], plan.surroundings)
+    run.changed_surroundings |= bool(changed)
+    run.changes += [text for text in changed if text not in run.changes]
     run.notes += [f"snapshot passed over: {text}" for text in snapshot.damaged]
     return run, state["logs"]
 

@@ -39,9 +39,11 @@ class _Log:
         self._handle.write(data)
         self._handle.flush()
 
-    def sync(self) -> int:
-        os.fsync(self._handle.fileno())
+    def size(self) -> int:
         return os.fstat(self._handle.fileno()).st_size
+
+    def sync(self) -> None:
+        os.fsync(self._handle.fileno())
 
     def close(self) -> None:
         self._handle.close()
@@ -51,7 +53,7 @@ class RunLogs:
     """Both logs, open. Use as a context manager."""
 
     def __init__(self, folder: Path, kept: Mapping[str, Any]) -> None:
-        """`kept` is what `sync` returned when the snapshot was taken, or {} for a run from its beginning.
+        """`kept` is what `mark` returned when the snapshot was taken, or {} for a run from its beginning.
 
         Raises Damage when a file is shorter than it was, or when the ids are not those that were fed.
         """
@@ -74,13 +76,18 @@ class RunLogs:
         self._consumed.append(ids)
         self._metrics.append(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
-    def sync(self) -> dict[str, Any]:
-        """Make everything so far durable; returns what a snapshot has to remember."""
+    def mark(self) -> dict[str, Any]:
+        """What a snapshot of this moment has to remember; it may be taken when `sync` has been called afterwards."""
         return {
-            "metrics_bytes": self._metrics.sync(),
-            "consumed_bytes": self._consumed.sync(),
+            "metrics_bytes": self._metrics.size(),
+            "consumed_bytes": self._consumed.size(),
             "consumed_sha256": self.consumed_sha256,
         }
+
+    def sync(self) -> None:
+        """Make everything so far durable. May be called in another thread, while rows are added. Raises OSError."""
+        self._metrics.sync()
+        self._consumed.sync()
 
     def close(self) -> None:
         """Close both files."""

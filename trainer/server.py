@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import selectors
 import signal
@@ -31,10 +30,10 @@ from typing import Any
 import orjson
 
 from trainer.hardware import set_environment
+from trainer.parent_death import die_with
 
 __all__ = ["Server", "main"]
 
-_PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 65536
 _EXIT_CRASH = 70  # the child failed outside its job: no error.json could be left
 
@@ -127,7 +126,7 @@ class Server:
         """In the forked process: cut every tie to the server, do the job, and leave without running exit handlers."""
         status = _EXIT_CRASH
         try:
-            _die_with(server)
+            die_with(server, _EXIT_CRASH)
             os.setsid()
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
@@ -158,15 +157,6 @@ def _loads(line: bytes) -> object:
         return orjson.loads(line)
     except ValueError:
         return None
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when `parent` dies; leave at once when it is gone already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os._exit(_EXIT_CRASH)
 
 
 def _redirect_output(log: Path) -> None:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from guard.durable import fsync_dir, fsync_tree, make_dir, remove_tree, rename_new, sha256_file, write_json
 from guard.errors import Damage
+from guard.failpoints import point
 from trainer.weights import save_weights
 
-__all__ = ["KEPT", "Snapshot", "forget_snapshots", "newest_snapshot", "save_snapshot"]
+__all__ = ["KEPT", "Snapshot", "forget_snapshots", "newest_snapshot", "save_snapshot", "told_by_newest"]
 
 KEPT = 2
 _NAME = re.compile(r"step-(\d+)\Z")
@@ -59,21 +60,47 @@ def save_snapshot(
     temporary, target = folder / f".step-{step:08d}.tmp", folder / f"step-{step:08d}"
     temporary.mkdir()
     try:
-        save_weights(model, temporary / "model.safetensors")
-        save_weights(optimizer, temporary / "optimizer.safetensors")
-        write_json(temporary / "state.json", {**state, "step": step})
-        write_json(temporary / _CHECKSUMS, {name: sha256_file(temporary / name) for name in _PARTS})
-        fsync_tree(temporary)
+        _fill(temporary, {**state, "step": step}, model, optimizer)
         if target.exists():  # a damaged one of the same step that the run went past
             remove_tree(target)
+            point("snapshot.aside")
         rename_new(temporary, target)
+        point("snapshot.renamed")
         if not _marker(folder).exists():
             write_json(_marker(folder), {"first_step": step})
+            point("snapshot.marked")
     except OSError:
         remove_tree(temporary)
         raise
     _forget_old(folder)
+    point("snapshot.forgotten")
     return target
+
+
+def _fill(folder: Path, state: Mapping[str, Any], model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+    """All parts of a snapshot and their checksums, synced."""
+    point("snapshot.begun")
+    save_weights(model, folder / "model.safetensors")
+    point("snapshot.weights")
+    save_weights(optimizer, folder / "optimizer.safetensors")
+    point("snapshot.moments")
+    write_json(folder / "state.json", state)
+    write_json(folder / _CHECKSUMS, {name: sha256_file(folder / name) for name in _PARTS})
+    point("snapshot.described")
+    fsync_tree(folder)
+    point("snapshot.synced")
+
+
+def told_by_newest(folder: Path) -> dict[str, Any]:
+    """The state of the newest snapshot as it stands there, unchecked: to be shown, never to be resumed from; or {}."""
+    for step, path in reversed(_all(folder)):
+        try:
+            state = orjson.loads((path / "state.json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(state, dict) and state.get("step") == step:
+            return state
+    return {}
 
 
 def newest_snapshot(folder: Path) -> Snapshot | None:

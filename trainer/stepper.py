@@ -17,6 +17,7 @@ from torch import Tensor
 from guard.errors import DataFault
 from trainer.batches import StepBatch
 from trainer.compiling import FEWEST_TOKENS, compile_layers
+from trainer.lanes import LaneSum
 from trainer.model import Decoder
 from trainer.objectives import Loss
 from trainer.optimizer import load_optimizer, new_optimizer, optimizer_tensors, trained_parameters
@@ -29,13 +30,15 @@ class Stepper:
     """A model in training. Changes it in place."""
 
     def __init__(
-        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, compile: bool = False
-    ) -> None:
-        """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for a working copy in it.
+        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, compile: bool = False,
+        lanes: LaneSum | None = None,
+    ) -> None:  # fmt: skip
+        """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for a working copy in it; `lanes`: who adds
+        gradients up.
 
         `compile`: fuse the layers first, which takes a while. Raises what the compiler raises.
         """
-        self.model, self._objective = model, objective
+        self.model, self._objective, self._lanes = model, objective, lanes or LaneSum()
         self._dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._copy = WorkingCopy(model) if dtype == "bfloat16" else None
         self._trained = self._copy.trained() if self._copy else trained_parameters(model)
@@ -70,19 +73,22 @@ class Stepper:
 
     def _gradients(self, batch: StepBatch) -> float:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
-        total, told = 0.0, dict[str, float]()
-        for micro in batch.micro_batches:
-            self.model.halves = self._halves if micro.inputs.numel() >= FEWEST_TOKENS else None
-            found = self._objective.loss(self.model, micro, self._dtype)
-            summed, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
-            (summed / batch.weight).backward()
-            total += float(summed.detach())
-            if self._copy:
-                self._copy.gather()
-            for name, value in metrics.items():
-                told[name] = told.get(name, 0.0) + float(value)
+        told, learning = dict[str, float](), list(self._trained.values())
+        for lane, micro_batches in batch.lanes():
+            total = 0.0
+            for micro in micro_batches:
+                self.model.halves = self._halves if micro.inputs.numel() >= FEWEST_TOKENS else None
+                found = self._objective.loss(self.model, micro, self._dtype)
+                summed, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
+                (summed / batch.weight).backward()
+                total += float(summed.detach())
+                if self._copy:
+                    self._copy.gather()
+                for name, value in metrics.items():
+                    told[name] = told.get(name, 0.0) + float(value)
+            self._lanes.add(lane, total, learning)
         self.metrics = {name: value / batch.weight for name, value in told.items()}
-        return total
+        return self._lanes.finish(learning, batch.lanes_used)
 
     def _clip(self) -> float:
         """Scale gradients so that their common norm is at most the limit (0: leave them); returns the norm before."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 from safetensors.torch import load_file
 
-from guard.durable import publish, remove_tree, sha256_file, write_json
+from guard.durable import remove_tree, sha256_file, write_json
 from guard.errors import Damage
 from guard.weights import input_identity
 from trainer.adapter_config import AdapterConfig
@@ -30,10 +30,13 @@ from trainer.adapter_files import AdapterNote
 from trainer.ahead import Ahead
 from trainer.batches import Feed
 from trainer.dataset import open_dataset
+from trainer.dealing import own_lanes
 from trainer.device import Placed, device_facts, move_model, prepare_device
+from trainer.distributed import Crew, forked_crew
 from trainer.evaluate import evaluate
 from trainer.generate import distinct_ratio, generate
 from trainer.hardware import apply_numbers, hardware_facts, library_versions, peak_memory, require_compiler
+from trainer.launch import run_launched
 from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
@@ -42,8 +45,11 @@ from trainer.objectives import bind, find_objective
 from trainer.optimizer import trained_parameters
 from trainer.phases import Phases
 from trainer.rewind import noted_anomalies
+from trainer.scribe import tell_progress
 from trainer.selection import Selection
+from trainer.snapshot import told_by_newest
 from trainer.student import load_student
+from trainer.surroundings import surroundings
 from trainer.template import stop_ids
 from trainer.templates.base import Template
 from trainer.templates.find import load_template
@@ -67,19 +73,22 @@ class _Child:
     staging: Path
     stop: Callable[[], bool]
     phases: Phases = field(default_factory=Phases)
+    rank: int = 0
 
     def tell(self, phase: str, run: Outcome | None = None) -> None:
-        """Publish the phase, and where the run stands once there is one; stop here when asked to."""
+        """Publish the phase and where the run stands; stop here when asked to. Only rank 0 tells, and only it is asked."""
+        if self.rank:
+            return
         self.phases.begin(phase)
-        run = run or Outcome()
-        hint = {
-            "phase": phase, "step": run.step, "steps": self.job.get("steps"), "tokens": run.tokens,
-            "loss": run.loss if run.step else None, "eta_seconds": None, "pid": os.getpid(),
-            "tokens_per_second": run.tokens / run.wall_seconds if run.wall_seconds else 0.0,
-        }  # fmt: skip
-        publish(self.staging / "progress.json", orjson.dumps(hint))
+        tell_progress(self.staging, run or self._saved(), self.job.get("steps"), phase)
         if self.stop():
             raise StopRequested(f"stopped before {phase}")
+
+    def _saved(self) -> Outcome:
+        """Where the run will go on: what the newest snapshot says, as far as it can be read."""
+        known = {item.name for item in fields(Outcome)}
+        told = told_by_newest(self.staging / "snapshots").get("run") or {}
+        return Outcome(**{key: value for key, value in told.items() if key in known})
 
 
 def run_base(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -107,12 +116,24 @@ def run_base(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str,
     return result
 
 
-def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """Train one child of `job["base"]`; returns what result.json says.
+def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False, crew: Crew | None = None) -> dict[str, Any]:
+    """Train one child of `job["base"]`; returns what result.json says, or {} in a rank that is not the first.
 
-    Raises StopRequested, DataFault, Damage, CheckFailed (tokenizers differ), OSError.
+    `crew`: this process' place among those that a launcher started; else the job says how many there are to be.
+    Raises StopRequested, DataFault, Damage, CheckFailed (tokenizers differ), EnvironmentFault (a process is lost), OSError.
     """
-    child = _Child(job, Path(job["staging"]), stop)
+    if job.get("launch") and crew is None:
+        return run_launched(job, stop)
+    with ExitStack() as together:
+        if crew is None:
+            hang = float(job.get("hang_seconds") or 0.0)
+            crew = together.enter_context(forked_crew(int(job.get("processes") or 1), Path(job["staging"]), hang))
+        return _trained(job, stop, crew, together)
+
+
+def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack) -> dict[str, Any]:
+    """All phases of a training; `together` is closed when what all processes do is done: helpers end there."""
+    child = _Child(job, Path(job["staging"]), stop, rank=crew.rank)
     child.tell("loading")
     device = str(job.get("device", "cpu"))
     prepare_device(device)
@@ -128,18 +149,26 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     apart = not takes_documents(model)
     feed = _open_feed(child, tokenizer, objective, apart=apart)
     shared = rows_that_share(feed)
-    if shared and not apart:
-        child.tell("checking that documents do not see one another")
-        require_no_leak(model, find_objective(job["stage"]), shared)
-    child.tell("judging the parent")
-    parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
+    parent_losses: list[dict[str, Any]] = []
+    if not crew.rank:
+        if shared and not apart:
+            child.tell("checking that documents do not see one another")
+            require_no_leak(model, find_objective(job["stage"]), shared)
+        child.tell("judging the parent")
+        parent_losses = _parent_losses(child, model, tokenizer, parent_weights)
     model.train()
+    team = crew.meet()
+    together.callback(team.close)
+    feed.keep_lanes(own_lanes(_lanes(job), team.size, team.rank))
     move_model(model, device)
     child.phases.begin("training")
     with Ahead(Placed(feed, device), int(job["steps"])) as ahead:
         run = train(model, ahead, objective, _loop_plan(child, parent_weights, base),
-                    stop=stop, clock=time.monotonic)  # fmt: skip
+                    stop=stop, clock=time.monotonic, team=team)  # fmt: skip
     move_model(model, "cpu")
+    together.close()
+    if crew.rank:
+        return {}
     model.eval()
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
@@ -162,6 +191,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
         "generation": generation,
         "library_versions": library_versions(),
         "hardware": hardware_facts() | device_facts(device),
+        "processes": team.size,
         "files": files,
     }
     write_json(child.staging / "result.json", result)
@@ -182,6 +212,7 @@ def _open_feed(child: _Child, tokenizer: Tokenizer, objective: Any, *, apart: bo
         selection, objective, seed=int(job["seed"]),
         batch_sequences=int(job["recipe"]["training"]["batch_sequences"]),
         micro_sequences=int(job["micro_sequences"]), use_mask=bool(job["recipe"].get("use_loss_mask")), apart=apart,
+        lanes=_lanes(job),
     )  # fmt: skip
     for dataset in feed.datasets:
         require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, job["base"]["name"], str(dataset.folder))
@@ -214,6 +245,8 @@ def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
         **({"inputs": input_identity(job["inputs"])} if job.get("inputs") else {}),
         # Only where they are not what they always were: a snapshot of an earlier release belongs to its plan still.
         **{key: job[key] for key, usual in (("compile", False), ("device", "cpu")) if job.get(key, usual) != usual},
+        # One lane is what releases before lanes did; how many processes there are decides nothing.
+        **({"lanes": _lanes(job)} if _lanes(job) > 1 else {}),
     }
     moments = job["base"].get("optimizer_sha256")
     if moments:
@@ -223,12 +256,16 @@ def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
     return LoopPlan(
         steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
         identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
-        snapshot_seconds=float(often.get("every_seconds") or 0.0), compile=bool(job.get("compile")),
+        snapshot_seconds=float(often.get("every_seconds") or 0.0), compile=bool(job.get("compile")), lanes=_lanes(job),
         start=lambda: trained_parameters(load_student(job).model),
         moments=(lambda: load_file(base / OPTIMIZER)) if moments else None, seal_to=_sealed_moments(child),
-        surroundings={
-            "libraries": library_versions(), "hardware": hardware_facts() | device_facts(str(job.get("device", "cpu")))},
+        surroundings=surroundings(device=str(job.get("device", "cpu")), compiled=bool(job.get("compile"))),
     )  # fmt: skip
+
+
+def _lanes(job: Job) -> int:
+    """A plan of an earlier release has one."""
+    return int(job.get("lanes") or 1)
 
 
 def _losses(child: _Child, model: Decoder, tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -325,7 +362,9 @@ def _exactness(run: Outcome, device: str) -> tuple[str, str]:
     if device != "cpu":
         return "DECLARED", f"trained on {device} with deterministic kernels; no two such runs were ever compared"
     if run.changed_surroundings:
-        return "DECLARED", "libraries or processor changed between two parts of the run"
+        told = "; ".join(run.changes) or "libraries or processor"
+        return "DECLARED", f"changed between two parts of the run: {told}"
     if run.resumes:
-        return "RESUMED-EXACT", f"resumed {run.resumes} times from checked snapshots on the same machine"
+        times = "once" if run.resumes == 1 else f"{run.resumes} times"
+        return "RESUMED-EXACT", f"resumed {times} from checked snapshots on the same processor and libraries"
     return "EXACT", "one uninterrupted run"
