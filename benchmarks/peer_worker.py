@@ -101,6 +101,7 @@ def litgpt(asked: Asked) -> Callable[[int], float]:
 
 def heirloom(asked: Asked) -> Callable[[int], float]:
     from trainer.batches import Batch, StepBatch
+    from trainer.hardware import keep_memory
     from trainer.model import new_model
     from trainer.model_config import ModelConfig
     from trainer.objectives import pretrain
@@ -112,9 +113,10 @@ def heirloom(asked: Asked) -> Callable[[int], float]:
                          block_size=shape["block"], vocab_size=shape["vocabulary"], qk_norm=shape["qk_norm"],
                          architecture="qwen3" if shape["qk_norm"] else "llama")  # fmt: skip
     recipe = {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0}
+    keep_memory()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    stepper = Stepper(new_model(config, 1337), pretrain, recipe, asked["dtype"], asked["compile"])
+    stepper = Stepper(new_model(config, 1337), pretrain, recipe, asked["dtype"], size if asked["compile"] else 0)
 
     def step(number: int) -> float:
         inputs, targets = batch(asked, number)

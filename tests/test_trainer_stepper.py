@@ -32,10 +32,10 @@ def _batch(step: int, rows: int = 4, tokens: int = 24) -> StepBatch:
 
 
 def _run(
-    dtype: str, steps: int = 30, compile: bool = False, shapes: tuple[tuple[int, int], ...] = ((4, 24),)
+    dtype: str, steps: int = 30, compile_tokens: int = 0, shapes: tuple[tuple[int, int], ...] = ((4, 24),)
 ) -> tuple[Decoder, list[float]]:
     model = new_model(_CONFIG, 3)
-    stepper = Stepper(model, pretrain, _TRAINING, dtype, compile)
+    stepper = Stepper(model, pretrain, _TRAINING, dtype, compile_tokens)
     losses = [stepper.step(_batch(step, *shapes[step % len(shapes)]), 3e-3, step)[0] for step in range(steps)]
     stepper.finish()
     return model, losses
@@ -115,18 +115,34 @@ def _compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     torch._dynamo.config.error_on_recompile = False
 
 
+def test_a_packed_batch_is_filled_up_with_documents_that_change_nothing() -> None:
+    lengths = (30, 32, 25, 20)
+    ids = torch.randint(0, 64, (1, sum(lengths)), generator=torch.Generator().manual_seed(1))
+    documents = torch.repeat_interleave(torch.tensor(lengths))[None]
+    packed = Batch(ids, ids.roll(-1, 1), torch.ones(1, sum(lengths)), documents)
+    whole = compiling.fitted(packed, 128, _CONFIG.block_size)
+    assert whole is not None and whole.documents is not None and whole.inputs.shape == whole.documents.shape == (1, 128)
+    assert int(torch.bincount(whole.documents[0]).max()) <= _CONFIG.block_size
+    model = new_model(_CONFIG, 3)
+    losses = [float(pretrain.loss(model, batch, torch.float32)) for batch in (packed, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert compiling.fitted(packed, 160, 32) is None, "two thirds full: not worth it"
+    assert compiling.fitted(packed, 96, 32) is None, "longer than what is compiled for"
+    assert compiling.fitted(Batch(ids.view(1, -1)[:, :64].view(2, 32), ids[:, :64].view(2, 32), torch.ones(2, 32)), 128, 32) is None
+
+
 def _shapes_change_no_bit() -> None:
-    shapes = ((4, 24), (1, 30), (2, 9), (1, 1))
+    shapes = ((4, 32), (1, 30), (2, 9), (1, 1))
     _model, losses = _run("float32", 8, shapes=shapes)
-    model, compiled = _run("float32", 8, compile=True, shapes=shapes)
+    model, compiled = _run("float32", 8, compile_tokens=128, shapes=shapes)
     np.testing.assert_allclose(compiled, losses, rtol=1e-4)
     assert model.halves is None
     # A resumed run begins with another shape: what is compiled must not depend on which came first.
     other = new_model(_CONFIG, 3)
-    stepper = Stepper(new_model(_CONFIG, 5), pretrain, _TRAINING, "float32", True)
+    stepper = Stepper(new_model(_CONFIG, 5), pretrain, _TRAINING, "float32", 128)
     stepper.step(_batch(2, 2, 9), 3e-3, 2)
     stepper.finish()
-    again = Stepper(other, pretrain, _TRAINING, "float32", True)
+    again = Stepper(other, pretrain, _TRAINING, "float32", 128)
     for step in range(8):
         again.step(_batch(step, *shapes[step % 4]), 3e-3, step)
     again.finish()
@@ -144,11 +160,11 @@ def test_whole_layers_are_handed_to_the_compiler_once_whatever_shapes_come(monke
 def test_another_compilation_in_mid_run_is_an_error_and_never_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     model = new_model(_CONFIG, 3)
-    halves = compiling.compile_layers(model)
+    halves = compiling.compile_layers(model, 64)
     model.bfloat16()
     model.compute_dtype, model.halves = torch.bfloat16, halves
     with pytest.raises(torch._dynamo.exc.RecompileError):
-        model(torch.zeros(1, 20, dtype=torch.int64))
+        model(torch.zeros(2, 32, dtype=torch.int64))
 
 
 @pytest.mark.sweep

@@ -1,31 +1,34 @@
 """The element-wise parts of the layers fused by `torch.compile`, so that equal plans still give equal bits.
 
-What the compiler makes may depend on the shapes it has met, and a resumed run meets others first. So it is shown one
-fixed shape before step 1, with the number of tokens left open, and any compilation after that is an error. Every layer
-shares the two compiled functions, which keeps the warm-up to that of one layer. What was compiled is kept between
-processes in the person's own cache folder. Whether a job is worth it stands in its plan (`trainer/hardware.py`).
-Not here: the formulas (`trainer/kernels.py`); attention, the head and the optimiser are not compiled.
+What the compiler makes depends on the number of tokens it is made for, and with that number left open on the batches
+met so far, which are others after a resume. So it is made before step 1 for one number, that of a full micro-batch; a
+packed micro-batch that is nearly full is filled up with tokens that bear no loss, any other goes uncompiled, and a
+compilation after that is an error. Every layer shares the two compiled functions, which keeps the warm-up to that of
+one layer. What was compiled is kept between processes in the person's own cache folder. Whether a job is worth it
+stands in its plan (`trainer/numbers.py`). Not here: the formulas (`trainer/kernels.py`); attention, the head and the
+optimiser are not compiled.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import nn
 
 from guard.errors import CheckFailed
+from trainer.batches import Batch
 from trainer.kernels import after_attention, before_attention
 from trainer.model import Decoder, Halves
 
-__all__ = ["FEWEST_TOKENS", "cache_folder", "compile_layers"]
+__all__ = ["cache_folder", "compile_layers", "fitted"]
 
-FEWEST_TOKENS = 16
-"""A batch of fewer tokens is not worth it, and for a single one the compiler would make other code: those go as they are."""
-_WARM_UP_ROWS = 2
+_FULL_ENOUGH = 0.75
+"""Below this share of a full micro-batch filling it up costs more than compiled layers save."""
 BACKEND = "inductor"
 
 
@@ -35,8 +38,10 @@ def cache_folder() -> Path:
     return Path(root) / "heirloom" / "compiled"
 
 
-def compile_layers(model: Decoder) -> Halves:
-    """Compile for training `model` as it is now (dtype, threads); leaves its gradients as they were: none.
+def compile_layers(model: Decoder, tokens: int) -> Halves:
+    """Compile for training `model` as it is now (dtype, threads) on micro-batches of `tokens`, a multiple of its block.
+
+    Leaves its gradients as they were: none.
 
     Raises what the compiler raises, the lack of a C++ compiler among it.
     """
@@ -52,11 +57,12 @@ def compile_layers(model: Decoder) -> Halves:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder())
     torch._dynamo.reset()
     torch._dynamo.config.error_on_recompile = False
-    halves = Halves(_open_to_tokens(before_attention, (0, 7, 8)), _open_to_tokens(after_attention, (0, 1)))
+    wanted: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": BACKEND}
+    halves = Halves(torch.compile(before_attention, **wanted), torch.compile(after_attention, **wanted))
     model.halves = halves
-    tokens = torch.zeros(_WARM_UP_ROWS, model.config.block_size, dtype=torch.int64, device=model.head_weight.device)
+    rows = torch.zeros(tokens, dtype=torch.int64, device=model.head_weight.device).view(-1, model.config.block_size)
     try:
-        model(tokens).float().sum().backward()
+        model(rows).float().sum().backward()
     finally:
         model.halves = None
         model.zero_grad(set_to_none=True)
@@ -64,14 +70,18 @@ def compile_layers(model: Decoder) -> Halves:
     return halves
 
 
-def _open_to_tokens(function: Any, places: tuple[int, ...]) -> Any:
-    """`function` compiled, its arguments in `places` being of any number of tokens and all else as it is."""
-    compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=BACKEND)
+def fitted(batch: Batch, tokens: int, block_size: int) -> Batch | None:
+    """`batch` as one of exactly `tokens` positions, for which the layers were compiled; None when it is too far from that.
 
-    @functools.wraps(function)
-    def call(*arguments: Tensor) -> Any:
-        for place in places:
-            torch._dynamo.mark_dynamic(arguments[place], 0)
-        return compiled(*arguments)
-
-    return call
+    What is added are documents of their own that bear no loss, so that no other document sees them.
+    """
+    missing = tokens - batch.inputs.numel()
+    if missing == 0:
+        return batch
+    if missing < 0 or batch.inputs.shape[0] > 1 or missing > (1 - _FULL_ENOUGH) * tokens:
+        return None
+    documents = torch.zeros_like(batch.inputs) if batch.documents is None else batch.documents
+    added = int(documents[0, -1]) + 1 + torch.arange(missing, device=documents.device)[None] // block_size
+    return dataclasses.replace(
+        batch, inputs=F.pad(batch.inputs, (0, missing)), targets=F.pad(batch.targets, (0, missing)),
+        weights=F.pad(batch.weights, (0, missing)), documents=torch.cat((documents, added), dim=1))  # fmt: skip

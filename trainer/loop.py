@@ -52,8 +52,8 @@ class LoopPlan:
     """Snapshot every so many steps; 0: not by steps."""
     snapshot_seconds: float = 300.0
     """Snapshot when so many seconds of work would be lost; 0: not by time."""
-    compile: bool = False
-    """With kernels made by torch.compile."""
+    compile_tokens: int = 0
+    """The layers are compiled for micro-batches of so many tokens; 0: not at all."""
     moments: Callable[[], Mapping[str, Tensor]] | None = None
     """Gives the parent's sealed optimiser state, which the run starts from; None: it starts from none."""
     seal_to: Path | None = None
@@ -126,7 +126,7 @@ def _run(
     if team.rank == 0:
         settle_snapshots(plan.staging, skips)
     team.agree(False, len(skips), 0.0)
-    stepper = Stepper(model, objective, plan.training, plan.dtype, plan.compile, LaneSum(plan.lanes, team))
+    stepper = Stepper(model, objective, plan.training, plan.dtype, plan.compile_tokens, LaneSum(plan.lanes, team))
     try:
         return _stepped(stepper, feed, plan, team, skips, stop=stop, clock=clock, resumes=resumes)
     finally:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from guard.errors import DataFault
-from trainer.batches import StepBatch
-from trainer.compiling import FEWEST_TOKENS, compile_layers
+from trainer.batches import Batch, StepBatch
+from trainer.compiling import compile_layers, fitted
 from trainer.lanes import LaneSum
 from trainer.model import Decoder
 from trainer.objectives import Loss
@@ -30,19 +30,20 @@ class Stepper:
     """A model in training. Changes it in place."""
 
     def __init__(
-        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, compile: bool = False,
+        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, compile_tokens: int = 0,
         lanes: LaneSum | None = None,
     ) -> None:  # fmt: skip
         """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for a working copy in it; `lanes`: who adds
         gradients up.
 
-        `compile`: fuse the layers first, which takes a while. Raises what the compiler raises.
+        `compile_tokens`: compile the layers first, for micro-batches of so many; 0: not. Raises what the compiler raises.
         """
         self.model, self._objective, self._lanes = model, objective, lanes or LaneSum()
         self._dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._copy = WorkingCopy(model) if dtype == "bfloat16" else None
         self._trained = self._copy.trained() if self._copy else trained_parameters(model)
-        self._halves = compile_layers(model) if compile else None
+        self._compiled_for = compile_tokens
+        self._halves = compile_layers(model, compile_tokens) if compile_tokens else None
         self._optimizer = new_optimizer(self._trained, training)
         self._clip_at = float(training["grad_clip"])
         self.metrics: dict[str, float] = {}
@@ -77,8 +78,7 @@ class Stepper:
         for lane, micro_batches in batch.lanes():
             total = 0.0
             for micro in micro_batches:
-                self.model.halves = self._halves if micro.inputs.numel() >= FEWEST_TOKENS else None
-                found = self._objective.loss(self.model, micro, self._dtype)
+                found = self._objective.loss(self.model, self._prepared(micro), self._dtype)
                 summed, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
                 (summed / batch.weight).backward()
                 total += float(summed.detach())
@@ -89,6 +89,12 @@ class Stepper:
             self._lanes.add(lane, total, learning)
         self.metrics = {name: value / batch.weight for name, value in told.items()}
         return self._lanes.finish(learning, batch.lanes_used)
+
+    def _prepared(self, micro: Batch) -> Batch:
+        """The micro-batch as the layers were compiled for it, or as it is and the layers as they are."""
+        whole = fitted(micro, self._compiled_for, self.model.config.block_size) if self._halves else None
+        self.model.halves = None if whole is None else self._halves
+        return micro if whole is None else whole
 
     def _clip(self) -> float:
         """Scale gradients so that their common norm is at most the limit (0: leave them); returns the norm before."""

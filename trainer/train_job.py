@@ -256,7 +256,8 @@ def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
     return LoopPlan(
         steps=int(job["steps"]), training=dict(job["recipe"]["training"]), dtype=job["dtype"], staging=child.staging,
         identity=identity, snapshot_steps=int(often.get("every_steps") or 0),
-        snapshot_seconds=float(often.get("every_seconds") or 0.0), compile=bool(job.get("compile")), lanes=_lanes(job),
+        snapshot_seconds=float(often.get("every_seconds") or 0.0), lanes=_lanes(job),
+        compile_tokens=int(job["micro_sequences"]) * int(job["block_size"]) if job.get("compile") else 0,
         start=lambda: trained_parameters(load_student(job).model),
         moments=(lambda: load_file(base / OPTIMIZER)) if moments else None, seal_to=_sealed_moments(child),
         surroundings=surroundings(device=str(job.get("device", "cpu")), compiled=bool(job.get("compile"))),
