@@ -21,7 +21,6 @@ from trainer import device as devices
 from trainer.batches import StepBatch, pad, side_by_side
 from trainer.device import Placed, find_micro, fitting_micro, move_model, prepare_device
 from trainer.loop import Outcome
-from trainer.loss import next_token_loss
 from trainer.model import new_model
 from trainer.model_config import ModelConfig
 from trainer.objectives import find_objective
@@ -58,15 +57,6 @@ def test_a_model_moves_with_the_tables_that_are_no_parameters() -> None:
     assert all(one is other for one, other in zip(tensors, [*model.parameters(), model._cos, model._sin], strict=True))
     move_model(model, "meta")
     assert {tensor.device.type for tensor in (*model.parameters(), model._cos, model._sin)} == {"meta"}
-
-
-def test_autocast_is_that_of_the_batch_s_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    really = torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda kind, **rest: (asked.append(kind), really("cpu", **rest))[1])
-    model = new_model(ModelConfig.from_recipe(trainer_help.SHAPE), 1)
-    next_token_loss(model, pad([ROW]), torch.float32)
-    assert asked == ["cpu"]
 
 
 def test_a_plan_for_a_gpu_that_is_gone_is_the_machine_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
