@@ -114,7 +114,7 @@ def heirloom(asked: Asked) -> Callable[[int], float]:
     recipe = {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0}
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    stepper = Stepper(new_model(config, 1337), pretrain, recipe, asked["dtype"], asked["compile"])
+    stepper = Stepper(new_model(config, 1337), pretrain, recipe, asked["dtype"], compile=asked["compile"])
 
     def step(number: int) -> float:
         inputs, targets = batch(asked, number)

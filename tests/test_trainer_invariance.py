@@ -57,7 +57,8 @@ def _step(lists: dict[str, tuple[str, bool, Selection]], name: str, step: int, m
     feed = Feed(selection, find_objective(objective), seed=1, batch_sequences=BATCH, micro_sequences=micro, use_mask=masked,
                 lanes=lanes)  # fmt: skip
     model = new_model(ModelConfig.from_recipe({**trainer_help.SHAPE, "block_size": 2 * BLOCK}), 1)
-    stepper = Stepper(model, find_objective(objective), {**trainer_help.TRAINING, "grad_clip": 0.0}, "float32", LaneSum(lanes))
+    stepper = Stepper(model, find_objective(objective), {**trainer_help.TRAINING, "grad_clip": 0.0}, "float32",
+                      lanes=LaneSum(lanes))  # fmt: skip
     return stepper.step(feed.step(step), 1e-3, step)
 
 

@@ -30,7 +30,7 @@ class Stepper:
     """A model in training. Changes it in place."""
 
     def __init__(
-        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, compile: bool = False,
+        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, *, compile: bool = False,
         lanes: LaneSum | None = None,
     ) -> None:  # fmt: skip
         """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for a working copy in it; `lanes`: who adds
@@ -73,22 +73,23 @@ class Stepper:
 
     def _gradients(self, batch: StepBatch) -> float:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
-        told, learning = dict[str, float](), list(self._trained.values())
+        learning = list(self._trained.values())
         for lane, micro_batches in batch.lanes():
-            total = 0.0
+            total, told = 0.0, dict[str, float]()
             for micro in micro_batches:
                 self.model.halves = self._halves if micro.inputs.numel() >= FEWEST_TOKENS else None
                 found = self._objective.loss(self.model, micro, self._dtype)
-                summed, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
-                (summed / batch.weight).backward()
-                total += float(summed.detach())
+                part, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
+                (part / batch.weight).backward()
+                total += float(part.detach())
                 if self._copy:
                     self._copy.gather()
                 for name, value in metrics.items():
                     told[name] = told.get(name, 0.0) + float(value)
-            self._lanes.add(lane, total, learning)
-        self.metrics = {name: value / batch.weight for name, value in told.items()}
-        return self._lanes.finish(learning, batch.lanes_used)
+            self._lanes.add(lane, total, learning, told)
+        summed = self._lanes.finish(learning, batch.lanes_used)
+        self.metrics = {name: value / batch.weight for name, value in self._lanes.metrics.items()}
+        return summed
 
     def _clip(self) -> float:
         """Scale gradients so that their common norm is at most the limit (0: leave them); returns the norm before."""

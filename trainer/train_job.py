@@ -160,7 +160,8 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
     team = crew.meet()
     together.callback(team.close)
     feed.keep_lanes(own_lanes(_lanes(job), team.size, team.rank))
-    move_model(model, device)
+    for one in (model, *student.frozen.values()):
+        move_model(one, device)
     child.phases.begin("training")
     with Ahead(Placed(feed, device), int(job["steps"])) as ahead:
         run = train(model, ahead, objective, _loop_plan(child, parent_weights, base),
