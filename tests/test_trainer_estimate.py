@@ -68,7 +68,8 @@ def test_cores_are_capped_by_the_control_group(tmp_path: Path) -> None:
 
 
 # Wall seconds are the machine's matter; these are processor seconds of one step of each shape (fp32, the median of several),
-# and MiB above the 293 an imported torch takes, without a snapshot being written: layers, heads, width, hidden, block, vocabulary, sequences, cpu seconds, MB.
+# and MiB above the 293 an imported torch takes, without a snapshot being written:
+# layers, heads, width, hidden, block, vocabulary, sequences, cpu seconds, MB.
 MEASURED = [
     (2, 4, 32, 64, 48, 320, 4, 0.0169, 23), (2, 4, 64, 192, 128, 320, 8, 0.052, 44),
     (4, 4, 128, 384, 512, 50304, 8, 3.56, 416),

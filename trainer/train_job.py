@@ -49,7 +49,7 @@ from trainer.scribe import tell_progress
 from trainer.selection import Selection
 from trainer.snapshot import told_by_newest
 from trainer.student import load_student
-from trainer.surroundings import surroundings
+from trainer.surroundings import besides, surroundings
 from trainer.template import stop_ids
 from trainer.templates.base import Template
 from trainer.templates.find import load_template
@@ -111,6 +111,7 @@ def run_base(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str,
         "exactness_reason": "a function of recipe and seed",
         "library_versions": library_versions(),
         "hardware": hardware_facts(),
+        "surroundings": besides(surroundings()),
     }
     write_json(child.staging / "result.json", result)
     return result
@@ -192,6 +193,7 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
         "generation": generation,
         "library_versions": library_versions(),
         "hardware": hardware_facts() | device_facts(device),
+        "surroundings": besides(_surroundings(job)),
         "processes": team.size,
         "files": files,
     }
@@ -260,8 +262,12 @@ def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
         snapshot_seconds=float(often.get("every_seconds") or 0.0), compile=bool(job.get("compile")), lanes=_lanes(job),
         start=lambda: trained_parameters(load_student(job).model),
         moments=(lambda: load_file(base / OPTIMIZER)) if moments else None, seal_to=_sealed_moments(child),
-        surroundings=surroundings(device=str(job.get("device", "cpu")), compiled=bool(job.get("compile"))),
+        surroundings=_surroundings(job),
     )  # fmt: skip
+
+
+def _surroundings(job: Job) -> dict[str, Any]:
+    return surroundings(device=str(job.get("device", "cpu")), compiled=bool(job.get("compile")))
 
 
 def _lanes(job: Job) -> int:
