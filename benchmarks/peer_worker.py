@@ -116,7 +116,8 @@ def heirloom(asked: Asked) -> Callable[[int], float]:
     keep_memory()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    stepper = Stepper(new_model(config, 1337), pretrain, recipe, asked["dtype"], size if asked["compile"] else 0)
+    stepper = Stepper(new_model(config, 1337), pretrain, recipe, asked["dtype"],
+                      compile_tokens=size if asked["compile"] else 0)  # fmt: skip
 
     def step(number: int) -> float:
         inputs, targets = batch(asked, number)

@@ -35,6 +35,7 @@ def skipped(counts: Mapping[str, int]) -> dict[str, int]:
 def _machine(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "code_version": code_version(), "library_versions": result["library_versions"], "hardware": result["hardware"],
+        "surroundings": dict(result.get("surroundings") or {}),
         "exactness": result["exactness"], "exactness_reason": result["exactness_reason"],
         "python": platform.python_version(),
     }  # fmt: skip

@@ -236,6 +236,11 @@ def _other_surroundings(record: Mapping[str, Any], made: Mapping[str, Any]) -> s
     for key, word in (("library_versions", "libraries"), ("hardware", "processor")):
         if _essence(record.get(key)) != _essence(made.get(key)):
             return f"other {word} than when it was trained"
+    # Of a version that an earlier release sealed, or where nothing was trained again, nobody knows them.
+    for key in sorted((record.get("surroundings") or {}) if made.get("surroundings") else {}):
+        then, now = record["surroundings"][key], made["surroundings"].get(key)
+        if then != now:
+            return f"other {key} than when it was trained ({then or 'none'}; now {now or 'none'})"
     return ""
 
 

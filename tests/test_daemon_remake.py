@@ -35,6 +35,9 @@ class RealServer:
     def tick(self, now: float) -> None:
         """Nothing to look after: each is waited for."""
 
+    def warm(self) -> None:
+        """It has imported what it needs, or does so when it is first asked."""
+
     def signal(self, job: int, number: int = 15) -> None:
         raise AssertionError("nobody stops these jobs")
 
@@ -129,7 +132,9 @@ def changed(folder: Path, values: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("surroundings, verdict", [({}, "different"), ({"library_versions": {"torch": "1.0"}}, "not comparable"),
-                                                   ({"hardware": {"cpu": "another"}}, "not comparable")])  # fmt: skip
+                                                   ({"hardware": {"cpu": "another"}}, "not comparable"),
+                                                   ({"surroundings": {"kernels": "NEON", "steering": {}}}, "not comparable"),
+                                                   ({"surroundings": {}}, "different")])  # fmt: skip
 def test_other_bits_are_damage_only_where_the_same_are_promised(
     keeper: Keeper, surroundings: dict[str, object], verdict: str
 ) -> None:

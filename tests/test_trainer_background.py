@@ -131,7 +131,7 @@ def _scribe(folder: Path, run: Outcome, clock: Callable[[], float] = lambda: 0.0
 def _step(scribe: Scribe, run: Outcome, model: Any, stopping: bool = False) -> None:
     run.step += 1
     model.train(float(run.step))
-    scribe.step(_Batch(), 0.1, 1.0, 1.0)  # type: ignore[arg-type]
+    scribe.step(_Batch(), 0.1, 1.0, 1.0, {})  # type: ignore[arg-type]
     scribe.save_if_due(model, stopping)
 
 
@@ -181,6 +181,19 @@ def test_the_logs_are_synced_for_the_step_that_the_snapshot_speaks_of(tmp_path: 
     assert synced and synced[0] >= state["logs"]["consumed_bytes"]
     with RunLogs(tmp_path, state["logs"]) as logs:
         assert logs.mark() == state["logs"], "the third step is cut off again"
+
+
+def test_a_step_skipped_during_a_write_is_none_of_the_snapshot_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be turned down after a kill, as one that says it skipped what it had not come to."""
+    begun, go_on = _held_up(monkeypatch)
+    run, model = Outcome(skipped=[0]), _Model()
+    with _scribe(tmp_path, run, snapshot_steps=2) as scribe:
+        for _ in range(2):
+            _step(scribe, run, model)
+        assert begun.wait(20)
+        run.skipped.append(2)
+        go_on.set()
+    assert _newest(tmp_path / "snapshots").state["run"]["skipped"] == [0]
 
 
 def test_a_failed_write_ends_the_run_at_the_next_steps_end(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from trainer.device import Placed, find_micro, fitting_micro, move_model, prepar
 from trainer.loop import Outcome
 from trainer.model import new_model
 from trainer.model_config import ModelConfig
-from trainer.objectives import find_objective
+from trainer.precision import WorkingCopy
 from trainer.train_job import _exactness, run_base, run_train
 
 ROW = (np.arange(5, dtype=np.int64), np.arange(1, 6, dtype=np.int64), np.ones(5, dtype=np.float32))
@@ -57,6 +57,19 @@ def test_a_model_moves_with_the_tables_that_are_no_parameters() -> None:
     assert all(one is other for one, other in zip(tensors, [*model.parameters(), model._cos, model._sin], strict=True))
     move_model(model, "meta")
     assert {tensor.device.type for tensor in (*model.parameters(), model._cos, model._sin)} == {"meta"}
+
+
+def test_the_working_copy_and_what_is_computed_lie_where_the_model_lies() -> None:
+    model = new_model(ModelConfig.from_recipe(trainer_help.SHAPE), 1)
+    move_model(model, "meta")
+    copy = WorkingCopy(model)
+    copy.spread()
+    held = dict(model.named_parameters())
+    assert {parameter.device.type for parameter in held.values()} == {"meta"}
+    assert {held[name].dtype for name in held if "proj" in name} == {torch.bfloat16}
+    assert {weight.dtype for weight in copy.trained().values()} == {torch.float32}
+    micro = Placed(One(), "meta").step(0).micro_batches[0]
+    assert model(micro.inputs).device.type == "meta"
 
 
 def test_a_plan_for_a_gpu_that_is_gone_is_the_machine_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +127,7 @@ def test_the_trial_takes_whole_steps_of_the_base_itself(tmp_path: Path, monkeypa
         return really(self, batch, rate, number)
 
     monkeypatch.setattr(devices.Stepper, "step", step)
-    micro = fitting_micro(base / "out", find_objective("pretrain"), trainer_help.TRAINING, "float32", "cpu", 8)
+    micro = fitting_micro(base / "out", "pretrain", trainer_help.TRAINING, "float32", "cpu", 8)
     assert micro == 2 and seen == [(8, 48), (4, 48), (2, 48)]
     assert (base / "out" / "model.safetensors").read_bytes() == before
 

@@ -68,7 +68,8 @@ def test_cores_are_capped_by_the_control_group(tmp_path: Path) -> None:
 
 
 # Wall seconds are the machine's matter; these are processor seconds of one step of each shape (fp32, the median of several),
-# and MiB above the 293 an imported torch takes: layers, heads, width, hidden, block, vocabulary, sequences, cpu seconds, MB.
+# and MiB above the 293 an imported torch takes, without a snapshot being written:
+# layers, heads, width, hidden, block, vocabulary, sequences, cpu seconds, MB.
 MEASURED = [
     (2, 4, 32, 64, 48, 320, 4, 0.0169, 23), (2, 4, 64, 192, 128, 320, 8, 0.052, 44),
     (4, 4, 128, 384, 512, 50304, 8, 3.56, 416),
@@ -84,7 +85,8 @@ def test_the_table_tells_time_within_half_and_memory_within_a_quarter(measured: 
     shape = ModelConfig(layers=layers, heads=heads, width=width, hidden=hidden, block_size=block, vocab_size=vocabulary)
     told = estimate_job(shape, tokens=sequences * block, steps=1, micro_sequences=sequences, flags=["avx512f"], cores=1)
     assert 1 / 1.5 < told.seconds / measured[7] < 1.5
-    assert 1.0 < told.memory_bytes / ((293 + measured[8]) * (1 << 20)) < 1.25
+    copies = 3 * shape.parameter_count() * 4  # what a snapshot that is being written adds
+    assert 1.0 < told.memory_bytes / ((293 + measured[8]) * (1 << 20) + copies) < 1.25
 
 
 def _past(seconds: float, memory: float, **changes: object) -> dict[str, object]:

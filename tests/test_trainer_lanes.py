@@ -115,6 +115,35 @@ def test_any_number_of_processes_adds_to_the_bits_of_one(lanes: int, processes: 
             assert all(torch.equal(one, other) for one, other in zip(found[rank][0], alone, strict=True))
 
 
+def test_what_the_objective_tells_beside_the_loss_is_summed_over_all_processes() -> None:
+    """Rank 0 writes metrics.jsonl, and would else tell of its own lanes only."""
+    told: list[dict[str, float]] = [{"won": 1.0}, {"won": 2.0, "lead": 0.5}, {"lead": float("inf")}]
+    alone = LaneSum(4)
+    for lane, sums in enumerate(told):
+        alone.add(lane, 0.0, [torch.nn.Parameter(torch.zeros(1))], sums)
+    alone.finish([torch.nn.Parameter(torch.zeros(1))], 3)
+    assert alone.metrics == {"won": 3.0, "lead": float("inf")}
+    for processes in (2, 4):  # of four, the last has nothing to tell
+        rows, meeting, found = [None] * processes, threading.Barrier(processes), {}
+
+        def work(rank: int, rows: list[Any] = rows, meeting: Any = meeting, found: Any = found) -> None:
+            mine = LaneSum(4, _Threads(rank, rows, meeting))
+            for lane in mine.own:
+                if lane < len(told):
+                    mine.add(lane, 0.0, [torch.nn.Parameter(torch.zeros(1))], told[lane])
+            mine.finish([torch.nn.Parameter(torch.zeros(1))], len(told))
+            found[rank] = mine.metrics
+            mine.finish([torch.nn.Parameter(torch.zeros(1))], 1)
+            assert mine.metrics == {}, "of the newest step only"
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(processes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == dict.fromkeys(range(processes), alone.metrics)
+
+
 def test_the_order_of_adding_is_a_tree_and_matters() -> None:
     terms = [[torch.tensor([value])] for value in (1.0, 1e8, -1e8, 1.0)]
     (tree,), _loss = _summed(terms, 4)

@@ -21,9 +21,10 @@ from trainer_help import ROOT, steps_logged
 from guard.durable import sha256_file
 from guard.errors import Damage, UsageError
 from guard.weights import FULL
-from trainer import objectives
+from trainer import objectives, train_job
 from trainer.batches import Feed, pad
 from trainer.dataset import LENGTH, START, open_dataset
+from trainer.device import fitting_micro
 from trainer.extra import EXTRA
 from trainer.loop import StopRequested
 from trainer.loss import next_token_loss
@@ -141,6 +142,21 @@ def test_adapters_train_with_any_objective(home: Path, margin: types.ModuleType)
     result = run_train(job)
     assert [item["role"] for item in result["inputs"]] == ["adapter_base", "reference"]
     assert "adapter_model.safetensors" in result["files"] and metrics_of(home, "lora")[-1]["lead"] > 0.0
+
+
+def test_the_models_it_looks_at_lie_where_the_job_computes_and_the_trial_of_memory_counts_them(
+    home: Path, margin: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[tuple[Any, str]] = []
+    looked_at: list[Any] = []
+    really = margin.loss
+    monkeypatch.setattr(margin, "loss", lambda model, batch, dtype, frozen: (
+        looked_at.append(frozen["reference"]), really(model, batch, dtype, frozen))[1])  # fmt: skip
+    monkeypatch.setattr(train_job, "move_model", lambda model, device: placed.append((model, device)))
+    run_train(pair_job(home, "placed", steps=1))
+    assert len(placed) == 3 and placed[1] == (looked_at[0], "cpu"), "student, reference; and the student back again"
+    micro = fitting_micro(home / "base" / "out", "margin", trainer_help.TRAINING, "float32", "cpu", 2)
+    assert micro == 2 and looked_at[-1] is not looked_at[0]
 
 
 def test_another_reference_than_the_planned_one_is_refused(home: Path, margin: types.ModuleType) -> None:

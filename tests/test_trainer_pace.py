@@ -19,7 +19,7 @@ from trainer.loop import LoopPlan, Outcome, StopRequested, train  # noqa: E402
 from trainer.objectives import find_objective  # noqa: E402
 from trainer.pace import SMOOTHED_OVER_SECONDS, Pace  # noqa: E402
 from trainer.selection import Selection  # noqa: E402
-from trainer.surroundings import changes, surroundings  # noqa: E402
+from trainer.surroundings import besides, changes, surroundings  # noqa: E402
 from trainer.train_job import _exactness  # noqa: E402
 from trainer.version_files import load_version  # noqa: E402
 
@@ -128,10 +128,17 @@ def test_only_what_changes_arithmetic_makes_a_run_declared() -> None:
     assert changes(now, other) == [f"library torch: {now['libraries']['torch']} -> 1.0", "setting MKL_CBWR: AVX2 -> none"]
 
 
+def test_a_version_says_what_else_its_bits_depend_on() -> None:
+    found = surroundings({"MKL_CBWR": "AVX2"}, compiled=True)
+    assert besides(found) == {"kernels": found["processor"]["kernels"], "steering": {"MKL_CBWR": "AVX2"},
+                              "compiler": found["compiler"]}  # fmt: skip
+    assert "compiler" not in besides(surroundings({}))
+
+
 def test_labels_say_what_happened() -> None:
-    assert _exactness(Outcome())[0] == "EXACT"
-    assert _exactness(Outcome(resumes=1)) == (
+    assert _exactness(Outcome(), "cpu")[0] == "EXACT"
+    assert _exactness(Outcome(resumes=1), "cpu") == (
         "RESUMED-EXACT", "resumed once from checked snapshots on the same processor and libraries")
-    assert "3 times" in _exactness(Outcome(resumes=3))[1]
-    label, reason = _exactness(Outcome(resumes=2, changed_surroundings=True, changes=["library torch: 1 -> 2"]))
+    assert "3 times" in _exactness(Outcome(resumes=3), "cpu")[1]
+    label, reason = _exactness(Outcome(resumes=2, changed_surroundings=True, changes=["library torch: 1 -> 2"]), "cpu")
     assert label == "DECLARED" and reason.endswith("library torch: 1 -> 2")

@@ -35,7 +35,7 @@ def _run(
     dtype: str, steps: int = 30, compile_tokens: int = 0, shapes: tuple[tuple[int, int], ...] = ((4, 24),)
 ) -> tuple[Decoder, list[float]]:
     model = new_model(_CONFIG, 3)
-    stepper = Stepper(model, pretrain, _TRAINING, dtype, compile_tokens)
+    stepper = Stepper(model, pretrain, _TRAINING, dtype, compile_tokens=compile_tokens)
     losses = [stepper.step(_batch(step, *shapes[step % len(shapes)]), 3e-3, step)[0] for step in range(steps)]
     stepper.finish()
     return model, losses
@@ -140,10 +140,10 @@ def _shapes_change_no_bit() -> None:
     assert model.halves is None
     # A resumed run begins with another shape: what is compiled must not depend on which came first.
     other = new_model(_CONFIG, 3)
-    stepper = Stepper(new_model(_CONFIG, 5), pretrain, _TRAINING, "float32", 128)
+    stepper = Stepper(new_model(_CONFIG, 5), pretrain, _TRAINING, "float32", compile_tokens=128)
     stepper.step(_batch(2, 2, 9), 3e-3, 2)
     stepper.finish()
-    again = Stepper(other, pretrain, _TRAINING, "float32", 128)
+    again = Stepper(other, pretrain, _TRAINING, "float32", compile_tokens=128)
     for step in range(8):
         again.step(_batch(step, *shapes[step % 4]), 3e-3, step)
     again.finish()

@@ -11,7 +11,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 from guard.errors import EnvironmentFault
 from trainer.ahead import Source
-from trainer.batches import Batch, StepBatch, pad
+from trainer.batches import Batch, StepBatch, in_groups, pad
+from trainer.objectives import about, bind, find_objective
 from trainer.stepper import Stepper
 from trainer.version_files import load_version
 
@@ -97,20 +97,26 @@ def find_micro(most: int, attempt: Callable[[int], object]) -> int:
         micro = max(1, micro // 2)
 
 
-def fitting_micro(base: Path, objective: ModuleType, training: Mapping[str, Any], dtype: str, device: str, most: int) -> int:
+def fitting_micro(base: Path, objective: str, training: Mapping[str, Any], dtype: str, device: str, most: int) -> int:
     """`find_micro` for the model of a version: whole steps on rows of full length, on weights that are thrown away.
 
-    Asked once, when a job's data is prepared; its plan keeps the answer.
+    Asked once, when a job's data is prepared; its plan keeps the answer. Models that the objective looks at take the memory
+    of the base; an example of a grouped objective is taken for two documents.
     """
     prepare_device(device)
-    model, _tokenizer = load_version(base)
-    move_model(model, device)
-    stepper = Stepper(model, objective, training, dtype)
+    module = find_objective(objective)
+    model, *others = (load_version(base)[0] for _ in range(1 + len(about(objective).inputs)))
+    if hasattr(module, "extend"):
+        module.extend(model, 0)
+    for one in (model, *others):
+        move_model(one, device)
+    stepper = Stepper(model, bind(objective, dict(zip(about(objective).inputs, others, strict=True))), training, dtype)
     ids = np.zeros(model.config.block_size, dtype=np.int64)
     row = (ids, ids, np.ones(len(ids), dtype=np.float32))
 
     def attempt(micro: int) -> None:
-        batch = StepBatch(np.arange(micro), [pad([row] * micro)], float(micro * len(ids)), micro * len(ids), micro * len(ids), 0)
+        rows = in_groups([[row, row]] * micro) if getattr(module, "GROUPED", False) else pad([row] * micro)
+        batch = StepBatch(np.arange(micro), [rows], float(micro * len(ids)), micro * len(ids), micro * len(ids), 0)
         stepper.step(Placed(_Same(batch), device).step(0), 0.0, 0)
 
     return find_micro(most, attempt)

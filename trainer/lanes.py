@@ -8,7 +8,8 @@ touches a gradient. Not here: dealing (`dealing.py`), talking to other processes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -67,10 +68,18 @@ class LaneSum:
         self.own = own_lanes(lanes, self.team.size, self.team.rank)
         self._branches = _Tree()
         self._losses: dict[int, float] = {}
+        self._told: dict[int, Mapping[str, float]] = {}
+        self.metrics: dict[str, float] = {}
+        """What the objective told beside the loss, summed over all lanes of the newest step."""
 
-    def add(self, lane: int, loss: float, parameters: Sequence[Tensor]) -> None:
-        """A lane is through: keep its summed loss, and take its gradients away so that the next lane starts from none."""
+    def add(self, lane: int, loss: float, parameters: Sequence[Tensor], told: Mapping[str, float] | None = None) -> None:
+        """A lane is through: keep its summed loss, and take its gradients away so that the next lane starts from none.
+
+        `told`: other sums of the lane, by name.
+        """
         self._losses[lane] = loss
+        if told:
+            self._told[lane] = told
         if self.lanes > 1:
             self._branches.add(_taken(parameters))
 
@@ -79,19 +88,36 @@ class LaneSum:
 
         `used`: the first so many lanes had sequences, in whatever process; the others are left out of the sum.
         """
-        losses = torch.zeros(self.lanes, dtype=torch.float64)
+        losses = torch.zeros(self.lanes + 1, dtype=torch.float64)
         for lane, loss in self._losses.items():
             losses[lane] = loss
-        self._losses = {}
+        text = json.dumps(list(self._told.items())).encode() if self._told else b""
+        losses[-1] = len(text)
+        told, self._losses, self._told = list(self._told.items()), {}, {}
         if self.lanes > 1:
             mine = self._branches.total()
             for parameter, gradient in zip(parameters, mine or map(torch.zeros_like, parameters), strict=True):
                 parameter.grad = gradient
         if self.team.size > 1:
-            losses = self.team.gather(losses).sum(0)  # each is zero but in the process whose lane it is
+            rows = self.team.gather(losses)
+            losses = rows.sum(0)  # each is zero but in the process whose lane it is
+            told = self._exchange_told(text, [int(length) for length in rows[:, -1].tolist()])
             busy = sum(own_lanes(self.lanes, self.team.size, rank).start < used for rank in range(self.team.size))
             self._exchange([parameter.grad for parameter in parameters if parameter.grad is not None], busy)
-        return float(sum(losses.tolist()))
+        self.metrics = {}
+        for _lane, sums in told:
+            for name, value in sums.items():
+                self.metrics[name] = self.metrics.get(name, 0.0) + value
+        return float(sum(losses[:-1].tolist()))
+
+    def _exchange_told(self, text: bytes, lengths: list[int]) -> list[tuple[int, Mapping[str, float]]]:
+        """What was told of all lanes, in their order; nothing is sent where no process has anything to tell."""
+        if not any(lengths):
+            return []
+        own = torch.frombuffer(bytearray(text.ljust(max(lengths))), dtype=torch.uint8)
+        rows = self.team.gather(own)
+        return [(int(lane), sums) for row, length in zip(rows, lengths, strict=True) if length
+                for lane, sums in json.loads(bytes(row[:length].tolist()))]  # fmt: skip
 
     def _exchange(self, gradients: list[Tensor], busy: int) -> None:
         """Replace each gradient by the sum of those of the first `busy` processes."""

@@ -43,7 +43,7 @@ class LoopPlan:
     training: dict[str, Any]
     """The recipe's `training` section."""
     dtype: str
-    """`float32`, or `bfloat16` for autocast."""
+    """`float32`, or `bfloat16` for a working copy in it."""
     staging: Path
     """Where metrics.jsonl, progress.json and snapshots/ are written."""
     identity: str
@@ -126,7 +126,8 @@ def _run(
     if team.rank == 0:
         settle_snapshots(plan.staging, skips)
     team.agree(False, len(skips), 0.0)
-    stepper = Stepper(model, objective, plan.training, plan.dtype, plan.compile_tokens, LaneSum(plan.lanes, team))
+    stepper = Stepper(model, objective, plan.training, plan.dtype, compile_tokens=plan.compile_tokens,
+                      lanes=LaneSum(plan.lanes, team))  # fmt: skip
     try:
         return _stepped(stepper, feed, plan, team, skips, stop=stop, clock=clock, resumes=resumes)
     finally:

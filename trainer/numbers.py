@@ -29,7 +29,7 @@ _SMALL_PARAMETERS = 500_000
 # Tokens in one forward and backward pass: enough to fill matrix products, few enough to stay near the cache.
 _MICRO_TOKENS = ((256, 4096), (1024, 2048))
 _MICRO_TOKENS_WIDE = 1024
-# A GPU has no cache to stay near; what does not fit its memory is halved when the data is prepared (trainer/fitting.py).
+# A GPU has no cache to stay near; what does not fit its memory is halved when the data is prepared (trainer/device.py).
 _MICRO_TOKENS_CUDA = 65_536
 
 # Seconds that compiling takes before the first step. Not known of a machine that was never probed: there nothing is compiled.

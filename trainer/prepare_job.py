@@ -280,9 +280,8 @@ def _on_the_device(job: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:
     if job.get("device", "cpu") == "cpu":
         return {}
     from trainer.device import fitting_micro  # torch is wanted only here
-    from trainer.objectives import find_objective
 
-    micro = fitting_micro(Path(job["tokenizer_folder"]), find_objective(job["objective"]), recipe.training.model_dump(),
+    micro = fitting_micro(Path(job["tokenizer_folder"]), job["objective"], recipe.training.model_dump(),
                           job["dtype"], job["device"], int(job["micro_sequences"]))  # fmt: skip
     return {"micro_sequences": micro}
 

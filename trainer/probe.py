@@ -123,7 +123,8 @@ def _step(width: int, dtype: str, threads: int, *, compiled: bool = False) -> Ca
     apply_numbers(threads)
     shape = ModelConfig(layers=2, heads=width // 64, width=width, hidden=-(-8 * width // 3 // 64) * 64, block_size=_BLOCK,
                         vocab_size=_VOCABULARY)  # fmt: skip
-    stepper = Stepper(new_model(shape, 1), find_objective("pretrain"), _TRAINING, dtype, _TOKENS if compiled else 0)
+    stepper = Stepper(new_model(shape, 1), find_objective("pretrain"), _TRAINING, dtype,
+                      compile_tokens=_TOKENS if compiled else 0)  # fmt: skip
     ids = np.arange(_BLOCK, dtype=np.int64) % _VOCABULARY
     rows = [(ids, ids, np.ones(_BLOCK, dtype=np.float32)) for _ in range(_TOKENS // _BLOCK)]
     batch = StepBatch(np.arange(len(rows)), [pad(rows)], float(_TOKENS), _TOKENS, _TOKENS, 0)

@@ -7,6 +7,7 @@ computed (`stepper.py`), and in which order things happen (`loop.py`).
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -115,8 +116,9 @@ class Scribe:
         self._owed |= self._due(now - self._saved_at, stopping)
         if not self._owed or (self._writer.busy and not stopping and self._run.step < self._plan.steps):
             return
-        state = {"identity": self._plan.identity, "run": dict(vars(self._run)), "surroundings": self._plan.surroundings,
-                 "logs": self._logs.mark()}  # fmt: skip
+        # Its lists too: the run goes on, and skips steps, while this is being written.
+        run = copy.deepcopy(vars(self._run))
+        state = {"identity": self._plan.identity, "run": run, "surroundings": self._plan.surroundings, "logs": self._logs.mark()}
         weights, moments = stepper.tensors()
         # Synced first: a snapshot must never speak of rows that the disk does not have.
         self._writer.begin(self._run.step, state, weights, moments, before=self._logs.sync)

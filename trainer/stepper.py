@@ -30,7 +30,7 @@ class Stepper:
     """A model in training. Changes it in place."""
 
     def __init__(
-        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, compile_tokens: int = 0,
+        self, model: Decoder, objective: Any, training: Mapping[str, Any], dtype: str, *, compile_tokens: int = 0,
         lanes: LaneSum | None = None,
     ) -> None:  # fmt: skip
         """`training`: the recipe's section; `dtype`: `float32`, or `bfloat16` for a working copy in it; `lanes`: who adds
@@ -74,21 +74,22 @@ class Stepper:
 
     def _gradients(self, batch: StepBatch) -> float:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
-        told, learning = dict[str, float](), list(self._trained.values())
+        learning = list(self._trained.values())
         for lane, micro_batches in batch.lanes():
-            total = 0.0
+            total, told = 0.0, dict[str, float]()
             for micro in micro_batches:
                 found = self._objective.loss(self.model, self._prepared(micro), self._dtype)
-                summed, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
-                (summed / batch.weight).backward()
-                total += float(summed.detach())
+                part, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
+                (part / batch.weight).backward()
+                total += float(part.detach())
                 if self._copy:
                     self._copy.gather()
                 for name, value in metrics.items():
                     told[name] = told.get(name, 0.0) + float(value)
-            self._lanes.add(lane, total, learning)
-        self.metrics = {name: value / batch.weight for name, value in told.items()}
-        return self._lanes.finish(learning, batch.lanes_used)
+            self._lanes.add(lane, total, learning, told)
+        summed = self._lanes.finish(learning, batch.lanes_used)
+        self.metrics = {name: value / batch.weight for name, value in self._lanes.metrics.items()}
+        return summed
 
     def _prepared(self, micro: Batch) -> Batch:
         """The micro-batch as the layers were compiled for it, or as it is and the layers as they are."""

@@ -16,7 +16,7 @@ import torch
 from trainer.device import device_facts
 from trainer.hardware import compiler_version, hardware_facts, library_versions
 
-__all__ = ["changes", "surroundings"]
+__all__ = ["besides", "changes", "surroundings"]
 
 _STEERING = (
     "ATEN_CPU_CAPABILITY", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_DYNAMIC",
@@ -42,6 +42,11 @@ def surroundings(
         **({"device": device_facts(device)} if device != "cpu" else {}),
         **({"compiler": {"c++": compiler_version()}} if compiled else {}),
     }  # fmt: skip
+
+
+def besides(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `surroundings` what a version does not say as its `library_versions` and `hardware`: kernels, steering, compiler."""
+    return {"kernels": found["processor"]["kernels"], **{key: found[key] for key in ("steering", "compiler") if key in found}}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ from trainer.scribe import tell_progress
 from trainer.selection import Selection
 from trainer.snapshot import told_by_newest
 from trainer.student import load_student
-from trainer.surroundings import surroundings
+from trainer.surroundings import besides, surroundings
 from trainer.template import stop_ids
 from trainer.templates.base import Template
 from trainer.templates.find import load_template
@@ -111,6 +111,7 @@ def run_base(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str,
         "exactness_reason": "a function of recipe and seed",
         "library_versions": library_versions(),
         "hardware": hardware_facts(),
+        "surroundings": besides(surroundings()),
     }
     write_json(child.staging / "result.json", result)
     return result
@@ -160,7 +161,8 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
     team = crew.meet()
     together.callback(team.close)
     feed.keep_lanes(own_lanes(_lanes(job), team.size, team.rank))
-    move_model(model, device)
+    for one in (model, *student.frozen.values()):
+        move_model(one, device)
     child.phases.begin("training")
     with Ahead(Placed(feed, device), int(job["steps"])) as ahead:
         run = train(model, ahead, objective, _loop_plan(child, parent_weights, base),
@@ -191,6 +193,7 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
         "generation": generation,
         "library_versions": library_versions(),
         "hardware": hardware_facts() | device_facts(device),
+        "surroundings": besides(_surroundings(job)),
         "processes": team.size,
         "files": files,
     }
@@ -260,8 +263,12 @@ def _loop_plan(child: _Child, parent_weights: str, base: Path) -> LoopPlan:
         compile_tokens=int(job["micro_sequences"]) * int(job["block_size"]) if job.get("compile") else 0,
         start=lambda: trained_parameters(load_student(job).model),
         moments=(lambda: load_file(base / OPTIMIZER)) if moments else None, seal_to=_sealed_moments(child),
-        surroundings=surroundings(device=str(job.get("device", "cpu")), compiled=bool(job.get("compile"))),
+        surroundings=_surroundings(job),
     )  # fmt: skip
+
+
+def _surroundings(job: Job) -> dict[str, Any]:
+    return surroundings(device=str(job.get("device", "cpu")), compiled=bool(job.get("compile")))
 
 
 def _lanes(job: Job) -> int:
