@@ -37,7 +37,17 @@ __all__ = ["check_base", "fact_steps", "gather_facts", "parts_sha256"]
 
 
 def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
-    """(present, intact, problem) of a base by reading every byte of it, unless its birth did so a moment ago."""
+    """(present, intact, problem) of a base, and of the one it stands on where it is an adapter."""
+    own = yield from _check_folder(keeper, base)
+    under = adapter_base_of(keeper, base)
+    if under is None or not (own[0] and own[1]):
+        return own
+    present, intact, problem = yield from _check_base(keeper, under)
+    return present, intact, "" if present and intact else f"it is an adapter of {under.name}: {problem}"
+
+
+def _check_folder(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
+    """The same of its own folder alone, by reading every byte of it, unless its birth did so a moment ago."""
     folder = keeper.home.models / base.name
     if not folder.is_dir() or base.state not in ("sealed", "quarantined"):
         return False, False, f"it is {base.state}" if base.state in GONE else "its folder is missing"
@@ -53,11 +63,7 @@ def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
     if found != sums:
         wrong = sorted({line.split("  ", 1)[-1] for line in set(found.splitlines()) ^ set(sums.splitlines())})
         return True, False, f"changed or missing: {', '.join(wrong[:5])}"
-    under = adapter_base_of(keeper, base)
-    if under is None:
-        return True, True, ""
-    present, intact, problem = yield from _check_base(keeper, under)
-    return present, intact, "" if present and intact else f"it is an adapter of {under.name}: {problem}"
+    return True, True, ""
 
 
 def _check_inputs(keeper: Keeper, target: Target) -> Steps[dict[str, Any]]:

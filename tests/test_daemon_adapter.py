@@ -35,7 +35,7 @@ from trainer.version_files import load_version
 
 RECIPE = """
 lora: {rank: 4, alpha: 8, target_modules: [q_proj, v_proj, down_proj]}
-training: {learning_rate: 0.01, weight_decay: 0.0, batch_sequences: 2}
+training: {learning_rate: 0.01, weight_decay: 0.0, batch_sequences: 2, seal_optimizer: true}
 """
 
 
@@ -84,6 +84,11 @@ def test_an_adapter_made_again_is_identical(keeper: Keeper, name: str) -> None:
     made = remake(keeper, name, child=real_child)
     assert made["verdict"] == "identical", made["reason"]
     assert made["files"][FULL if name == "v004" else ADAPTER] is True
+
+
+def test_an_adapters_optimizer_goes_on_in_the_same_adapter_and_not_in_full_weights(keeper: Keeper) -> None:
+    assert "optimizer.safetensors" in record(keeper, "v003")["files"]
+    assert [record(keeper, name)["optimizer"] for name in ("v002", "v003", "v004")] == ["fresh", "parent's", "fresh"]
 
 
 def test_every_version_of_the_line_loads(keeper: Keeper) -> None:
