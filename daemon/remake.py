@@ -150,6 +150,7 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
     asked = prepare_request(keeper, target, known, planned.get("untouchable_sets") or ())
     return {
         **asked, "job": 0, "staging": str(scratch), "recipe": record["recipe"],
+        "device": "cpu",  # the micro-batch stands in the record: no GPU of today is tried, or missed
         "seed": record["seed"], "max_steps": planned["max_steps"], "shard_size_tokens": planned["shard_size_tokens"],
         "validation_fraction": planned["validation_fraction"], "threads": record["threads"],
         "replay": {**asked["replay"], "fraction": planned["replay_fraction"], "datasets": sources,
@@ -179,7 +180,7 @@ def _prepared_again(keeper: Keeper, owner: Version, folder: Path, child: Child) 
               "", ())  # fmt: skip
     target = Target(job, owner, parse_sealed(owner.record["recipe"]), _originals(keeper, owner))
     request = prepare_request(keeper, target, folder / "known.fp", ()) | {
-        "job": 0, "staging": str(folder), "replay": {"fraction": 0.0, "datasets": []},
+        "job": 0, "staging": str(folder), "replay": {"fraction": 0.0, "datasets": []}, "device": "cpu",
         "shard_size_tokens": owner.record["planned"]["shard_size_tokens"],
         "validation_fraction": owner.record["planned"]["validation_fraction"]}  # fmt: skip
     request.pop("known_fps")
