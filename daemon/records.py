@@ -12,7 +12,7 @@ from guard.checks.verdict import Verdict
 from guard.names import version_name
 from guard.weights import input_identity
 
-__all__ = ["base_record", "code_version", "forked_record", "learnt_of", "skipped"]
+__all__ = ["base_record", "code_version", "forked_record", "learnt_of", "skipped", "steering_of"]
 
 
 def code_version() -> str:
@@ -38,6 +38,12 @@ def _machine(result: Mapping[str, Any]) -> dict[str, Any]:
         "exactness": result["exactness"], "exactness_reason": result["exactness_reason"],
         "python": platform.python_version(),
     }  # fmt: skip
+
+
+def steering_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What else decided about bits: the kernels torch chose, variables that steer them, the compiler of a compiled run."""
+    told = result.get("surroundings") or {}
+    return {"kernels": (told.get("processor") or {}).get("kernels"), **told.get("steering", {}), **told.get("compiler", {})}
 
 
 def _without_paths(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +114,8 @@ def forked_record(
             "evaluation": [_without_paths(row) for row in result["evaluation"]], "resumes": result["resumes"],
         },
         **_costs(plan, result, seconds),
-        "generation": result["generation"], "gate": _gate(gate, mode), "files": result["files"], **_machine(result),
+        "generation": result["generation"], "gate": _gate(gate, mode), "files": result["files"],
+        "steering": steering_of(result), **_machine(result),
     }  # fmt: skip
 
 

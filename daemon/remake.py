@@ -20,6 +20,7 @@ from typing import Any
 from daemon.facts import check_base
 from daemon.inputs import placed
 from daemon.planning import prepare_request, replay_sources, sealed_optimizer
+from daemon.records import steering_of
 from daemon.targets import Target
 from guard.durable import make_dir, remove_tree, write_json
 from guard.errors import CheckFailed, Damage, EnvironmentFault, NotFound
@@ -237,6 +238,9 @@ def _other_surroundings(record: Mapping[str, Any], made: Mapping[str, Any]) -> s
     for key, word in (("library_versions", "libraries"), ("hardware", "processor")):
         if _essence(record.get(key)) != _essence(made.get(key)):
             return f"other {word} than when it was trained"
+    # A version of an earlier release says nothing of these, and a list that differs was found before anything was trained.
+    if record.get("steering") and made.get("surroundings") and record["steering"] != steering_of(made):
+        return "other kernels, settings of the native libraries or compiler than when it was trained"
     return ""
 
 

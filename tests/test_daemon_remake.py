@@ -146,17 +146,22 @@ def changed(folder: Path, values: dict[str, object]) -> None:
     (folder / "result.json").write_bytes(orjson.dumps({**result, **values}))
 
 
-@pytest.mark.parametrize("surroundings, verdict", [({}, "different"), ({"library_versions": {"torch": "1.0"}}, "not comparable"),
-                                                   ({"hardware": {"cpu": "another"}}, "not comparable")])  # fmt: skip
+@pytest.mark.parametrize("name, surroundings, verdict", [
+    ("v001", {}, "different"), ("v001", {"library_versions": {"torch": "1.0"}}, "not comparable"),
+    ("v001", {"hardware": {"cpu": "another"}}, "not comparable"), ("v002", {}, "different"),
+    ("v002", {"surroundings": {"compiler": {"c++": "g++ 99"}}}, "not comparable"),
+])  # fmt: skip
 def test_other_bits_are_damage_only_where_the_same_are_promised(
-    keeper: Keeper, surroundings: dict[str, object], verdict: str
+    keeper: Keeper, name: str, surroundings: dict[str, object], verdict: str
 ) -> None:
     def child(folder: Path) -> None:
         real_child(folder)
+        if not (folder / "result.json").exists():
+            return  # that was the preparation
         files = orjson.loads((folder / "result.json").read_bytes())["files"]
         changed(folder, {"files": {**files, "model.safetensors": "0" * 64}, **surroundings})
 
-    made = remake(keeper, "v001", child=child)
+    made = remake(keeper, name, child=child)
     assert made["verdict"] == verdict and "model.safetensors" in made["reason"]
 
 

@@ -191,6 +191,7 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
         "generation": generation,
         "library_versions": library_versions(),
         "hardware": hardware_facts() | device_facts(device),
+        "surroundings": surroundings(device=device, compiled=bool(job.get("compile"))),
         "processes": team.size,
         "files": files,
     }
