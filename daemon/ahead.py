@@ -59,7 +59,7 @@ class Ahead:
     def begin(self, job: Job) -> Path | None:
         """The staging folder of the child that shall be forked, with its `job.json`; None when it is not worth one.
 
-        Raises OSError. A job that cannot be planned now is left to its own start, where the reason is told.
+        A job that cannot be planned now, or a disk that takes nothing, is left to the job's own start, where the reason is told.
         """
         try:
             target = target_of(self.keeper, job)
@@ -70,9 +70,12 @@ class Ahead:
         if tokens < LEAST_TOKENS or room < _BYTES_PER_TOKEN * tokens or any(file.record.get("prepared") for file in target.files):
             return None
         staging = self.staging(job.id)
-        remove_tree(staging)
-        make_dir(staging)
-        write_json(staging / "job.json", dataset_request(self.keeper, target, staging))
+        try:
+            remove_tree(staging)
+            make_dir(staging)
+            write_json(staging / "job.json", dataset_request(self.keeper, target, staging))
+        except (OSError, HeirloomError):  # what trains must not stop for it; what is left is cleared at the next start
+            return None
         self.job, self._files, self._stopping = job.id, job.files, False
         return staging
 

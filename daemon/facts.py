@@ -37,7 +37,21 @@ __all__ = ["check_base", "fact_steps", "gather_facts", "parts_sha256"]
 
 
 def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
-    """(present, intact, problem) of a base by reading every byte of it, unless its birth did so a moment ago."""
+    """(present, intact, problem) of a base, and of the one it stands on where it is an adapter."""
+    own = yield from _check_folder(keeper, base)
+    under = adapter_base_of(keeper, base)
+    if under is None or not (own[0] and own[1]):
+        return own
+    present, intact, problem = yield from _check_base(keeper, under)
+    return present, intact, "" if present and intact else f"{_adapter_of(under)}: {problem}"
+
+
+def _adapter_of(under: Version) -> str:
+    return f"it is an adapter of {under.name}"
+
+
+def _check_folder(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
+    """The same of its own folder alone, by reading every byte of it, unless its birth did so a moment ago."""
     folder = keeper.home.models / base.name
     if not folder.is_dir() or base.state not in ("sealed", "quarantined"):
         return False, False, f"it is {base.state}" if base.state in GONE else "its folder is missing"
@@ -53,11 +67,7 @@ def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
     if found != sums:
         wrong = sorted({line.split("  ", 1)[-1] for line in set(found.splitlines()) ^ set(sums.splitlines())})
         return True, False, f"changed or missing: {', '.join(wrong[:5])}"
-    under = adapter_base_of(keeper, base)
-    if under is None:
-        return True, True, ""
-    present, intact, problem = yield from _check_base(keeper, under)
-    return present, intact, "" if present and intact else f"it is an adapter of {under.name}: {problem}"
+    return True, True, ""
 
 
 def _check_inputs(keeper: Keeper, target: Target) -> Steps[dict[str, Any]]:
@@ -107,6 +117,9 @@ def fact_steps(
     """`gather_facts` in slices."""
     base, job = target.base, target.job
     present, intact, problem = yield from _check_base(keeper, base)
+    under = adapter_base_of(keeper, base)
+    below = under.name if under is not None and problem.startswith(_adapter_of(under)) else ""
+    sound = present and intact  # only then do its files say what shape it has
     data = yield from _data_facts(keeper, target.files)
     intended = job.base_id is not None or base_of(keeper, job) == base
     tokens = int(prepared["tokens"]) if prepared else tokens_approx(target)
@@ -114,15 +127,15 @@ def fact_steps(
               if item.line == job.line and item.id != job.id and item.kind == "train"]  # fmt: skip
     return Facts(
         data=data, base=base.name, base_present=present, base_intact=intact,
-        base_is_intended=intended, base_problem=problem or "the line's tip has moved",
+        base_is_intended=intended, base_problem=problem or "the line's tip has moved", base_below=below,
         examples_new=(yield from _examples_new(keeper, target, prepared)),
         examples_too_long=int(prepared["counts"].get("too_long", 0)) if prepared else 0,
         examples_known=int(prepared["counts"].get("known", 0)) if prepared else 0,
         examples_untouchable=int(prepared["counts"].get("untouchable", 0)) if prepared else 0,
         repeat_allowed=bool(job.request.get("allow_repeat")),
-        free_bytes=keeper.home.free_bytes(), needed_bytes=needed_bytes(keeper, target, tokens) if present else None,
-        vault_free_bytes=vault_free_bytes(keeper), vault_needed_bytes=backup_bytes(keeper, target, tokens) if present else None,
-        reserve_bytes=int(keeper.settings.disk.reserve_gb * 1e9), **_machine_facts(keeper, target, tokens, present=present),
+        free_bytes=keeper.home.free_bytes(), needed_bytes=needed_bytes(keeper, target, tokens) if sound else None,
+        vault_free_bytes=vault_free_bytes(keeper), vault_needed_bytes=backup_bytes(keeper, target, tokens) if sound else None,
+        reserve_bytes=int(keeper.settings.disk.reserve_gb * 1e9), **_machine_facts(keeper, target, tokens, sound=sound),
         unfinished_jobs=others, inconsistencies=_inconsistencies(keeper),
         tokenizer_base=base.record.get("tokenizer_hash"),
         tokenizer_data=prepared.get("tokenizer_hash") if prepared else None,
@@ -133,7 +146,7 @@ def fact_steps(
     )  # fmt: skip
 
 
-def _machine_facts(keeper: Keeper, target: Target, tokens: int, *, present: bool) -> dict[str, Any]:
+def _machine_facts(keeper: Keeper, target: Target, tokens: int, *, sound: bool) -> dict[str, Any]:
     """Memory and device, as `Facts` wants them; what cannot be found out stays away, which is a refusal."""
     device = choose_device(keeper.settings.training.device)
     # A GPU is this home's alone as far as we can see: training has the lease, and one job runs at a time.
@@ -145,7 +158,7 @@ def _machine_facts(keeper: Keeper, target: Target, tokens: int, *, present: bool
     with contextlib.suppress(OSError, ValueError, KeyError):
         whole, facts["memory_free"] = usable_memory()
         facts["memory_allowed"] = int(keeper.settings.training.memory_mb * (1 << 20)) or int(0.9 * whole)
-    if present:
+    if sound:
         facts["memory_needed"] = job_cost(keeper, target, tokens).estimate.memory_bytes
     return facts
 

@@ -26,14 +26,14 @@ from guard.store.versions import (
     learnt_rows,
     version_by_id,
 )
-from guard.weights import weights_sha256
+from guard.weights import adapter_base, weights_sha256
 from trainer.barred import REPLAY_RULES
 from trainer.dealing import own_lanes
 from trainer.machine import machine_here
 from trainer.model_config import ModelConfig
 from trainer.numbers import resolve_numbers
 from trainer.objectives import about
-from trainer.recipe import parse_recipe, parse_sealed, recipe_hash
+from trainer.recipe import Recipe, parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
 __all__ = ["base_request", "dataset_request", "evaluation_sets", "prepare_request", "processes_for", "replay_sources",
@@ -226,7 +226,7 @@ def train_request(
         "lanes": lanes, **processes_for(keeper, lanes),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": weights_sha256(target.base.record),
-                 **({} if recipe.lora else sealed_optimizer(target.base))},
+                 **sealed_optimizer(target.base, recipe)},
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation,
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
@@ -235,10 +235,14 @@ def train_request(
     }  # fmt: skip
 
 
-def sealed_optimizer(base: Version) -> dict[str, str]:
-    """`optimizer_sha256` of a base that keeps its optimiser's state: whatever is forked from it starts from that (law 7)."""
+def sealed_optimizer(base: Version, recipe: Recipe) -> dict[str, str]:
+    """`optimizer_sha256` of a base that keeps its optimiser's state: what is forked from it starts from that (law 7).
+
+    An adapter's state is of the adapter's numbers and full weights' of all weights: only the like goes on with it.
+    """
     sealed = base.record["files"].get("optimizer.safetensors")
-    return {"optimizer_sha256": sealed} if sealed else {}
+    alike = (recipe.lora is not None) == (adapter_base(base.record.get("inputs") or ()) is not None)
+    return {"optimizer_sha256": sealed} if sealed and alike else {}
 
 
 def processes_for(keeper: Keeper, lanes: int) -> dict[str, Any]:

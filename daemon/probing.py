@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,22 +33,31 @@ PROBE_SECONDS = 110.0
 
 
 def measure(seconds: float = PROBE_SECONDS) -> list[dict[str, Any]]:
-    """What the child tells within so many seconds, and one more finding when that was not all."""
+    """What the child tells within so many seconds, and one more finding when that was not all. It outlives this in nothing."""
     found: list[dict[str, Any]] = []
     with subprocess.Popen([sys.executable, "-m", "trainer.probe"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, env=child_environment(), text=True) as child:  # fmt: skip
+                          stderr=subprocess.DEVNULL, env=child_environment(), text=True, start_new_session=True) as child:
         try:
             output, _none = child.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            child.kill()
+            _end_all(child)
             output, _none = child.communicate()
             found.append({"finding": "time", "failed": f"ended after {seconds:.0f} s; the rest stays unknown"})
+        except BaseException:  # Ctrl-C reaches only us: it has a session of its own
+            _end_all(child)
+            raise
     for line in output.splitlines():
         with contextlib.suppress(ValueError):  # half a line of a child that was ended, or words of a library
             item = json.loads(line)
             if isinstance(item, dict) and "finding" in item:
                 found.append(item)
     return found
+
+
+def _end_all(child: subprocess.Popen[str]) -> None:
+    """End the child and the compilers it has at work, which hold its output open and the processors busy."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def probe(

@@ -109,7 +109,8 @@ def forked_record(
             "evaluation": [_without_paths(row) for row in result["evaluation"]], "resumes": result["resumes"],
         },
         **_costs(plan, result, seconds),
-        "generation": result["generation"], "gate": _gate(gate, mode), "files": result["files"], **_machine(result),
+        "generation": result["generation"], "gate": _gate(gate, mode), "files": result["files"],
+        **_machine(result),
     }  # fmt: skip
 
 

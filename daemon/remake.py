@@ -150,6 +150,7 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
     asked = prepare_request(keeper, target, known, planned.get("untouchable_sets") or ())
     return {
         **asked, "job": 0, "staging": str(scratch), "recipe": record["recipe"],
+        "device": "cpu",  # the micro-batch stands in the record: no GPU of today is tried, or missed
         "seed": record["seed"], "max_steps": planned["max_steps"], "shard_size_tokens": planned["shard_size_tokens"],
         "validation_fraction": planned["validation_fraction"], "threads": record["threads"],
         "replay": {**asked["replay"], "fraction": planned["replay_fraction"], "datasets": sources,
@@ -179,7 +180,7 @@ def _prepared_again(keeper: Keeper, owner: Version, folder: Path, child: Child) 
               "", ())  # fmt: skip
     target = Target(job, owner, parse_sealed(owner.record["recipe"]), _originals(keeper, owner))
     request = prepare_request(keeper, target, folder / "known.fp", ()) | {
-        "job": 0, "staging": str(folder), "replay": {"fraction": 0.0, "datasets": []},
+        "job": 0, "staging": str(folder), "replay": {"fraction": 0.0, "datasets": []}, "device": "cpu",
         "shard_size_tokens": owner.record["planned"]["shard_size_tokens"],
         "validation_fraction": owner.record["planned"]["validation_fraction"]}  # fmt: skip
     request.pop("known_fps")
@@ -207,7 +208,7 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),
                  "weights_sha256": weights_sha256(base.record),
-                 **(sealed_optimizer(base) if record.get("optimizer") == "parent's" else {})},
+                 **(sealed_optimizer(base, parse_sealed(record["recipe"])) if record.get("optimizer") == "parent's" else {})},
         "inputs": placed(keeper, record.get("inputs") or []),
         "steps": record["metrics"]["steps"] + record["metrics"].get("steps_skipped", 0),
         "selection_sha256": record["selection_sha256"],

@@ -108,10 +108,14 @@ def resolve_base(keeper: Keeper, text: str) -> Version:
 
 
 def shape_of(keeper: Keeper, base: Version) -> ModelConfig:
-    """The shape of a sealed version, from its config.json; of an adapter, its base's."""
+    """The shape of a sealed version, from its config.json; of an adapter, its base's. Raises NotFound when it is not there."""
     under = adapter_base(base.record.get("inputs") or ())
     name = base.name if under is None else str(under["name"])
-    return ModelConfig.from_hf(json.loads((keeper.home.models / name / "config.json").read_text("utf-8")))
+    try:
+        return ModelConfig.from_hf(json.loads((keeper.home.models / name / "config.json").read_text("utf-8")))
+    except FileNotFoundError:
+        of = f" ({base.name} is an adapter of it)" if under else ""
+        raise NotFound(f"{name} is not whole in models/{of}", subject=name, hint=f"heirloom restore {name}") from None
 
 
 def numbers_of(keeper: Keeper, target: Target, *, tokens: int = 0) -> Numbers:

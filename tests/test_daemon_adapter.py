@@ -19,7 +19,7 @@ from daemon.remake import remake
 from daemon.targets import Target, numbers_of, shape_of
 from guard.checks.preflight import preflight
 from guard.durable import seal_tree, sha256_file
-from guard.errors import Protected
+from guard.errors import NotFound, Protected
 from guard.store.jobs import Job
 from guard.store.keeper import Keeper
 from guard.store.lineage import needed_to_load
@@ -35,7 +35,7 @@ from trainer.version_files import load_version
 
 RECIPE = """
 lora: {rank: 4, alpha: 8, target_modules: [q_proj, v_proj, down_proj]}
-training: {learning_rate: 0.01, weight_decay: 0.0, batch_sequences: 2}
+training: {learning_rate: 0.01, weight_decay: 0.0, batch_sequences: 2, seal_optimizer: true}
 """
 
 
@@ -84,6 +84,11 @@ def test_an_adapter_made_again_is_identical(keeper: Keeper, name: str) -> None:
     made = remake(keeper, name, child=real_child)
     assert made["verdict"] == "identical", made["reason"]
     assert made["files"][FULL if name == "v004" else ADAPTER] is True
+
+
+def test_an_adapters_optimizer_goes_on_in_the_same_adapter_and_not_in_full_weights(keeper: Keeper) -> None:
+    assert "optimizer.safetensors" in record(keeper, "v003")["files"]
+    assert [record(keeper, name)["optimizer"] for name in ("v002", "v003", "v004")] == ["fresh", "parent's", "fresh"]
 
 
 def test_every_version_of_the_line_loads(keeper: Keeper) -> None:
@@ -140,10 +145,19 @@ def test_a_damaged_adapter_base_stops_a_job_on_the_adapter(keeper: Keeper) -> No
     text = (folder / "config.json").read_bytes()
     (folder / "config.json").write_bytes(text + b" ")
     present, intact, problem = check_base(keeper, find_version(keeper.ledger, "v002"))
+    checks = preflight(gather_facts(keeper, asked(keeper, "v002"))).checks
     (folder / "config.json").write_bytes(text)
     seal_tree(folder)
     assert present and not intact and problem.startswith(f"it is an adapter of {folder.name}: changed")
+    (check,) = [item for item in checks if item.name == "Base model exists"]
+    assert not check.ok and folder.name in check.detail and check.remedy == f"heirloom restore {folder.name}"
     assert check_base(keeper, find_version(keeper.ledger, "v002"))[:2] == (True, True)
+    folder.rename(keeper.home.root / "aside")
+    with pytest.raises(NotFound, match=f"{folder.name} is not whole") as told:
+        shape_of(keeper, find_version(keeper.ledger, "v003"))
+    found = verify(keeper, versions=["v003"]).damage
+    (keeper.home.root / "aside").rename(folder)
+    assert f"heirloom restore {folder.name}" in found[0].problem and told.value.hint == f"heirloom restore {folder.name}"
 
 
 def test_an_objective_that_looks_at_others_gets_them_into_the_plan(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:

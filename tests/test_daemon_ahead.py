@@ -133,6 +133,19 @@ def test_a_making_that_fails_costs_the_job_nothing(toy: Toy) -> None:
     assert find_job(toy.keeper.ledger, second).attempts == 0
 
 
+def test_a_disk_that_takes_nothing_stops_the_making_and_not_the_daemon(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ahead, "write_json", full)
+    first, second = two_drops(toy)
+    look(toy)
+    assert toy.engine.runner.ahead.job is None and state(toy, first) == "training"
+    monkeypatch.undo()
+    toy.settle()
+    assert state(toy, second) == "done"
+
+
 def test_data_that_cannot_take_its_place_is_told_and_the_job_makes_it_itself(toy: Toy) -> None:
     _first, second = two_drops(toy)
     look(toy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -112,6 +113,20 @@ def test_a_version_of_a_release_without_packing_is_made_again_as_it_was_made(
     toy.die()
 
 
+def test_no_gpu_of_today_is_tried_for_a_version_that_has_its_micro_batch(keeper: Keeper) -> None:
+    training = dataclasses.replace(keeper.settings.training, device="cuda")
+    today = dataclasses.replace(keeper, settings=dataclasses.replace(keeper.settings, training=training))
+    asked: list[dict[str, Any]] = []
+
+    def child(folder: Path) -> None:
+        asked.append(orjson.loads((folder / "job.json").read_bytes()))
+        raise CheckFailed("seen enough")
+
+    with pytest.raises(CheckFailed, match="seen enough"):
+        remake(today, "v002", child=child)
+    assert [(item["task"], item["device"]) for item in asked] == [("prepare", "cpu")]
+
+
 def test_replay_of_pruned_shards_is_prepared_again(keeper: Keeper) -> None:
     record = orjson.loads((next(keeper.home.models.glob("v003*")) / "version.json").read_bytes())
     assert record["replay"]["datasets"] and record["planned"]["replay_sources"] == record["replay"]["datasets"]
@@ -140,6 +155,8 @@ def test_other_bits_are_damage_only_where_the_same_are_promised(
 ) -> None:
     def child(folder: Path) -> None:
         real_child(folder)
+        if not (folder / "result.json").exists():
+            return  # that was the preparation
         files = orjson.loads((folder / "result.json").read_bytes())["files"]
         changed(folder, {"files": {**files, "model.safetensors": "0" * 64}, **surroundings})
 

@@ -15,6 +15,7 @@ from daemon.cli.main import main
 from daemon.cli.matrix import matrix_lines
 from guard.clock import ManualClock
 from guard.errors import CheckFailed
+from guard.store.evaluations import evaluations_of, same_evaluation
 from guard.store.keeper import Keeper, open_reader
 from guard.store.ledger import Ledger
 from guard.store.matrix import forgetting_matrix, record_losses
@@ -71,11 +72,13 @@ def test_a_ledger_of_the_release_before_gets_it_from_its_versions(keeper: Keeper
     wanted = keeper.ledger.rows("SELECT * FROM held_out_losses ORDER BY version_id, dataset, split")
     keeper.ledger.close()
     with sqlite3.connect(keeper.home.ledger) as database:
-        database.executescript("DROP TABLE held_out_losses; DELETE FROM meta WHERE key = 'digest:held_out_losses';"
-                               "PRAGMA user_version=2")  # fmt: skip
+        database.executescript("DROP TABLE held_out_losses; DROP TABLE evaluations; DELETE FROM meta WHERE key IN "
+                               "('digest:held_out_losses', 'digest:evaluations'); PRAGMA user_version=2")  # fmt: skip
     database.close()
     with open_reader(keeper.home) as reader, pytest.raises(CheckFailed, match="earlier release"):
         forgetting_matrix(reader.ledger, find_version(reader.ledger, "v005"))
+    with open_reader(keeper.home) as reader:  # `heirloom eval` plans with a reader, and is told of no damage
+        assert same_evaluation(reader.ledger, 5, "loss", "t", {}, "") is None and evaluations_of(reader.ledger, 5) == []
     migrated = Ledger(keeper.home.ledger, clock=ManualClock())
     found = migrated.rows("SELECT * FROM held_out_losses ORDER BY version_id, dataset, split")
     assert [tuple(row) for row in found] == [tuple(row) for row in wanted] and len(wanted) == 7

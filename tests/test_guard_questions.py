@@ -28,6 +28,7 @@ def faults(row: dict[str, Any], **more: Any) -> list[Fault]:
     ("She has 3 left.\n#### 42", "42"), ("#### $1,234.50 in all", "1234.5"), ("the answer is 7.", "7"), ("-$5", "-5"),
     ("$-5", "-5"), ("\u22127", "-7"), ("of 5-3", "3"), ("9 - 3", "3"), (".5", "0.5"), ("3e2", "300"), ("1,2,3", "3"),
     ("12 or 13", "13"), ("#### none\nso 8", "8"), ("10%", "10"), ("#### 5 #### 6", "5"), ("42.0", "42"), ("- 5", "5"),
+    ("It costs 1,234, I think", "1234"), ("1,234,5", "5"), ("1,2345", "2345"), ("111," * 2000, "111"),
 ])  # fmt: skip
 def test_the_number_of_a_text_is_the_one_behind_the_marks_else_the_last(text: str, number: str) -> None:
     assert number_in(text) == Decimal(number)

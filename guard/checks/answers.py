@@ -22,7 +22,7 @@ MATCHES = ("exact", "contains", "numeric")
 # A sign counts only at the number itself and behind no word or bracket: in "5-3" and "9 - 3" the last number is 3.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\].])[-+\u2212])?(?:[$€£][ \t]?)?(?P<inner>(?<=[$€£])[-\u2212])?"
-    r"(?P<digits>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?P<point>\.\d+)?(?P<power>(?<=\d)[eE][-+]?\d{1,3}(?!\w))?"
+    r"(?P<digits>\d{1,3}(?:,\d{3}){1,133}+(?!,?\d)|\d+)?(?P<point>\.\d+)?(?P<power>(?<=\d)[eE][-+]?\d{1,3}(?!\w))?"
 )  # fmt: skip
 _MARK = "####"
 _MOST_DIGITS = 400

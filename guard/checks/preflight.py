@@ -35,6 +35,8 @@ class Facts:
     base_intact: bool | None
     base_is_intended: bool | None
     base_problem: str = ""
+    base_below: str = ""
+    """The version an adapter stands on, where that one is what is missing or damaged."""
     examples_new: int | None = None
     """Trainable examples that this ancestry has not learnt; an estimate until the data is prepared."""
     examples_too_long: int = 0
@@ -114,6 +116,8 @@ def _data(facts: Facts) -> Check:
 
 def _base(facts: Facts) -> Check:
     name = "Base model exists"
+    if facts.base_below and not (facts.base_present and facts.base_intact):
+        return Check(name, False, f"{facts.base} cannot be loaded: {facts.base_problem}", f"heirloom restore {facts.base_below}")
     if not facts.base_present:
         return Check(name, False, f"{facts.base} is not in models/", f"heirloom restore {facts.base}")
     if not facts.base_intact:

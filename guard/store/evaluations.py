@@ -107,7 +107,10 @@ def _same_row(ledger: Ledger, version_id: int, item: Mapping[str, Any], *, figur
 
 def same_evaluation(ledger: Ledger, version_id: int, kind: str, set_id: str, options: Mapping[str, Any],
                     sums_sha256: str) -> dict[str, Any] | None:  # fmt: skip
-    """The newest result of the very question, or None: another release's rules are another option."""
+    """The newest result of the very question, or None: another release's rules are another option. None, too, from a ledger
+    that is read only and older than this table."""
+    if not _kept_here(ledger):
+        return None
     row = _same_row(ledger, version_id, {"kind": kind, "set_id": set_id, "options": options, "sums_sha256": sums_sha256})
     return None if row is None else _told(row)
 
@@ -117,9 +120,14 @@ def evaluations_of(ledger: Ledger, version_id: int) -> list[dict[str, Any]]:
 
     None from a ledger that is read only and older than this table.
     """
-    if ledger.value("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'evaluations'") is None:
+    if not _kept_here(ledger):
         return []
     return [_told(row) for row in ledger.rows("SELECT * FROM evaluations WHERE version_id = ? ORDER BY id", (version_id,))]
+
+
+def _kept_here(ledger: Ledger) -> bool:
+    """A reader brings no ledger up to date: that of an earlier release has no such table until a writer opened it."""
+    return ledger.value("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'evaluations'") is not None
 
 
 def _told(row: sqlite3.Row) -> dict[str, Any]:

@@ -121,10 +121,12 @@ def _base_problems(keeper: Keeper, version: Version) -> list[Problem]:
     try:
         found = read_sums(keeper.home.models / under["name"]).get(FULL)
     except (OSError, ValueError):
-        return [(ADAPTER_NOTE, f"cannot be loaded: its base {under['name']} is not in models/")]
+        return [(ADAPTER_NOTE, f"cannot be loaded: its base {under['name']} is not in models/"
+                               f" (heirloom restore {under['name']})")]
     if found == under["sha256"]:
         return []
-    return [(ADAPTER_NOTE, f"cannot be loaded: the weights of {under['name']} are not those it was trained on")]
+    return [(ADAPTER_NOTE, f"cannot be loaded: the weights of {under['name']} are not those it was trained on"
+                           f" (heirloom restore {under['name']})")]
 
 
 def _record_differs(folder: Path, version: Version) -> bool:
