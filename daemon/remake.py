@@ -152,6 +152,7 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
         **asked, "job": 0, "staging": str(scratch), "recipe": record["recipe"],
         "seed": record["seed"], "max_steps": planned["max_steps"], "shard_size_tokens": planned["shard_size_tokens"],
         "validation_fraction": planned["validation_fraction"], "threads": record["threads"],
+        "folder_stages": bool(planned.get("folder_stages")),
         "replay": {**asked["replay"], "fraction": planned["replay_fraction"], "datasets": sources,
                    "rules": planned.get("replay_rules", 1)},
     }  # fmt: skip

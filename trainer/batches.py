@@ -115,16 +115,19 @@ class Feed:
         counts = getattr(self._objective, "weight", _summed_weight)
         return StepBatch(
             sequences=chosen,
-            micro_batches=self._micro_batches(sequences, int(lengths.max())),
+            micro_batches=self._micro_batches(sequences, int(lengths.max()), self._micro_at(step)),
             weight=float(sum(float(counts(rows)) for rows in sequences)),
             tokens=int(lengths.sum()),
             loss_tokens=sum(int(np.count_nonzero(weight)) for weight in weights),
             replay_tokens=int(lengths[self.selection.replay[chosen]].sum()),
         )
 
-    def _micro_batches(self, sequences: list[list[Row]], longest: int) -> list[Batch]:
-        """Sequences of about equal length together; documents apart never take more positions than whole sequences."""
-        each = self._micro_sequences
+    def _micro_at(self, step: int) -> int:
+        """Sequences in a micro-batch of a step: of a curriculum's shorter ones more, which take the same memory."""
+        return self.selection.scaled(self._micro_sequences, self.selection.stage_of_step(step, self._batch_sequences))
+
+    def _micro_batches(self, sequences: list[list[Row]], longest: int, each: int) -> list[Batch]:
+        """Sequences of about equal length together, `each` of them; documents apart never take more positions than whole ones."""
         if getattr(self._objective, "GROUPED", False):
             # Alike in length together, as below; an example is never divided.
             by_longest = sorted(sequences, key=lambda rows: max(len(row[0]) for row in rows))
