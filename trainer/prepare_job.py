@@ -274,6 +274,8 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "loss_tokens": int(chosen.example_loss_tokens[fed].sum()),
         "mask_ratio": dataset.mask_ratio,
         "replay_datasets": list(selection.dataset_ids[1:]),
+        # what the training child holds its datasets against
+        "pins": {found.id: found.pin for found in (dataset, *map(open_dataset, chosen.selection.datasets[1:]))},
         "warnings": [*dataset.metadata["warnings"], *ready.warnings, *told, *warnings,
                      *_count_warnings(chosen, fed, steps), *stage_warnings(selection, batch, steps)],
     }

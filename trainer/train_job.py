@@ -28,6 +28,7 @@ from trainer.adapter_config import AdapterConfig
 from trainer.adapter_files import AdapterNote
 from trainer.ahead import Ahead
 from trainer.batches import Feed
+from trainer.data_check import require_sound_data
 from trainer.dataset import open_dataset
 from trainer.device import Placed, device_facts, move_model, prepare_device
 from trainer.evaluate import evaluate
@@ -36,11 +37,14 @@ from trainer.hardware import apply_numbers, hardware_facts, library_versions, pe
 from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
+from trainer.model_check import require_intended_base, require_sound_model, require_sound_rates, require_whole_model
 from trainer.model_config import ModelConfig
 from trainer.objectives import bind, find_objective
+from trainer.optimizer import trained_parameters
 from trainer.phases import Phases
+from trainer.run_check import require_sound_run
 from trainer.selection import Selection
-from trainer.student import load_student
+from trainer.student import Student, load_student
 from trainer.template import stop_ids
 from trainer.templates.base import Template
 from trainer.templates.find import load_template
@@ -123,6 +127,8 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     objective = bind(job["objective"], student.frozen)
     apart = not takes_documents(model)
     feed = _open_feed(child, tokenizer, objective, apart=apart)
+    child.tell("checking data and model")
+    _check_before(job, student, template, objective, feed)
     shared = rows_that_share(feed)
     if shared and not apart:
         child.tell("checking that documents do not see one another")
@@ -137,6 +143,7 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
                     stop=stop, clock=time.monotonic)  # fmt: skip
     move_model(model, "cpu")
     model.eval()
+    require_sound_run(child.staging / "metrics.jsonl", int(job["steps"]), job["recipe"]["training"])
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
     child.phases.begin("letting it speak")
@@ -160,6 +167,17 @@ def run_train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> dict[str
     write_json(child.staging / "result.json", result)
     child.phases.tell(child.staging)
     return result
+
+
+def _check_before(job: Job, student: Student, template: Template, objective: Any, feed: Feed) -> None:
+    """What would go wrong without a complaint: refused before step 1. Raises CheckFailed, Damage."""
+    require_intended_base(job, student.parent_sha256)
+    pins = (job.get("prepared") or {}).get("pins") or {}
+    require_sound_data(feed, student.tokenizer, template, pins, masked=bool(job["recipe"].get("use_loss_mask")))
+    trained = trained_parameters(student.model)
+    require_sound_rates(int(job["steps"]), job["recipe"]["training"], sum(weight.numel() for weight in trained.values()))
+    require_whole_model(student.model, adapter=student.adapter is not None)
+    require_sound_model(student.model, objective, feed)
 
 
 def _open_feed(child: _Child, tokenizer: Tokenizer, objective: Any, *, apart: bool) -> Feed:
