@@ -164,8 +164,8 @@ def _runs(mask: NDArray[np.uint8]) -> list[tuple[int, int]]:
 def _frame(tokenizer: Tokenizer, template: Template) -> tuple[list[int], set[int]] | None:
     """(ids that stand before every answer, ids that end one; empty: any may), or None for a template without such a frame.
 
-    The ids before are where a prompt ends: what chat asks the model to go on from, beginning with a control token, since
-    text in front of it may be merged with what it follows. Believed only as far as the template's own conversations are so.
+    The ids before are where a prompt ends: what chat asks the model to go on from, from its last control token on, since what
+    stands in front of that depends on whose turn it was. Believed only as far as the template's own conversations are so.
     """
     controls = {tokenizer.special(name) for name in template.special_tokens}
     before: list[int] | None = None
@@ -183,7 +183,7 @@ def _frame(tokenizer: Tokenizer, template: Template) -> tuple[list[int], set[int
     places = [place for place, token in enumerate(before or []) if token in controls]
     if not before or not places:
         return None
-    return before[places[0] :], ends if ends <= controls else set()
+    return before[places[-1] :], ends if ends <= controls else set()
 
 
 def _common_end(one: list[int], other: list[int]) -> list[int]:

@@ -165,7 +165,7 @@ def _resume(stepper: Stepper, plan: LoopPlan) -> tuple[Outcome, dict[str, Any]]:
         return Outcome(), {}
     state = snapshot.state
     if state["identity"] != plan.identity:
-        raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan",
+        raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan", subject=str(plan.staging),
                      hint="a job's plan never changes; `heirloom queue retry ID` trains from the beginning")  # fmt: skip
     stepper.load(snapshot.model, snapshot.optimizer)
     run = Outcome(**state["run"])

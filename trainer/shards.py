@@ -220,6 +220,7 @@ class ShardReader:
             shard = self.shards[number]
             if shard.tokens and int(self._map(number, mask=False).max()) >= vocab_size:
                 raise Damage(f"{self.folder / shard_name(number)} holds an id outside the vocabulary of {vocab_size}",
+                             subject=str(self.folder / shard_name(number)),
                              hint="prepare the data again with the tokenizer of the base")  # fmt: skip
             if shard.tokens and self.with_mask and int(self._map(number, mask=True).max()) > 1:
                 raise Damage(f"{self.folder / mask_name(number)} holds something else than 0 and 1")
