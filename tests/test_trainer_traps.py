@@ -453,3 +453,86 @@ def test_weights_of_another_shape(job: Job, home: Path, tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
     job["base"]["path"] = str(base)
     caught(job, "has shape", Damage)
+
+
+# --- no false alarm ----------------------------------------------------------------------------------------------------
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    """A tokenizer folder for every template: those of ours, and chat templates as they come from elsewhere."""
+    from hf_help import foreign_folder, trained_folder
+    from test_trainer_chat_template import THINKING, THINKING_TOKENS, TRIMMING
+
+    return {
+        **{name: trained_folder(root / name, name) for name in ("mypt", "harmony", "harmony_simple")},
+        "chatml": foreign_folder(root / "chatml"),
+        "thinking": foreign_folder(root / "thinking", THINKING_TOKENS, THINKING),
+        "trimming": foreign_folder(root / "trimming", ("<|head|>", "<|mid|>", "<|eot|>"), TRIMMING),
+    }  # fmt: skip
+
+
+TALKS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "hi.\n\n"}, {"role": "assistant", "content": "\n yo "}]},
+    {"messages": [{"role": "assistant", "content": "I begin."}, {"role": "user", "content": "so?"},
+                  {"role": "assistant", "content": "so."}]},
+    {"system": "Be brief.", "context": "[1] x", "messages": [
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
+    {"messages": [{"role": "user", "content": "Fix it"},
+                  {"role": "assistant", "content": "", "thinking": "Let me look.", "tool_calls": [
+                      {"id": "1", "name": "run", "arguments": "{\"cmd\": \"test\"}"}]},
+                  {"role": "tool", "tool_call_id": "1", "content": "FAILED"}, {"role": "assistant", "content": "There."}]},
+]  # fmt: skip
+
+
+def test_no_template_s_own_conversations_are_taken_for_a_trap(tmp_path: Path) -> None:
+    from guard.errors import DataFault
+    from trainer.data_check import _frame, _require_frame, _runs
+    from trainer.hf_tokenizer import open_tokenizer
+    from trainer.template import encode
+
+    framed, looked_at = set(), 0
+    for name, folder in _folders(tmp_path).items():
+        tokenizer, template = open_tokenizer(folder)
+        frame = _frame(tokenizer, template)
+        if frame is None:
+            continue
+        framed.add(name)
+        for talk in TALKS:
+            try:
+                made = encode(talk, tokenizer, template)
+            except DataFault:
+                continue  # this template has no words for it
+            for run in _runs(made.mask):
+                _require_frame(0, made.ids, run, frame, tokenizer)
+                looked_at += 1
+    assert framed >= {"mypt", "harmony", "chatml", "thinking"} and looked_at >= 15
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_table_of_traps_names_a_test_that_exists() -> None:
+    import re
+
+    text = (trainer_help.ROOT / "docs" / "TRAPS.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "::" in line]
+    assert len(rows) >= 30 and len({row.split("|")[1] for row in rows}) == len(rows)
+    for row in rows:
+        for file, name in re.findall(r"`(test_\w+)::(\w+)`", row):
+            source = (trainer_help.ROOT / "tests" / f"{file}.py").read_text("utf-8")
+            assert f"def {name}(" in source, f"{file}::{name}"
+        assert re.search(r"`test_\w+::\w+`", row), row
+
+
+def test_the_messages_in_the_table_are_those_of_the_code() -> None:
+    """The words in quotes stand in the sources as they stand in the table, up to where a figure comes in."""
+    import re
+
+    sources = "".join(path.read_text("utf-8") for folder in ("trainer", "guard", "daemon")
+                      for path in sorted((trainer_help.ROOT / folder).rglob("*.py")))  # fmt: skip
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)
+    for row in (trainer_help.ROOT / "docs" / "TRAPS.md").read_text("utf-8").splitlines():
+        if row.startswith("| ") and "::" in row:
+            words = row.split("|")[3].strip().strip('"').split("...")[0].strip()
+            assert words and words in joined, words

@@ -11,14 +11,13 @@ is anything new (`guard/checks/preflight.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.durable import sha256_file
 from guard.errors import CheckFailed, Damage, DataFault
-from trainer.batches import Feed
 from trainer.dataset import LENGTH, LOSS_TOKENS, START, Dataset
 from trainer.selection import Selection
 from trainer.shards import mask_name, shard_name, token_dtype
@@ -26,7 +25,10 @@ from trainer.template import encode, encode_prompt
 from trainer.templates.base import Template
 from trainer.tokenizer import Tokenizer
 
-__all__ = ["require_sound_data"]
+if TYPE_CHECKING:
+    from trainer.batches import Feed
+
+__all__ = ["require_same_template", "require_sound_data"]
 
 SAMPLE = 64
 """So many sequences, evenly spread over the list, are looked at token by token."""
@@ -56,12 +58,16 @@ def require_sound_data(feed: Feed, tokenizer: Tokenizer, template: Template, pin
             _require_apart(dataset, fed)
         if dataset.stage == "sft" and (masked or number):
             _require_mask(dataset)
-            _require_template(dataset, template)
+        if masked or number:
+            require_same_template(dataset, template)
     if masked and feed.datasets[0].stage == "sft":
         _require_answers(feed, tokenizer, template)
 
 
-def _require_template(dataset: Dataset, template: Template) -> None:
+def require_same_template(dataset: Dataset, template: Template) -> None:
+    """Raise CheckFailed for conversations that another template was used for; plain text passes through none."""
+    if dataset.stage != "sft":
+        return
     found = str(dataset.metadata.get("template_hash") or template.hash)
     if found != template.hash:
         raise CheckFailed(f"wrong template: the base speaks {template.name} ({template.hash[:12]}), {dataset.folder.name} was"
@@ -167,15 +173,18 @@ def _frame(tokenizer: Tokenizer, template: Template) -> tuple[list[int], set[int
     The ids before are where a prompt ends: what chat asks the model to go on from, from its last control token on, since what
     stands in front of that depends on whose turn it was. Believed only as far as the template's own conversations are so.
     """
-    controls = {tokenizer.special(name) for name in template.special_tokens}
+    controls: set[int] = set()
     before: list[int] | None = None
-    ends = {tokenizer.special(name) for name in template.stop_names}
+    stops = {tokenizer.special(name) for name in template.stop_names}
+    ends = set(stops)
     for probe in _PROBES:
         try:
+            parts = template.parts(probe)
             made = encode(probe, tokenizer, template)
             prompt = encode_prompt(probe.get("system"), None, probe["messages"][:1], tokenizer, template)
         except DataFault:
             continue  # this template has no such conversations
+        controls |= {tokenizer.special(part.control) for part in parts if part.control}
         before = prompt if before is None else _common_end(prompt, before)
         for first, end in _runs(made.mask):
             before = _common_end(made.ids[:first].tolist(), before)
@@ -183,7 +192,7 @@ def _frame(tokenizer: Tokenizer, template: Template) -> tuple[list[int], set[int
     places = [place for place, token in enumerate(before or []) if token in controls]
     if not before or not places:
         return None
-    return before[places[-1] :], ends if ends <= controls else set()
+    return before[places[-1] :], ends if ends <= controls | stops else set()
 
 
 def _common_end(one: list[int], other: list[int]) -> list[int]:

@@ -29,6 +29,7 @@ from trainer.barred import barred_rows, key_list, look_for, untouchable_rows
 from trainer.cap import keep_first
 from trainer.choose import Chosen, select_new
 from trainer.curriculum import Curriculum, job_curriculum, stage_table, stage_warnings
+from trainer.data_check import require_same_template
 from trainer.dataset import Dataset, open_dataset, verify_dataset
 from trainer.phases import Phases
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
@@ -136,7 +137,8 @@ def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, template: Templ
     return _Ready(made, True, str(existing), warnings, damaged=bool(warnings))
 
 
-def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer, keys: KeyList | None) -> tuple[list[ReplaySource], list[str]]:
+def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer, template: Template,
+                    keys: KeyList | None) -> tuple[list[ReplaySource], list[str]]:  # fmt: skip
     """Earlier datasets to replay from, each once, and a warning for each that cannot be used."""
     bitmaps: dict[str, list[tuple[int, str]]] = {}
     for item in (job.get("replay") or {}).get("datasets") or ():
@@ -147,6 +149,7 @@ def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer, keys: KeyList 
         try:
             dataset = open_dataset(path)
             require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the base", f"the dataset {path}")
+            require_same_template(dataset, template)
             if dataset.id not in sources:
                 barred = barred_rows(dataset, keys) if keys else None
                 sources[dataset.id] = ReplaySource(dataset, tuple(known), barred, look_for(job, dataset, keys, warnings))
@@ -176,12 +179,12 @@ def _learnt_entry(sha256: str, ordinals: NDArray[np.int64], count: int, tokens: 
             "tokens": int(tokens.sum())}  # fmt: skip
 
 
-def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, recipe: Recipe,
+def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, template: Template, recipe: Recipe,
             curriculum: Curriculum | None) -> tuple[Chosen, list[str]]:  # fmt: skip
     """What is new in the dataset, with replay, and what went wrong with sources of replay."""
     block_size, packing = int(job["block_size"]), recipe.training.packing
     keys = key_list(job)
-    sources, warnings = _replay_sources(job, tokenizer, keys)
+    sources, warnings = _replay_sources(job, tokenizer, template, keys)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
     room = None
     if job.get("max_steps") and not job.get("iterations"):
@@ -244,7 +247,7 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     phases.begin("choosing")
     batch, seed = recipe.training.batch_sequences, int(job["seed"])
     curriculum, told = job_curriculum(job, recipe.training.model_dump())
-    chosen, warnings = _choose(job, ready, tokenizer, recipe, curriculum)
+    chosen, warnings = _choose(job, ready, tokenizer, template, recipe, curriculum)
     selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))
     steps = training_steps(selection, batch, epochs=recipe.training.epochs, max_steps=job.get("max_steps"),
                            iterations=job.get("iterations") or recipe.training.iterations)  # fmt: skip
