@@ -35,6 +35,9 @@ class RealServer:
     def tick(self, now: float) -> None:
         """Nothing to look after: each is waited for."""
 
+    def warm(self) -> None:
+        """It is warm."""
+
     def signal(self, job: int, number: int = 15) -> None:
         raise AssertionError("nobody stops these jobs")
 
