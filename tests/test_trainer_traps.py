@@ -23,6 +23,7 @@ import trainer.loop  # noqa: E402
 import trainer.model  # noqa: E402
 import trainer.objectives.pretrain  # noqa: E402
 import trainer.objectives.sft  # noqa: E402
+import trainer.run_logs  # noqa: E402
 import trainer.stepper  # noqa: E402
 import trainer.train_job  # noqa: E402
 from guard.durable import sha256_file  # noqa: E402
@@ -400,12 +401,13 @@ def test_learning_rate_off_after_resume(job: Job, monkeypatch: pytest.MonkeyPatc
 
 def test_nan_hidden_by_logging(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard that should have stopped it is gone, and JSON writes NaN as null."""
-    monkeypatch.setattr(trainer.stepper, "_require_finite", lambda *_: None)
+    monkeypatch.setattr(trainer.stepper, "_require_finite", lambda *_: None, raising=False)
+    monkeypatch.setattr(trainer.loop, "find_anomaly", lambda *_: None, raising=False)
     plain, calls = trainer.stepper.Stepper.step, []
 
-    def step(self: Any, batch: Any, rate: float, number: int) -> tuple[float, float]:
+    def step(self: Any, batch: Any, rate: float, number: int, *rest: Any) -> tuple[float, float]:
         calls.append(number)
-        loss, norm = plain(self, batch, rate, number)
+        loss, norm = plain(self, batch, rate, number, *rest)
         return (float("nan") if number == 0 else loss), norm
 
     monkeypatch.setattr(trainer.stepper.Stepper, "step", step)
@@ -414,13 +416,21 @@ def test_nan_hidden_by_logging(job: Job, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_steps_trained_twice_after_a_resume(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = trainer.loop._row
-
-    def repeated(run: Any, *rest: Any) -> dict[str, Any]:
-        return {**plain(run, *rest), "step": 1}
-
-    monkeypatch.setattr(trainer.loop, "_row", repeated)
+    plain = trainer.run_logs.RunLogs.append
+    monkeypatch.setattr(trainer.run_logs.RunLogs, "append", lambda self, row, ids: plain(self, {**row, "step": 1}, ids))
     caught(job, "step 1 stands in the log behind step 1: it was trained twice", after=2)
+
+
+def test_a_step_that_was_passed_over_has_no_figures_and_is_no_trap(tmp_path: Path) -> None:
+    from trainer.run_check import require_sound_run
+
+    rate = learning_rate(0, 2, trainer_help.TRAINING)
+    rows = [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "learning_rate": rate}, {"step": 2, "skipped": True, "loss": None}]
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    require_sound_run(log, 2, trainer_help.TRAINING)
+    with pytest.raises(CheckFailed, match="ends at step 2 of 3"):
+        require_sound_run(log, 3, {**trainer_help.TRAINING, "warmup_fraction": 0.2})
 
 
 def test_the_optimizer_of_another_model(job: Job) -> None:

@@ -23,25 +23,29 @@ _RETRY = "the child is not published; heirloom queue retry ID trains it from the
 
 
 def require_sound_run(metrics: Path, steps: int, training: Mapping[str, Any]) -> None:
-    """Raise CheckFailed when a line of metrics.jsonl lacks a finite figure, has another rate than the schedule's for its step,
-    or when steps are missing at the end, repeated or out of order."""
+    """Raise CheckFailed when a line of metrics.jsonl lacks a finite figure or has another rate than its step's by the schedule,
+    or when steps are missing at the end, repeated or out of order. `skipped: true` stands for a step that was passed over.
+    """
     before = 0
     for line in metrics.read_bytes().splitlines():
         row = orjson.loads(line)
-        if "learning_rate" not in row:
-            continue  # an event of the run, not a step
         step = int(row["step"])
         if step <= before:
             raise CheckFailed(f"step {step} stands in the log behind step {before}: it was trained twice",
                               subject="metrics.jsonl", hint=_RETRY)  # fmt: skip
-        for name in ("loss", "grad_norm", "learning_rate"):
-            if row.get(name) is None or not math.isfinite(row[name]):
-                raise CheckFailed(f"the {name.replace('_', ' ')} of step {step} is not finite, and training went on",
-                                  subject="metrics.jsonl", hint=f"{_RETRY}; a lower training.learning_rate may help")  # fmt: skip
-        wanted = learning_rate(step - 1, steps, training)
-        if not math.isclose(row["learning_rate"], wanted, rel_tol=1e-9):
-            raise CheckFailed(f"the learning rate of step {step} was {row['learning_rate']:g}, its schedule says {wanted:g}",
-                              subject="metrics.jsonl", hint=_RETRY)  # fmt: skip
         before = step
+        if row.get("skipped") is not True:  # a step that was passed over has no figures
+            _require_sound_step(row, step, steps, training)
     if before != steps:
         raise CheckFailed(f"the log ends at step {before} of {steps}", subject="metrics.jsonl", hint=_RETRY)
+
+
+def _require_sound_step(row: Mapping[str, Any], step: int, steps: int, training: Mapping[str, Any]) -> None:
+    for name in ("loss", "grad_norm", "learning_rate"):
+        if row.get(name) is None or not math.isfinite(row[name]):
+            raise CheckFailed(f"the {name.replace('_', ' ')} of step {step} is not finite, and training went on",
+                              subject="metrics.jsonl", hint=f"{_RETRY}; a lower training.learning_rate may help")  # fmt: skip
+    wanted = learning_rate(step - 1, steps, training)
+    if not math.isclose(row["learning_rate"], wanted, rel_tol=1e-9):
+        raise CheckFailed(f"the learning rate of step {step} was {row['learning_rate']:g}, its schedule says {wanted:g}",
+                          subject="metrics.jsonl", hint=_RETRY)  # fmt: skip
