@@ -66,6 +66,7 @@ def prepare_request(keeper: Keeper, target: Target, known: Path, sets: Sequence[
         **dataset_request(keeper, target, home.staging_of(job.id)), "task": "prepare", "objective": objective_of(target),
         "known_fps": str(known), "protected": protected_for(keeper, known.with_name("untouchable.fp"), sets),
         "block_size": target.base.record["block_size"], "allow_repeat": bool(job.request.get("allow_repeat")),
+        "folder_stages": True,
         "replay": {"fraction": settings.replay.fraction if about(objective_of(target)).replay else 0.0,
                    "datasets": replay_sources(keeper, target.base),
                    "originals": str(home.files), "rules": REPLAY_RULES},
@@ -263,7 +264,7 @@ def _planned(request: Mapping[str, Any]) -> dict[str, Any]:
                                              "shard_size_tokens")},
         "untouchable_sets": [item["sha256"] for item in (request.get("protected") or {}).get("sets", ())],
         "replay_fraction": replay["fraction"], "replay_sources": [Path(item["path"]).name for item in replay["datasets"]],
-        "replay_rules": replay.get("rules", 1),
+        "replay_rules": replay.get("rules", 1), "folder_stages": bool(request.get("folder_stages")),
     }  # fmt: skip
 
 

@@ -153,6 +153,7 @@ def _prepare_request(keeper: Keeper, version: Version, base: Version, scratch: P
         "device": "cpu",  # the micro-batch stands in the record: no GPU of today is tried, or missed
         "seed": record["seed"], "max_steps": planned["max_steps"], "shard_size_tokens": planned["shard_size_tokens"],
         "validation_fraction": planned["validation_fraction"], "threads": record["threads"],
+        "folder_stages": bool(planned.get("folder_stages")),
         "replay": {**asked["replay"], "fraction": planned["replay_fraction"], "datasets": sources,
                    "rules": planned.get("replay_rules", 1)},
     }  # fmt: skip

@@ -24,9 +24,11 @@ from guard.identify_child import answer
 def test_every_key_may_be_said_and_comes_back_as_it_was_written() -> None:
     text = ("description: letters of 1890\nrecipe: sft/small\npriority: -3\nline: policy\nkind: sft\nqueue: false\n"
             "untouchable: true\ntokenization: gpt2\n"
-            "max_steps: 7\ntraining: {epochs: 2}\ncolumns: {q: user, a: assistant}\nroles: {human: user}\n")  # fmt: skip
+            "max_steps: 7\ntraining: {epochs: 2, curriculum: [8, 16]}\n"
+            "columns: {q: user, a: assistant}\nroles: {human: user}\n")  # fmt: skip
     values = parse_side(b"\xef\xbb\xbf" + text.encode())
-    assert tuple(sorted(values)) == tuple(sorted(KEYS)) and values["training"] == {"epochs": 2} and values["queue"] is False
+    assert tuple(sorted(values)) == tuple(sorted(KEYS)) and values["queue"] is False
+    assert values["training"] == {"epochs": 2, "curriculum": [8, 16]}
 
 
 @pytest.mark.parametrize("data", [b"", b"# nothing yet\n", b"---\n...\n", b"{}\n"])
@@ -60,6 +62,7 @@ REFUSED: list[tuple[bytes, str]] = [
     (b"training: {epochs: .inf}\n", "mapping"),
     (b"training: {epochs: .nan}\n", ""),
     (b"training: {epochs: [1]}\n", "mapping"),
+    (b"training: {curriculum: [[1]]}\n", "mapping"),
     (b"columns: text\n", "must be a mapping"),
     (b"columns: {q: question}\n", "the fields are text"),
     (b"columns: {1: text}\n", "put both in quotes"),

@@ -131,7 +131,8 @@ class Feed:
         weights = [row[2] for rows in sequences for row in rows]
         counts = getattr(self._objective, "weight", _summed_weight)
         dealt = enumerate(deal(lengths.tolist(), self._lanes))
-        micro = {lane: self._micro_batches([sequences[position] for position in positions], int(lengths[positions].max()))
+        each = self._micro_at(step)
+        micro = {lane: self._micro_batches([sequences[position] for position in positions], int(lengths[positions].max()), each)
                  for lane, positions in dealt if positions and lane in self._own}  # fmt: skip
         return StepBatch(
             sequences=chosen,
@@ -144,9 +145,12 @@ class Feed:
             replay_tokens=int(lengths[self.selection.replay[chosen]].sum()),
         )
 
-    def _micro_batches(self, sequences: list[list[Row]], longest: int) -> list[Batch]:
-        """Sequences of about equal length together; documents apart never take more positions than whole sequences."""
-        each = self._micro_sequences
+    def _micro_at(self, step: int) -> int:
+        """Sequences in a micro-batch of a step: of a curriculum's shorter ones more, which take the same memory."""
+        return self.selection.scaled(self._micro_sequences, self.selection.stage_of_step(step, self._batch_sequences))
+
+    def _micro_batches(self, sequences: list[list[Row]], longest: int, each: int) -> list[Batch]:
+        """Sequences of about equal length together, `each` of them; documents apart never take more positions than whole ones."""
         if getattr(self._objective, "GROUPED", False):
             # Alike in length together, as below; an example is never divided.
             by_longest = sorted(sequences, key=lambda rows: max(len(row[0]) for row in rows))

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import CheckFailed, Damage
+from trainer.curriculum import Curriculum, most_that_fit_stages, pack_stages
 from trainer.dataset import CUT_LENGTH, FILE, KEY_DTYPE, LENGTH, LOSS_TOKENS, ORDINAL, Dataset
-from trainer.packing import most_that_fit, pack, touches
+from trainer.packing import Packed, most_that_fit, pack, touches
 from trainer.selection import Selection
 
 __all__ = ["Chosen", "known_flags", "select_new", "too_long"]
@@ -86,10 +87,25 @@ def too_long(dataset: Dataset, block_size: int) -> NDArray[np.bool_]:
     return table[:, LENGTH] - table[:, CUT_LENGTH] > block_size + 1
 
 
+def _packed(dataset: Dataset, rows: Integers, block_size: int, packing: str | None,
+            curriculum: Curriculum | None) -> tuple[Packed, Integers | None]:  # fmt: skip
+    """Sequences over the rows, and the stage of each where there are stages."""
+    if curriculum is None:
+        return pack(dataset, rows, block_size, 0, packing), None
+    return pack_stages(dataset, rows, curriculum, 0, packing)
+
+
+def _full_sequences(packed: Packed, stages: Integers | None, curriculum: Curriculum | None) -> float:
+    """Sequences, short ones as the part of a block that they can hold."""
+    if stages is None or curriculum is None:
+        return len(packed.sequences)
+    return float(curriculum.array()[stages, 0].sum() / curriculum.block_size)
+
+
 def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, block_size: int,
                allow_repeat: bool = False, held_out: NDArray[np.bool_] | None = None,
                untouchable: NDArray[np.bool_] | None = None, packing: str | None = None,
-               at_most: int | None = None) -> Chosen:  # fmt: skip
+               at_most: int | None = None, curriculum: Curriculum | None = None) -> Chosen:  # fmt: skip
     """Select what of a dataset's train split is new. "Nothing" is an answer (no sequences), not an error.
 
     `known_fps`: file of 16-byte fingerprints already learnt, or None. With `allow_repeat` known examples are trained
@@ -97,6 +113,7 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     train split that this home holds out, where the dataset was split by somebody else; `untouchable` those [n] that are
     in a registered evaluation set: neither is trained, not even again. `packing` as in `packing.pack`; `at_most`: take
     only the first of what is new, as much as best fit puts into so many sequences (the counts stay those of all of it).
+    With a `curriculum` sequences stand in the order of its stages, and `at_most` counts those of the block's length.
     Raises CheckFailed when the dataset is of another stage, Damage when the known examples cannot be read.
     """
     if dataset.stage != stage:
@@ -113,7 +130,7 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     new, again = rest & fits, known & fits & allow_repeat
     rows = np.flatnonzero(new | again).astype(np.int64)
     table = np.asarray(dataset.train.examples[rows])
-    packed = pack(dataset, rows, block_size, 0, packing)
+    packed, stages = _packed(dataset, rows, block_size, packing, curriculum)
     # A document of one single token: there is nothing to predict it from, and nothing it could predict.
     bears = packed.last >= packed.first
     fresh = np.flatnonzero(new[rows] & bears)
@@ -122,15 +139,17 @@ def select_new(dataset: Dataset, *, stage: str, known_fps: Path | str | None, bl
     # Nothing comes before a document's first token to predict it from; of a conversation it was never marked.
     loss = table[:, LOSS_TOKENS] - packed.begins
     tokens, loss_tokens = int(lengths[fresh].sum()), int(loss[fresh].sum())
-    if at_most is not None and len(packed.sequences) > at_most:
-        kept = most_that_fit(dataset, rows, block_size, at_most)
-        packed = pack(dataset, rows[:kept], block_size, 0, packing)
+    if at_most is not None and _full_sequences(packed, stages, curriculum) > at_most:
+        kept = (most_that_fit_stages(dataset, rows, curriculum, packing, at_most) if curriculum
+                else most_that_fit(dataset, rows, block_size, at_most))  # fmt: skip
+        packed, stages = _packed(dataset, rows[:kept], block_size, packing, curriculum)
         fresh = fresh[fresh < kept]
         fresh = fresh[packed.last[fresh] >= packed.first[fresh]]
     selection = Selection(
         datasets=(str(dataset.folder),), dataset_ids=(dataset.id,), ranges=packed.ranges, sequences=packed.sequences,
         replay=np.zeros(len(packed.sequences), dtype=bool), touches=touches(packed, fresh), documents=packed.documents,
         examples=np.stack([table[fresh, FILE], table[fresh, ORDINAL], lengths[fresh]], axis=1).astype(np.int64),
+        stages=stages, curriculum=curriculum.array() if curriculum else None,
     )  # fmt: skip
     counts = {
         "examples": dataset.train.count + dataset.val.count, "new": int(new.sum()) - too_short, "known": int(known.sum()),

@@ -144,6 +144,13 @@ class Dataset:
         self.train = Split(folder / "train", metadata["splits"]["train"], with_mask=with_mask, dtype=dtype)
         self.val = Split(folder / "val", metadata["splits"]["val"], with_mask=with_mask, dtype=dtype)
 
+    @property
+    def pin(self) -> str:
+        """SHA-256 over what its metadata says of its bytes, whatever its files are called: what a plan freezes."""
+        keys = ("id", "kind", "dtype", "tokenizer_hash", "template_hash", "splits")
+        said = json.dumps({key: self.metadata.get(key) for key in keys}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def split(self, name: str) -> Split:
         """`train` or `val`."""
         return {"train": self.train, "val": self.val}[name]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from guard.errors import CheckFailed
 from trainer.batches import Batch, Feed, Row, pad, side_by_side
 
-__all__ = ["require_no_leak", "rows_that_share", "takes_documents"]
+__all__ = ["asked", "require_no_leak", "rows_that_share", "takes_documents"]
 
 MOST_DOCUMENTS = 3
 MOST_TOKENS = 32
@@ -61,13 +61,13 @@ def require_no_leak(model: nn.Module, objective: ModuleType, rows: Sequence[Row]
         mine = slice(end - lengths[number], end)
         weights = torch.zeros_like(together.weights)
         weights[:, mine] = 1.0
-        loss, gradient = _asked(model, objective, Batch(together.inputs, together.targets, weights, together.documents))
+        loss, gradient = asked(model, objective, Batch(together.inputs, together.targets, weights, together.documents))
         own = gradient[0, mine].clone()
         gradient[0, mine] = 0.0
         if not bool((gradient == 0).all()):
             where = int(torch.nonzero(gradient[0].abs().sum(-1))[0])
             raise _leak(f"document {number + 1} of a sequence depends on the token at position {where + 1} of another one")
-        alone_loss, alone = _asked(model, objective, pad([row]))
+        alone_loss, alone = asked(model, objective, pad([row]))
         apart = abs(loss - alone_loss) / max(abs(alone_loss), 1e-6)
         turned = float((own - alone[0]).norm() / alone[0].norm().clamp_min(1e-12))
         if not max(apart, turned) <= TOLERANCE:
@@ -75,7 +75,7 @@ def require_no_leak(model: nn.Module, objective: ModuleType, rows: Sequence[Row]
                         f" {apart:.1e} and its gradient by {turned:.1e}, rounding makes less than {TOLERANCE:.0e}")  # fmt: skip
 
 
-def _asked(model: nn.Module, objective: ModuleType, batch: Batch) -> tuple[float, Tensor]:
+def asked(model: nn.Module, objective: ModuleType, batch: Batch) -> tuple[float, Tensor]:
     """The loss of a batch, and its gradient at what the embedding gave out [1, T, width]."""
     given: list[Tensor] = []
 

@@ -188,7 +188,7 @@ def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outc
         return Outcome(), {}
     state = snapshot.state
     if state["identity"] != plan.identity:
-        raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan",
+        raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan", subject=str(plan.staging),
                      hint="a job's plan never changes; `heirloom queue retry ID` trains from the beginning")  # fmt: skip
     stepper.load(snapshot.model, snapshot.optimizer)
     run = Outcome(**state["run"])

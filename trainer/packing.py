@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trainer.best_fit import fit
 from trainer.dataset import CUT_LENGTH, CUT_START, FILE, LENGTH, ORDINAL, START, Dataset
 
-__all__ = ["Packed", "is_plain_text", "most_that_fit", "pack", "touches"]
+__all__ = ["Packed", "document_starts", "is_plain_text", "most_that_fit", "pack", "touches"]
 
 Integers = NDArray[np.int64]
 
@@ -63,7 +63,7 @@ def is_plain_text(file: dict[str, object]) -> bool:
     return str(file.get("container", "jsonl")).split(".")[0] == "text"
 
 
-def _documents(dataset: Dataset, table: Integers) -> NDArray[np.bool_]:
+def document_starts(dataset: Dataset, table: Integers) -> NDArray[np.bool_]:
     """[E]: the example begins a document. It does not where it goes on in the same plain text without a gap."""
     plain = np.array([is_plain_text(file) for file in dataset.files], dtype=bool)
     fresh = np.ones(len(table), dtype=bool)
@@ -76,7 +76,7 @@ def _documents(dataset: Dataset, table: Integers) -> NDArray[np.bool_]:
 
 def _text_pieces(dataset: Dataset, table: Integers, block_size: int, dataset_index: int) -> _Pieces:
     """Documents cut into blocks that share one token. Token t >= 1 of a document is predicted in its block (t - 1) // block."""
-    fresh = _documents(dataset, table)
+    fresh = document_starts(dataset, table)
     document = np.cumsum(fresh) - 1
     starts = table[fresh, START]
     tokens = np.bincount(document, weights=table[:, LENGTH], minlength=len(starts)).astype(np.int64)

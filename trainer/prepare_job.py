@@ -28,6 +28,8 @@ from guard.untouchable import KeyList
 from trainer.barred import barred_rows, key_list, look_for, untouchable_rows
 from trainer.cap import keep_first
 from trainer.choose import Chosen, select_new
+from trainer.curriculum import Curriculum, job_curriculum, stage_table, stage_warnings
+from trainer.data_check import require_same_template
 from trainer.dataset import Dataset, open_dataset, verify_dataset
 from trainer.phases import Phases
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
@@ -135,7 +137,8 @@ def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, template: Templ
     return _Ready(made, True, str(existing), warnings, damaged=bool(warnings))
 
 
-def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer, keys: KeyList | None) -> tuple[list[ReplaySource], list[str]]:
+def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer, template: Template,
+                    keys: KeyList | None) -> tuple[list[ReplaySource], list[str]]:  # fmt: skip
     """Earlier datasets to replay from, each once, and a warning for each that cannot be used."""
     bitmaps: dict[str, list[tuple[int, str]]] = {}
     for item in (job.get("replay") or {}).get("datasets") or ():
@@ -146,6 +149,7 @@ def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer, keys: KeyList 
         try:
             dataset = open_dataset(path)
             require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the base", f"the dataset {path}")
+            require_same_template(dataset, template)
             if dataset.id not in sources:
                 barred = barred_rows(dataset, keys) if keys else None
                 sources[dataset.id] = ReplaySource(dataset, tuple(known), barred, look_for(job, dataset, keys, warnings))
@@ -175,23 +179,28 @@ def _learnt_entry(sha256: str, ordinals: NDArray[np.int64], count: int, tokens: 
             "tokens": int(tokens.sum())}  # fmt: skip
 
 
-def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, recipe: Recipe) -> tuple[Chosen, list[str]]:
+def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, template: Template, recipe: Recipe,
+            curriculum: Curriculum | None) -> tuple[Chosen, list[str]]:  # fmt: skip
     """What is new in the dataset, with replay, and what went wrong with sources of replay."""
     block_size, packing = int(job["block_size"]), recipe.training.packing
     keys = key_list(job)
-    sources, warnings = _replay_sources(job, tokenizer, keys)
+    sources, warnings = _replay_sources(job, tokenizer, template, keys)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
     room = None
     if job.get("max_steps") and not job.get("iterations"):
         sequences = int(job["max_steps"]) * recipe.training.batch_sequences
         room = max(1, int(sequences / (1 + (fraction if sources else 0.0))))
+        if curriculum:  # the last step of a stage is seldom full
+            room = max(1, room - (len(curriculum.lengths) - 1) * recipe.training.batch_sequences)
+    whole = packing == "bestfit" or curriculum is not None
     chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
                         allow_repeat=bool(job.get("allow_repeat")), held_out=_held_out_here(job, ready),
                         untouchable=untouchable_rows(job, ready.dataset, keys, folder=bool(ready.prepared_sha256)),
-                        packing=packing, at_most=room if packing == "bestfit" else None)  # fmt: skip
-    if room and packing != "bestfit":
+                        packing=packing, at_most=room if whole else None, curriculum=curriculum)  # fmt: skip
+    if room and not whole:
         chosen = keep_first(chosen, room)
-    chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"]), packing=packing)
+    chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"]), packing=packing,
+                        curriculum=curriculum)  # fmt: skip
     return chosen, warnings
 
 
@@ -237,7 +246,8 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
     ready = _ready_dataset(job, tokenizer, template, stop)
     phases.begin("choosing")
     batch, seed = recipe.training.batch_sequences, int(job["seed"])
-    chosen, warnings = _choose(job, ready, tokenizer, recipe)
+    curriculum, told = job_curriculum(job, recipe.training.model_dump())
+    chosen, warnings = _choose(job, ready, tokenizer, template, recipe, curriculum)
     selection = dataclasses.replace(chosen.selection, datasets=(ready.final_path, *chosen.selection.datasets[1:]))
     steps = training_steps(selection, batch, epochs=recipe.training.epochs, max_steps=job.get("max_steps"),
                            iterations=job.get("iterations") or recipe.training.iterations)  # fmt: skip
@@ -257,7 +267,7 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "steps_per_epoch": selection.steps_per_epoch(batch),
         "sequences": len(selection.sequences),
         "packing": {"mode": recipe.training.packing, "documents": selection.document_count(),
-                    "used": round(selection.used(int(job["block_size"])), 4)},
+                    "used": round(selection.used(int(job["block_size"])), 4), **stage_table(selection, batch)},
         "selection_sha256": selection.save(staging),
         "consumed_sha256": selection.consumed_hash(seed, steps, batch),
         "learnt": _learnt(ready, chosen, fed),
@@ -267,7 +277,10 @@ def run_prepare(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: Fa
         "loss_tokens": int(chosen.example_loss_tokens[fed].sum()),
         "mask_ratio": dataset.mask_ratio,
         "replay_datasets": list(selection.dataset_ids[1:]),
-        "warnings": [*dataset.metadata["warnings"], *ready.warnings, *warnings, *_count_warnings(chosen, fed, steps)],
+        # what the training child holds its datasets against
+        "pins": {found.id: found.pin for found in (dataset, *map(open_dataset, chosen.selection.datasets[1:]))},
+        "warnings": [*dataset.metadata["warnings"], *ready.warnings, *told, *warnings,
+                     *_count_warnings(chosen, fed, steps), *stage_warnings(selection, batch, steps)],
     }
     prepared |= _on_the_device(job, recipe) if steps else {}
     write_json(staging / "prepared.json", prepared)

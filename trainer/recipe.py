@@ -122,11 +122,26 @@ class TrainingSection(_Section):
     iterations: Whole | None = Field(default=None, ge=1, description="exact number of steps instead of epochs")
     packing: Annotated[Literal["off", "bestfit"] | None, BeforeValidator(_packing)] = Field(
         default="bestfit", description="which documents share a sequence; null: as releases before packing did")
+    curriculum: tuple[Annotated[Whole, Field(ge=8)], ...] | None = Field(
+        default=None, description="lengths of sequences in tokens, ascending: short ones are trained first; null: the block only")
+    curriculum_shares: tuple[Annotated[Real, Field(gt=0)], ...] | None = Field(
+        default=None, description="part of the tokens that each length gets; null: the same for all")
 
     @model_validator(mode="after")
     def _fractions(self) -> TrainingSection:
         if self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError("warmup_fraction and decay_fraction together must not exceed 1")
+        return self
+
+    @model_validator(mode="after")
+    def _stages(self) -> TrainingSection:
+        lengths, shares = self.curriculum, self.curriculum_shares
+        if lengths is not None and (not lengths or list(lengths) != sorted(set(lengths))):
+            raise ValueError(f"curriculum must name lengths that grow, such as [512, 1024, 2048], not {list(lengths)}")
+        if shares is not None and len(shares) != len(lengths or ()):
+            raise ValueError(f"curriculum_shares must name one share for each of the {len(lengths or ())} lengths of curriculum")
+        if lengths is not None and self.packing is None:
+            raise ValueError("a curriculum needs packing: bestfit or off")
         return self
 
 
@@ -150,11 +165,16 @@ class Recipe(_Section):
             object.__setattr__(self, "use_loss_mask", self.stage == "sft")
         if self.use_loss_mask and self.stage == "pretrain":
             raise ValueError("use_loss_mask belongs to the stage sft: pretraining text has no mask")
+        if self.training.curriculum is not None and self.stage != "pretrain":
+            raise ValueError("training.curriculum belongs to the stage pretrain: a conversation is never cut to a length")
         return self
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: what a plan freezes and `job.json` carries. `parse_recipe` reads it back."""
         values = self.model_dump(mode="json")
+        for key in ("curriculum", "curriculum_shares"):  # likewise only where they are
+            if values["training"][key] is None:
+                del values["training"][key]
         # Only where it is: recipes without adapters are, and hash to, what they were before there were any.
         return values if self.lora is not None else {key: value for key, value in values.items() if key != "lora"}
 

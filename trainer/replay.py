@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from guard.bitmap import bitmap_flags
 from guard.errors import Damage
 from trainer.choose import Chosen, too_long
+from trainer.curriculum import Curriculum, pack_stages
 from trainer.dataset import FILE, LENGTH, ORDINAL, Dataset
 from trainer.packing import pack
 from trainer.selection import Selection, philox_keys
@@ -122,12 +123,12 @@ def _looked_into(source: ReplaySource, files: Sequence[int]) -> ReplaySource:
 
 
 def add_replay(chosen: Chosen, sources: Sequence[ReplaySource], *, fraction: float, block_size: int,
-               seed: int, packing: str | None = None) -> Chosen:  # fmt: skip
+               seed: int, packing: str | None = None, curriculum: Curriculum | None = None) -> Chosen:  # fmt: skip
     """Add sequences of examples learnt earlier, until they hold about `fraction` of the new sequences' tokens.
 
     Drawn without bias over all sources' learnt examples, the same for the same seed; at most one example above the
     target. Replay sequences are marked and hold nothing that counts as learnt: replay shares a sequence with replay alone.
-    `packing` must be that of the new data.
+    `packing` and `curriculum` must be those of the new data: every stage has its part of replay.
     """
     selection = chosen.selection
     target = int(fraction * int(selection.sequence_lengths().sum()))
@@ -135,19 +136,27 @@ def add_replay(chosen: Chosen, sources: Sequence[ReplaySource], *, fraction: flo
         return chosen
     for source, mine in zip(sources, _allowed(sources, selection.dataset_ids[0], block_size, seed, target), strict=True):
         if len(mine):
-            selection = _append(selection, source.dataset, mine, block_size, packing)
+            selection = _append(selection, source.dataset, mine, block_size, packing, curriculum)
     replay_tokens = int(selection.sequence_lengths()[selection.replay].sum())
     counts = {**chosen.counts, "replay_tokens": replay_tokens, "sequences": len(selection.sequences)}
     return dataclasses.replace(chosen, selection=selection, counts=counts)
 
 
-def _append(selection: Selection, dataset: Dataset, rows: Integers, block_size: int, packing: str | None) -> Selection:
+def _append(selection: Selection, dataset: Dataset, rows: Integers, block_size: int, packing: str | None,
+            curriculum: Curriculum | None) -> Selection:  # fmt: skip
     """The selection with replay sequences over `rows` of a dataset behind its own."""
     datasets, ids = list(selection.datasets), list(selection.dataset_ids)
     if dataset.id not in ids:
         datasets.append(str(dataset.folder))
         ids.append(dataset.id)
-    packed = pack(dataset, rows, block_size, ids.index(dataset.id), packing)
+    stages = selection.stages
+    if curriculum is None or stages is None:
+        packed = pack(dataset, rows, block_size, ids.index(dataset.id), packing)
+    else:
+        # By their length, never by what a folder said of the new data, although it may be of the very same dataset.
+        by_length = dataclasses.replace(curriculum, given=())
+        packed, more = pack_stages(dataset, rows, by_length, ids.index(dataset.id), packing)
+        stages = np.concatenate([stages, more])
     documents = (None if selection.documents is None or packed.documents is None
                  else np.concatenate([selection.documents, packed.documents]))  # fmt: skip
     return dataclasses.replace(
@@ -155,5 +164,5 @@ def _append(selection: Selection, dataset: Dataset, rows: Integers, block_size: 
         ranges=np.concatenate([selection.ranges, packed.ranges]),
         sequences=np.concatenate([selection.sequences, packed.sequences + len(selection.ranges)]),
         replay=np.concatenate([selection.replay, np.ones(len(packed.sequences), dtype=bool)]),
-        documents=documents,
+        documents=documents, stages=stages,
     )  # fmt: skip

@@ -27,6 +27,8 @@ __all__ = ["Selection", "load_selection", "philox_keys", "training_steps"]
 _ARRAYS = {"ranges": (np.int64, 3), "sequences": (np.int64, 2), "replay": (np.bool_, 0), "examples": (np.int64, 3),
            "touches": (np.int64, 2)}  # fmt: skip
 _DOCUMENTS = "documents"
+_STAGES = ("stages", "curriculum")
+_SCHEMA_WITH_STAGES = 3
 _SCHEMA = 2
 _SCHEMA_WITHOUT_DOCUMENTS = 1
 """What earlier releases wrote, and what has no documents still: the same bytes and the same hash."""
@@ -67,6 +69,11 @@ class Selection:
     """[R]: which document of its sequence a range belongs to, counted from 0 and never falling. Documents of a sequence do
     not see one another. None, as in lists of earlier releases: a sequence is read as one document."""
 
+    stages: NDArray[np.int64] | None = None
+    """[S]: the stage of a curriculum that the sequence is fed in; None: there is one, the whole list."""
+    curriculum: NDArray[np.int64] | None = None
+    """[K, 2]: of each stage the length of its sequences, and the model's block (tokens); lengths ascend."""
+
     @functools.cached_property
     def shares(self) -> bool:
         """Do several documents share a sequence anywhere?"""
@@ -75,6 +82,8 @@ class Selection:
     @property
     def schema(self) -> int:
         """The number of the form that is hashed and written."""
+        if self.stages is not None:
+            return _SCHEMA_WITH_STAGES
         return _SCHEMA_WITHOUT_DOCUMENTS if self.documents is None else _SCHEMA
 
     def _values(self) -> dict[str, NDArray[Any]]:
@@ -84,6 +93,8 @@ class Selection:
         }
         if self.documents is not None:
             values[_DOCUMENTS] = np.ascontiguousarray(self.documents, dtype=np.int64)
+        if self.stages is not None:
+            values |= {name: np.ascontiguousarray(getattr(self, name), dtype=np.int64) for name in _STAGES}
         return values
 
     def content_hash(self) -> str:
@@ -107,20 +118,66 @@ class Selection:
     def used(self, block_size: int) -> float:
         """Part of what the sequences could hold that is really fed, 0 to 1: padding up to the block counts as unused."""
         fed = int(self.ranges[:, 2].sum()) - self.document_count()
-        return fed / max(1, len(self.sequences) * block_size)
+        room = len(self.sequences) * block_size
+        if self.stages is not None and self.curriculum is not None:
+            room = int(self.curriculum[self.stages, 0].sum())
+        return fed / max(1, room)
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """The permutation of the sequences [S] in an epoch (read-only)."""
-        return _order(len(self.sequences), seed, epoch)
+        """The permutation of the sequences [S] in an epoch (read-only); stages follow one another, shuffled inside."""
+        if self.stages is None:
+            return _order(len(self.sequences), seed, epoch)
+        if (seed, epoch) not in self._ordered:
+            shuffled = _order(len(self.sequences), seed, epoch)
+            self._ordered.clear()  # asked for again and again, and for the next epoch after the last
+            self._ordered[seed, epoch] = shuffled[np.argsort(self.stages[shuffled], kind="stable")]
+        return self._ordered[seed, epoch]
+
+    @functools.cached_property
+    def _ordered(self) -> dict[tuple[int, int], NDArray[np.int64]]:
+        return {}
+
+    @functools.cached_property
+    def stage_counts(self) -> NDArray[np.int64]:
+        """[K]: sequences of each stage; of a list without a curriculum, all of them."""
+        if self.stages is None or self.curriculum is None:
+            return np.array([len(self.sequences)], dtype=np.int64)
+        return np.bincount(self.stages, minlength=len(self.curriculum)).astype(np.int64)
+
+    def scaled(self, count: int, stage: int) -> int:
+        """How many sequences of a stage hold about the tokens of `count` that fill the block; at least one."""
+        if self.curriculum is None:
+            return count
+        length, block_size = (int(value) for value in self.curriculum[stage])
+        return max(1, count * block_size // length)
+
+    def stage_of_step(self, step: int, batch_sequences: int) -> int:
+        """The stage that a step (counted from 0 over all epochs) feeds from; 0 without a curriculum."""
+        position = step % self.steps_per_epoch(batch_sequences)
+        return int(np.searchsorted(np.cumsum(self.stage_steps(batch_sequences)), position, side="right"))
+
+    def stage_steps(self, batch_sequences: int) -> list[int]:
+        """[K]: steps of each stage in an epoch."""
+        return [-(-int(count) // self.scaled(batch_sequences, stage)) for stage, count in enumerate(self.stage_counts)]
 
     def steps_per_epoch(self, batch_sequences: int) -> int:
-        """Steps until every sequence was fed once; the last step of an epoch may be smaller."""
-        return -(-len(self.sequences) // batch_sequences)
+        """Steps until every sequence was fed once; the last step of an epoch, or of a stage, may be smaller."""
+        return sum(self.stage_steps(batch_sequences))
 
     def batch(self, seed: int, step: int, batch_sequences: int) -> NDArray[np.int64]:
-        """Sequence ids of a step (counted from 0 over all epochs): at most `batch_sequences` of them."""
+        """Sequence ids of a step (counted from 0 over all epochs): at most `batch_sequences` of the block's length."""
         epoch, position = divmod(step, self.steps_per_epoch(batch_sequences))
-        return self.order(seed, epoch)[position * batch_sequences : (position + 1) * batch_sequences]
+        edges = [self._fed_after(done, batch_sequences) for done in (position, position + 1)]
+        return self.order(seed, epoch)[edges[0] : edges[1]]
+
+    def _fed_after(self, steps: int, batch_sequences: int) -> int:
+        """Sequences fed in the first `steps` steps of an epoch."""
+        fed = 0
+        for stage, (count, needed) in enumerate(zip(self.stage_counts, self.stage_steps(batch_sequences), strict=True)):
+            if steps < needed:
+                return fed + steps * self.scaled(batch_sequences, stage)
+            fed, steps = fed + int(count), steps - needed
+        return fed
 
     def _fed(
         self, seed: int, steps: int, batch_sequences: int, skipped: Collection[int] = ()
@@ -128,9 +185,13 @@ class Selection:
         """All ids fed in `steps` steps but for the skipped ones (from 0), an epoch at a time."""
         per_epoch = self.steps_per_epoch(batch_sequences)
         for epoch in range(-(-steps // per_epoch) if per_epoch else 0):
-            ids = self.order(seed, epoch)[: (steps - epoch * per_epoch) * batch_sequences]
-            out = [step - epoch * per_epoch for step in skipped if step // per_epoch == epoch]
-            yield ids[~np.isin(np.arange(len(ids)) // batch_sequences, out)] if out else ids
+            ids = self.order(seed, epoch)[: self._fed_after(steps - epoch * per_epoch, batch_sequences)]
+            kept = np.ones(len(ids), dtype=bool)
+            for step in skipped:
+                if step // per_epoch == epoch:
+                    first, end = (self._fed_after(step % per_epoch + more, batch_sequences) for more in (0, 1))
+                    kept[first:end] = False
+            yield ids[kept]
 
     def consumed_hash(self, seed: int, steps: int, batch_sequences: int, skipped: Collection[int] = ()) -> str:
         """SHA-256 over the sequence ids fed in `steps` steps, in order, each as 8 bytes little-endian. `skipped`: steps
@@ -178,6 +239,7 @@ def load_selection(folder: Path | str) -> Selection:
         record = orjson.loads((folder / "selection.json").read_bytes())
         with np.load(folder / "selection.npz", allow_pickle=False) as arrays:
             names = [*_ARRAYS] if record["schema"] == _SCHEMA_WITHOUT_DOCUMENTS else [*_ARRAYS, _DOCUMENTS]
+            names += _STAGES if record["schema"] == _SCHEMA_WITH_STAGES else ()
             values = {name: arrays[name] for name in names}
         found = Selection(datasets=tuple(record["datasets"]), dataset_ids=tuple(record["dataset_ids"]), **values)
         intact = found.content_hash() == record["sha256"]

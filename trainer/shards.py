@@ -214,11 +214,14 @@ class ShardReader:
             return np.ones(length, dtype=np.uint8)
         return self._gather(start, length, mask=True)
 
-    def check_ids(self, vocab_size: int) -> None:
-        """Read everything and prove that ids lie below `vocab_size` and masks are 0 or 1. Raises Damage."""
-        for number, shard in enumerate(self.shards):
+    def check_ids(self, vocab_size: int, numbers: Sequence[int] | None = None) -> None:
+        """Read all shards (or those) and prove that ids lie below `vocab_size` and masks are 0 or 1. Raises Damage."""
+        for number in range(len(self.shards)) if numbers is None else numbers:
+            shard = self.shards[number]
             if shard.tokens and int(self._map(number, mask=False).max()) >= vocab_size:
-                raise Damage(f"{self.folder / shard_name(number)} holds an id outside the vocabulary of {vocab_size}")
+                raise Damage(f"{self.folder / shard_name(number)} holds an id outside the vocabulary of {vocab_size}",
+                             subject=str(self.folder / shard_name(number)),
+                             hint="prepare the data again with the tokenizer of the base")  # fmt: skip
             if shard.tokens and self.with_mask and int(self._map(number, mask=True).max()) > 1:
                 raise Damage(f"{self.folder / mask_name(number)} holds something else than 0 and 1")
 

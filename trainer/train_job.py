@@ -29,6 +29,7 @@ from trainer.adapter_config import AdapterConfig
 from trainer.adapter_files import AdapterNote
 from trainer.ahead import Ahead
 from trainer.batches import Feed
+from trainer.data_check import require_sound_data
 from trainer.dataset import open_dataset
 from trainer.dealing import own_lanes
 from trainer.device import Placed, device_facts, move_model, prepare_device
@@ -40,15 +41,17 @@ from trainer.launch import run_launched
 from trainer.leak_check import require_no_leak, rows_that_share, takes_documents
 from trainer.loop import LoopPlan, Outcome, StopRequested, train
 from trainer.model import Decoder, new_model
+from trainer.model_check import require_intended_base, require_sound_model, require_sound_rates, require_whole_model
 from trainer.model_config import ModelConfig
 from trainer.objectives import bind, find_objective
 from trainer.optimizer import trained_parameters
 from trainer.phases import Phases
 from trainer.rewind import noted_anomalies
+from trainer.run_check import require_sound_run
 from trainer.scribe import tell_progress
 from trainer.selection import Selection
 from trainer.snapshot import told_by_newest
-from trainer.student import load_student
+from trainer.student import Student, load_student
 from trainer.surroundings import besides, surroundings
 from trainer.template import stop_ids
 from trainer.templates.base import Template
@@ -149,6 +152,8 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
     _require_parents_moments(job, base)
     apart = not takes_documents(model)
     feed = _open_feed(child, tokenizer, objective, apart=apart)
+    child.tell("checking data and model")
+    _check_before(job, student, template, objective, feed)
     shared = rows_that_share(feed)
     parent_losses: list[dict[str, Any]] = []
     if not crew.rank:
@@ -172,6 +177,7 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
     if crew.rank:
         return {}
     model.eval()
+    require_sound_run(child.staging / "metrics.jsonl", int(job["steps"]), job["recipe"]["training"])
     child.tell("judging the child", run)
     evaluation = _compare(job, parent_losses, _losses(child, model, tokenizer))
     child.phases.begin("letting it speak")
@@ -200,6 +206,17 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
     write_json(child.staging / "result.json", result)
     child.phases.tell(child.staging)
     return result
+
+
+def _check_before(job: Job, student: Student, template: Template, objective: Any, feed: Feed) -> None:
+    """What would go wrong without a complaint: refused before step 1. Raises CheckFailed, Damage."""
+    require_intended_base(job, student.parent_sha256)
+    pins = (job.get("prepared") or {}).get("pins") or {}
+    require_sound_data(feed, student.tokenizer, template, pins, masked=bool(job["recipe"].get("use_loss_mask")))
+    trained = trained_parameters(student.model)
+    require_sound_rates(int(job["steps"]), job["recipe"]["training"], sum(weight.numel() for weight in trained.values()))
+    require_whole_model(student.model, adapter=student.adapter is not None)
+    require_sound_model(student.model, objective, feed)
 
 
 def _open_feed(child: _Child, tokenizer: Tokenizer, objective: Any, *, apart: bool) -> Feed:

@@ -29,6 +29,8 @@ MAX_BYTES = 16 << 10
 MAX_DEPTH = 8
 MAX_PRIORITY = 1000
 MAX_STEPS = 10**9
+_LISTS, _MOST_ITEMS = ("curriculum", "curriculum_shares"), 16
+"""What in `training` is a list of numbers."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _RECIPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*(/[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*)?")
 
@@ -71,10 +73,18 @@ def _yes_or_no(value: object) -> str:
     return "" if isinstance(value, bool) else "must be true or false"
 
 
+def _small(value: object) -> bool:
+    """Text, or a number that JSON keeps as it is."""
+    return isinstance(value, str) or (isinstance(value, bool | int | float) and abs(value) < 2**53)
+
+
+def _items(key: str, value: object) -> list[object]:
+    return value if key in _LISTS and isinstance(value, list) and len(value) <= _MOST_ITEMS else [value]
+
+
 def _training(value: object) -> str:
-    plain = isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(item, bool | int | float | str) and (isinstance(item, str) or abs(item) < 2**53)
-        for key, item in value.items())  # fmt: skip
+    plain = isinstance(value, dict) and all(isinstance(key, str) and all(map(_small, _items(key, item)))
+                                            for key, item in value.items())  # fmt: skip
     return "" if plain else "must be a mapping of a recipe's training keys, such as {epochs: 2}"
 
 

@@ -17,6 +17,8 @@ and may offer
                                                           micro-batch, a row each, and `batch.groups` [n] numbers the examples.
     weight(rows) -> float                                 what a sequence counts in the mean; left out: the sum of its rows'
                                                           weights, so that each trained token counts the same. Pairs say 1.0.
+    NEXT_TOKEN = True                                   its loss is the cross entropy of the next token where the mask says so:
+                                                        then rows and loss are checked before step 1 (`trainer/model_check.py`).
     extend(model, seed) -> None                           adds parameters of its own as `model.extra`, a torch.nn.ParameterDict,
                                                           a function of the seed alone. They are trained, snapshotted and
                                                           sealed (`extra.safetensors`) like all others; a child starts from

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from trainer.loss import next_token_loss as loss
 
-__all__ = ["loss", "rows"]
+__all__ = ["NEXT_TOKEN", "loss", "rows"]
+
+NEXT_TOKEN = True
 
 
 def rows(
