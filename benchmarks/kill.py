@@ -89,7 +89,7 @@ class Life:
     def weights(self) -> dict[str, str]:
         """SHA-256 of every version's weights."""
         return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in sorted(self.home.glob("models/v*/model.safetensors"))}  # fmt: skip
+                for path in sorted(self.home.glob("models/v*/*model.safetensors"))}  # fmt: skip
 
     def faults(self) -> list[str]:
         """What is wrong with the home, in words."""

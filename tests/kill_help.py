@@ -19,7 +19,9 @@ from typing import Any
 import trainer_help
 from trainer_help import shared_server
 
+from guard.durable import sha256_file
 from guard.failpoints import Crash
+from guard.weights import ADAPTER_BASE, FULL
 from trainer.dataset import Dataset
 
 Job = dict[str, Any]
@@ -28,7 +30,10 @@ NOT_BITS = ("seconds", "tokens_per_second")
 RECIPES: dict[str, Callable[[Path, Path], Job]] = {
     "pretrain": lambda home, staging: _job(home, staging, "pretrain"),
     "sft": lambda home, staging: _job(home, staging, "sft"),
+    "lora": lambda home, staging: _adapter_job(home, staging),
     "lanes": lambda home, staging: _job(home, staging, "sft", lanes=2),
+    "sealed halves": lambda home, staging: _job(home, staging, "pretrain", lanes=2, dtype="bfloat16",
+                                                training={"seal_optimizer": True}),
     "processes": lambda home, staging: _job(home, staging, "sft", lanes=2, processes=2),
 }
 """Writes a job into a staging folder: (home, staging) -> job."""
@@ -57,6 +62,14 @@ def _job(home: Path, staging: Path, stage: str, **changes: Any) -> Job:
     return trainer_help.train_job(staging, home / "base" / "out", _dataset(home, stage), **changes)
 
 
+def _adapter_job(home: Path, staging: Path) -> Job:
+    job = _job(home, staging, "sft")
+    base = home / "base" / "out"
+    job["recipe"]["lora"] = {"rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    job["inputs"] = [{"role": ADAPTER_BASE, "name": "base", "path": str(base), "sha256": sha256_file(base / FULL)}]
+    return trainer_help.write_job(staging, job)
+
+
 def run_here(job: Job) -> bool:
     """Train in this process; False when an armed fail point ended it."""
     from trainer import train_job
@@ -71,12 +84,14 @@ def run_here(job: Job) -> bool:
     return True
 
 
-def outcome(staging: Path) -> tuple[str, str, list[dict[str, Any]]]:
-    """What must be the same whatever happened: the weights, what was fed, and metrics.jsonl without its clocks."""
+def outcome(staging: Path) -> tuple[dict[str, str], str, list[dict[str, Any]]]:
+    """What must be the same whatever happened: the weights (and the sealed optimiser),
+    what was fed, and metrics.jsonl without its clocks."""
     result = json.loads((staging / "result.json").read_text("utf-8"))
     lines = (staging / "out" / "metrics.jsonl").read_text("utf-8").splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key not in NOT_BITS} for line in lines]
-    return result["weights_sha256"], result["consumed_sha256"], rows
+    weights = {name: digest for name, digest in result["files"].items() if name.endswith(".safetensors")}
+    return weights, result["consumed_sha256"], rows
 
 
 def kill_at_random(staging: Path, dice: random.Random, seconds: float, kills: int) -> int:

@@ -202,6 +202,10 @@ def test_an_adapter_is_never_put_on_other_weights(home: Path, tmp_path: Path, da
      "does not hold this adapter"),
     ("adapter_config.json", b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}',
      "is for all-linear"),
+    ("adapter_config.json", b'{"peft_type": "LORA", "lora_alpha": 8, "target_modules": ["q_proj"]}',
+     "rank None and alpha 8"),
+    ("adapter_config.json", b'{"peft_type": "LORA", "r": 0, "lora_alpha": 8, "target_modules": ["q_proj"]}',
+     "rank 0 and alpha 8"),
     (ADAPTER, b"\xff" * 64, "not a sound safetensors"),
     (ADAPTER, None, "missing"),
 ])  # fmt: skip

@@ -257,6 +257,18 @@ def test_by_the_policy_halt_nothing_is_skipped(text: Any, tmp_path: Path) -> Non
     assert run.skipped == []
 
 
+def test_steps_skipped_in_other_surroundings_make_the_run_declared(text: Any, tmp_path: Path) -> None:
+    """No snapshot is left of that part, but what it skipped is: made again here, the run might skip something else."""
+    failpoints.arm("anomaly.noted", "crash")
+    with pytest.raises(Crash):
+        _run(tmp_path / "job", text, {BAD: 50.0}, surroundings={"torch": "1"})
+    failpoints.disarm()
+    _model, run = _run(tmp_path / "job", text, {BAD: 50.0}, surroundings={"torch": "2"})
+    assert run.skipped == [BAD] and run.changed_surroundings and run.changes == ["torch: 1 -> 2"]
+    _model, same = _run(tmp_path / "same", text, {BAD: 50.0}, surroundings={"torch": "2"})
+    assert same.skipped == [BAD] and not same.changed_surroundings
+
+
 def test_a_note_that_cannot_be_read_is_damage(text: Any, tmp_path: Path) -> None:
     trainer_help.train_job(tmp_path, tmp_path, text)
     (tmp_path / "anomalies.json").write_text("{")

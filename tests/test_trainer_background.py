@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,14 @@ def test_a_step_skipped_during_a_write_is_none_of_the_snapshot_s(tmp_path: Path,
         run.skipped.append(2)
         go_on.set()
     assert _newest(tmp_path / "snapshots").state["run"]["skipped"] == [0]
+
+
+def test_a_figure_of_the_objective_never_stands_in_the_place_of_the_loop_s_own(tmp_path: Path) -> None:
+    run = Outcome(step=1, loss=2.5)
+    with _scribe(tmp_path, run) as scribe:
+        scribe.step(_Batch(), 0.1, 1.0, 1.0, {"loss": 0.0, "won": 0.75})  # type: ignore[arg-type]
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (row["loss"], row["won"]) == (2.5, 0.75)
 
 
 def test_a_failed_write_ends_the_run_at_the_next_steps_end(tmp_path: Path) -> None:

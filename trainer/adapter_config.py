@@ -63,7 +63,11 @@ class AdapterConfig:
         targets = values.get("target_modules")
         if not isinstance(targets, list) or not set(targets) <= set(LINEAR_MODULES) or not targets:
             raise CheckFailed(f"the adapter is for {targets}", hint=f"known are {', '.join(LINEAR_MODULES)}")
-        return cls(int(values["r"]), float(values["lora_alpha"]), tuple(name for name in LINEAR_MODULES if name in targets))
+        rank, alpha = values.get("r"), values.get("lora_alpha")
+        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not alpha > 0:
+            raise CheckFailed(f"the adapter says rank {rank!r} and alpha {alpha!r}",
+                              hint="both are numbers above 0; heirloom verify")
+        return cls(rank, float(alpha), tuple(name for name in LINEAR_MODULES if name in targets))
 
     def to_peft(self, base: str) -> dict[str, Any]:
         """The `adapter_config.json`; `base`: where the full weights lie, seen from the home's folder."""

@@ -23,7 +23,7 @@ from trainer.anomaly import WINDOW, AnomalyFound, find_anomaly, rules_of
 from trainer.batches import StepBatch
 from trainer.lanes import Alone, LaneSum, Team
 from trainer.model import Decoder
-from trainer.rewind import go_back, noted_anomalies, settle_snapshots, skipped_steps
+from trainer.rewind import found_in, go_back, noted_anomalies, settle_snapshots, skipped_steps
 from trainer.schedule import learning_rate
 from trainer.scribe import Scribe, Silent
 from trainer.snapshot import newest_snapshot
@@ -109,7 +109,7 @@ def train(
             return _run(model, feed, objective, plan, team, stop=stop, clock=clock, resumes=resumes)
         except AnomalyFound as found:  # in every process of the team: they all see the same figures
             if team.rank == 0:
-                go_back(plan.staging, found.anomaly, rules_of(plan.training, plan.steps))
+                go_back(plan.staging, found.anomaly, rules_of(plan.training, plan.steps), plan.surroundings)
             team.agree(False, found.anomaly.step, 0.0)
             resumes = found.resumes
 
@@ -185,7 +185,7 @@ def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outc
     snapshot = newest_snapshot(plan.staging / "snapshots")
     if snapshot is None:
         _begin(stepper, plan, again=resumes is not None)
-        return Outcome(), {}
+        return _declared(Outcome(), plan, found_in(plan.staging)), {}
     state = snapshot.state
     if state["identity"] != plan.identity:
         raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan", subject=str(plan.staging),
@@ -193,11 +193,17 @@ def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outc
     stepper.load(snapshot.model, snapshot.optimizer)
     run = Outcome(**state["run"])
     run.resumes = run.resumes + 1 if resumes is None else resumes
-    changed = changes(state["surroundings"], plan.surroundings)
-    run.changed_surroundings |= bool(changed)
-    run.changes += [text for text in changed if text not in run.changes]
     run.notes += [f"snapshot passed over: {text}" for text in snapshot.damaged]
-    return run, state["logs"]
+    return _declared(run, plan, [state["surroundings"], *found_in(plan.staging)]), state["logs"]
+
+
+def _declared(run: Outcome, plan: LoopPlan, before: list[dict[str, Any]]) -> Outcome:
+    """The run, with what is another now than in the surroundings of its earlier parts and of what steps were skipped for."""
+    for surroundings in before:
+        changed = changes(surroundings, plan.surroundings)
+        run.changed_surroundings |= bool(changed)
+        run.changes += [text for text in changed if text not in run.changes]
+    return run
 
 
 def _begin(stepper: Stepper, plan: LoopPlan, *, again: bool) -> None:

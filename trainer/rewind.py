@@ -1,7 +1,7 @@
 """Going back after an anomaly: note the steps to skip, drop the snapshots that learnt from them, or halt.
 
-    anomalies.json    in the staging folder: every finding of the run and the steps skipped for it, durable before
-                      anything else is done about it
+    anomalies.json    in the staging folder: every finding of the run, the steps skipped for it and the surroundings it was
+                      found in, durable before anything else is done about it
 
 The run then goes on from the newest snapshot that is left, or from its parent's weights, and passes over the steps that
 are noted. Since a skipped step leaves weights and moments as they were, the final weights depend on the set of skipped
@@ -23,7 +23,7 @@ from guard.failpoints import point
 from trainer.anomaly import Anomaly, Rules, guilty_steps
 from trainer.snapshot import forget_snapshots
 
-__all__ = ["go_back", "noted_anomalies", "settle_snapshots", "skipped_steps"]
+__all__ = ["found_in", "go_back", "noted_anomalies", "settle_snapshots", "skipped_steps"]
 
 _NOTE = "anomalies.json"
 
@@ -33,14 +33,24 @@ def noted_anomalies(staging: Path) -> list[dict[str, Any]]:
 
     Raises Damage when the note cannot be read: without it the run would not be the same again.
     """
+    found: list[dict[str, Any]] = _note(staging)["anomalies"]
+    return found
+
+
+def found_in(staging: Path) -> list[dict[str, Any]]:
+    """The surroundings of each finding: in others the losses might have told otherwise. Raises Damage."""
+    return list(_note(staging).get("found_in") or ())
+
+
+def _note(staging: Path) -> dict[str, Any]:
     try:
-        found: list[dict[str, Any]] = orjson.loads((staging / _NOTE).read_bytes())["anomalies"]
+        note: dict[str, Any] = orjson.loads((staging / _NOTE).read_bytes())
+        return {**note, "anomalies": list(note["anomalies"])}
     except FileNotFoundError:
-        return []
+        return {"anomalies": []}
     except (ValueError, KeyError, TypeError) as error:
         raise Damage(f"{staging / _NOTE} cannot be read: {error}", subject=str(staging),
                      hint="check the disk; `heirloom queue retry ID` trains from the beginning") from error  # fmt: skip
-    return found
 
 
 def skipped_steps(anomalies: list[dict[str, Any]]) -> frozenset[int]:
@@ -48,8 +58,11 @@ def skipped_steps(anomalies: list[dict[str, Any]]) -> frozenset[int]:
     return frozenset(step - 1 for item in anomalies for step in item["skipped"])
 
 
-def go_back(staging: Path, anomaly: Anomaly, rules: Rules) -> None:
-    """Note what is to be skipped because of a finding. Raises DataFault when the recipe or the limit says to halt."""
+def go_back(staging: Path, anomaly: Anomaly, rules: Rules, surroundings: Mapping[str, Any]) -> None:
+    """Note what is to be skipped because of a finding in these surroundings.
+
+    Raises DataFault when the recipe or the limit says to halt.
+    """
     noted = noted_anomalies(staging)
     before = skipped_steps(noted)
     guilty = guilty_steps(anomaly.step, before)
@@ -60,7 +73,8 @@ def go_back(staging: Path, anomaly: Anomaly, rules: Rules) -> None:
         raise DataFault(f"{anomaly.words}; training stopped before using it: no more than {rules.most_skipped} steps of this "
                         f"run may be skipped, and these were: {steps}", hint=_ADVICE)  # fmt: skip
     finding = {**anomaly.as_dict(), "skipped": [step + 1 for step in guilty]}
-    write_json(staging / _NOTE, {"schema": 1, "anomalies": [*noted, finding]})
+    write_json(staging / _NOTE, {"schema": 1, "anomalies": [*noted, finding],
+                                 "found_in": [*found_in(staging), dict(surroundings)]})  # fmt: skip
     point("anomaly.noted")
 
 

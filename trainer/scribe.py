@@ -91,7 +91,7 @@ class Scribe:
         run.wall_seconds = self._before + now - self._started
         self._pace.step(seconds, batch.tokens)
         run.seconds_per_step, run.tokens_per_second = self._pace.seconds_per_step, self._pace.tokens_per_second
-        self._logs.append({**self._row(batch, rate, gradient_norm, seconds), **metrics}, batch.sequences)
+        self._logs.append({**metrics, **self._row(batch, rate, gradient_norm, seconds)}, batch.sequences)
         if now - self._told_at >= PROGRESS_SECONDS or run.step == self._plan.steps:
             tell_progress(self._plan.staging, run, self._plan.steps, "training")
             self._told_at = now
