@@ -152,11 +152,11 @@ def _trained(job: Job, stop: Callable[[], bool], crew: Crew, together: ExitStack
     _require_parents_moments(job, base)
     apart = not takes_documents(model)
     feed = _open_feed(child, tokenizer, objective, apart=apart)
-    child.tell("checking data and model")
-    _check_before(job, student, template, objective, feed)
     shared = rows_that_share(feed)
     parent_losses: list[dict[str, Any]] = []
     if not crew.rank:
+        child.tell("checking data and model")
+        _check_before(job, student, template, objective, feed)
         if shared and not apart:
             child.tell("checking that documents do not see one another")
             require_no_leak(model, find_objective(job["stage"]), shared)
