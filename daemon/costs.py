@@ -21,8 +21,8 @@ from trainer.model_config import ModelConfig
 from trainer.numbers import Numbers
 from trainer.recipe import Recipe
 
-__all__ = ["Cost", "backup_bytes", "correction_for", "cost_of", "estimate", "job_cost", "kept_estimate", "needed_bytes",
-           "past_jobs", "tokens_approx"]  # fmt: skip
+__all__ = ["Cost", "backup_bytes", "correction_for", "cost_kind", "cost_of", "estimate", "job_cost", "kept_estimate",
+           "needed_bytes", "past_jobs", "tokens_approx"]  # fmt: skip
 
 PAST_JOBS = 24
 """So many newest trainings are looked at for some of the same shape: planning costs the same in any home."""
@@ -70,9 +70,14 @@ def past_jobs(keeper: Keeper) -> list[dict[str, Any]]:
             for told, found, cpu in rows if told and found]  # fmt: skip
 
 
-def correction_for(keeper: Keeper, shape: ModelConfig, numbers: Numbers, stage: str) -> Correction:
-    """What finished jobs of this home say about the next one of the same shape, numbers and stage on this processor."""
-    return correct(past_jobs(keeper), shape_key(shape, asdict(numbers), stage), hardware_facts()["cpu"])
+def correction_for(keeper: Keeper, shape: ModelConfig, numbers: Numbers, kind: str) -> Correction:
+    """What finished jobs of this home say about the next one of the same shape, numbers and `cost_kind` on this processor."""
+    return correct(past_jobs(keeper), shape_key(shape, asdict(numbers), kind), hardware_facts()["cpu"])
+
+
+def cost_kind(recipe: Recipe, stage: str) -> str:
+    """What jobs of one shape must have in common besides: an adapter takes another time and memory than all weights."""
+    return f"{stage} adapter" if recipe.lora else stage
 
 
 def job_cost(keeper: Keeper, target: Target, tokens: int, prepared: Mapping[str, Any] | None = None) -> Cost:
@@ -82,7 +87,7 @@ def job_cost(keeper: Keeper, target: Target, tokens: int, prepared: Mapping[str,
     # What is planned to be fed decides about compiling; before preparation it is not known well enough to freeze anything.
     fed = int(known.get("fed") or tokens * target.recipe.training.epochs)
     numbers = numbers_of(keeper, target, tokens=fed)
-    kind = f"{target.job.stage} adapter" if target.recipe.lora else target.job.stage  # which takes another memory
+    kind = cost_kind(target.recipe, target.job.stage)
     steps, figures = cost_of(
         target.recipe, shape, numbers, tokens, examples=sum(file.examples for file in target.files),
         iterations=target.job.request.get("iterations"), correction=correction_for(keeper, shape, numbers, kind),

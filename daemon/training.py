@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from daemon.costs import correction_for, cost_of
+from daemon.costs import correction_for, cost_kind, cost_of
 from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
 from daemon.targets import asked_packing, resolve_base, shape_of
@@ -235,7 +235,7 @@ def _estimate(
     numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape, tokens=tokens * recipe.training.epochs,
                               machine=machine_here(keeper.home.configs))  # fmt: skip
     steps, cost = cost_of(recipe, shape, numbers, tokens, examples=dataset.train.count, iterations=iterations, measured=measured,
-                          correction=correction_for(keeper, shape, numbers, dataset.stage))  # fmt: skip
+                          correction=correction_for(keeper, shape, numbers, cost_kind(recipe, dataset.stage)))  # fmt: skip
     return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": cost.staging_bytes + cost.version_bytes,
             "memory_bytes": cost.memory_bytes}  # fmt: skip
 

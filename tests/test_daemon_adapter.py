@@ -11,6 +11,7 @@ import pytest
 from test_daemon_remake import RealToy, real_child
 from toy import Toy, chat_of, text_of
 
+from daemon import training
 from daemon.costs import cost_of
 from daemon.facts import check_base, gather_facts
 from daemon.inputs import inputs_of
@@ -29,6 +30,8 @@ from guard.store.vault import run_backup
 from guard.store.verify import verify
 from guard.store.versions import find_version
 from guard.weights import ADAPTER, FULL
+from trainer.dataset import open_dataset
+from trainer.estimate import Correction
 from trainer.objectives import OBJECTIVES, About
 from trainer.recipe import parse_recipe
 from trainer.version_files import load_version
@@ -136,6 +139,23 @@ def test_an_adapter_needs_less_room_and_memory(keeper: Keeper) -> None:
     assert costs[0].memory_bytes < costs[1].memory_bytes and costs[0].version_bytes < costs[1].version_bytes
     assert costs[0].staging_bytes - costs[0].version_bytes < (costs[1].staging_bytes - costs[1].version_bytes) / 4
     assert shape_of(keeper, find_version(keeper.ledger, "v003")) == shape_of(keeper, find_version(keeper.ledger, "v001"))
+
+
+def test_figures_of_adapters_correct_adapters_alone(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [record(keeper, name)["estimate"]["shape"] for name in ("v002", "v004")]
+    assert "sft adapter" in str(shapes[0]) and "adapter" not in str(shapes[1])
+    kinds: list[str] = []
+
+    def seen(_keeper: object, _shape: object, _numbers: object, kind: str) -> Correction:
+        kinds.append(kind)
+        return Correction()
+
+    monkeypatch.setattr(training, "correction_for", seen)
+    dataset = open_dataset(next(path for path in keeper.home.shards.iterdir() if open_dataset(path).stage == "sft"))
+    base, recipe = find_version(keeper.ledger, "v001"), asked(keeper, "v001").recipe
+    for item in (recipe, recipe.model_copy(update={"lora": None})):
+        training._estimate(keeper, item, base, "", dataset, None)
+    assert kinds == ["sft adapter", "sft"]
 
 
 def test_a_damaged_adapter_base_stops_a_job_on_the_adapter(keeper: Keeper) -> None:

@@ -375,12 +375,13 @@ def test_a_ledger_older_than_results_is_read_as_one_without_any(home: Path, caps
 
     number = next(place for place, step in enumerate(STEPS) if "CREATE TABLE evaluations" in step)
     with sqlite3.connect(home / "data" / "ledger.db") as database:
-        database.executescript(f"DROP TABLE evaluations; PRAGMA user_version = {number}")
-        database.execute("DELETE FROM meta WHERE key = 'digest:evaluations'")
+        database.executescript(f"DROP TABLE evaluations; DROP TABLE held_out_losses; PRAGMA user_version = {number}")
+        database.execute("DELETE FROM meta WHERE key IN ('digest:evaluations', 'digest:held_out_losses')")
     database.close()
     (home / "data" / "ledger.db.closed").unlink(missing_ok=True)
     main(["show", "v003", "--home", str(home), "--json"])
     assert json.loads(capsys.readouterr().out)["evaluations"] == []
+    assert run(home, capsys, "--dry-run")["items"], "planning an evaluation only reads, and meets no damage"
     toy = Toy(home)
     assert toy.keeper.ledger.value("PRAGMA user_version") == SCHEMA_VERSION
     record_all(toy.keeper, [_result(home)])
