@@ -177,7 +177,7 @@ def _labels(item: Mapping[str, Any]) -> list[str]:
     words = [item["locked"]] if item["locked"] else []
     if item["active"] and ACTIVE not in words:
         words.append(ACTIVE)
-    if skipped := item["metrics"].get("steps_skipped"):
+    if skipped := (item.get("metrics") or {}).get("steps_skipped"):
         words.append(f"{skipped} STEP{'S' if skipped > 1 else ''} SKIPPED")
     if item["state"] != "sealed":
         words.append(str(item["state"]).upper())
