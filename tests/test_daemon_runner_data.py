@@ -204,7 +204,8 @@ def test_the_status_says_how_many_forks_are_left_and_when_the_disk_is_full(
     assert abs(disk["forks_left"] - 40e9 / (2 * size)) <= 1
     rate = toy.keeper.ledger.value("SELECT sum(size_bytes) * 2 FROM versions WHERE id > 2") / (3 * 86400)
     seconds = 40e9 / rate
-    assert disk["full_on"] is None or disk["full_on"][:4] == utc_text(toy.clock.seconds + seconds)[:4]
+    if disk["full_on"] is not None:  # thousands of years ahead, reckoned from two averages of the same sizes
+        assert abs(int(disk["full_on"][:4]) - int(utc_text(toy.clock.seconds + seconds)[:4])) <= 1
     _free(monkeypatch, 10.001)
     near = compose(toy.keeper, {}, running=True)["disk"]
     assert near["full_on"] and near["full_on"] >= toy.clock.utc()[:10]

@@ -115,7 +115,8 @@ def test_while_a_resumed_job_still_loads_it_tells_where_it_will_go_on(home: Path
     assert run_here(job)
     first = told[0]
     assert first["phase"] == "loading" and first["step"] >= 6 and first["steps"] == 9
-    assert first["loss"] > 0 and first["tokens_per_second"] > 0 and first["eta_seconds"] > 0
+    assert first["loss"] > 0 and first["tokens_per_second"] > 0
+    assert (first["eta_seconds"] > 0) == (first["step"] < 9), "on a slow disk the second snapshot may be that of the last step"
     assert [item["step"] for item in told] == sorted(item["step"] for item in told), "it never goes back"
 
 

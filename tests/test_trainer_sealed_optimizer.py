@@ -185,7 +185,8 @@ def test_the_gate_s_figures_are_fp32_whatever_the_training_computes_in(
 
     monkeypatch.setattr(objective, "loss", spy)
     result = _child(home, text, "half", "base", dtype="bfloat16")
-    assert asked == {(True, torch.bfloat16), (False, torch.float32)}
+    # The checks before step 1 look at the model as it was loaded, before it learns: in fp32 too.
+    assert asked == {(True, torch.bfloat16), (False, torch.float32), (True, torch.float32)}
     monkeypatch.undo()
     split = text.val if text.val.count else text.train
     for name, key in (("half", "child_loss"), ("base", "parent_loss")):
