@@ -24,8 +24,8 @@ from trainer.adapter_config import AdapterConfig
 from trainer.model import Decoder
 from trainer.weights import save_weights
 
-__all__ = ["AdapterNote", "base_folder", "is_adapter", "load_adapter", "read_note", "read_settings", "require_base",
-           "write_adapter"]  # fmt: skip
+__all__ = ["AdapterNote", "base_folder", "is_adapter", "load_adapter", "read_note", "read_object", "read_settings",
+           "require_base", "write_adapter"]  # fmt: skip  # fmt: skip
 
 _PREFIX = "base_model.model."
 """How peft calls what stands inside its own model."""
@@ -54,7 +54,8 @@ def write_adapter(folder: Path, model: Decoder, config: AdapterConfig, note: Ada
     save_weights({_PREFIX + name: tensor for name, tensor in adapter_tensors(model).items()}, folder / ADAPTER)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a version's folder. Raises Damage when it is missing or anything else."""
     try:
         value = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -68,12 +69,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def read_settings(folder: Path) -> AdapterConfig:
     """The adapter of a version's folder. Raises Damage, CheckFailed for another kind of adapter."""
-    return AdapterConfig.from_peft(_read(folder / ADAPTER_SETTINGS))
+    return AdapterConfig.from_peft(read_object(folder / ADAPTER_SETTINGS))
 
 
 def read_note(folder: Path) -> AdapterNote:
     """The base of an adapter version. Raises Damage when the folder does not say it, or says a path for a name."""
-    value = _read(folder / ADAPTER_NOTE)
+    value = read_object(folder / ADAPTER_NOTE)
     name, digest = value.get("name"), value.get("sha256")
     if not isinstance(name, str) or not isinstance(digest, str) or Path(name).name != name or name in ("", "..", "."):
         raise Damage(f"{folder / ADAPTER_NOTE} does not name a version and its hash", subject=str(folder), hint="heirloom verify")

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -27,7 +26,16 @@ from guard.errors import CheckFailed, Damage, NotFound
 from guard.weights import FULL as WEIGHTS
 from trainer.adapter import merged
 from trainer.adapter_config import AdapterConfig
-from trainer.adapter_files import AdapterNote, base_folder, is_adapter, load_adapter, read_note, require_base, write_adapter
+from trainer.adapter_files import (
+    AdapterNote,
+    base_folder,
+    is_adapter,
+    load_adapter,
+    read_note,
+    read_object,
+    require_base,
+    write_adapter,
+)
 from trainer.extra import PREFIX, write_extra
 from trainer.hf_tokenizer import write_hf_tokenizer
 from trainer.model import Decoder
@@ -114,7 +122,7 @@ def load_version(folder: Path | str) -> tuple[Decoder, Tokenizer]:
         adapted, tokenizer = load_adapted(folder, base_folder(folder))
         return merged(adapted).eval(), tokenizer
     _require_folder(folder)
-    raw = _read_json(folder / "config.json")
+    raw = read_object(folder / "config.json")
     _refuse_remote_code(raw, "config.json")
     config = ModelConfig.from_hf(raw)
     tokenizer = _load_tokenizer(folder, config)
@@ -162,23 +170,11 @@ def _refuse_remote_code(values: Mapping[str, Any], name: str) -> None:
                           hint="use a base whose architecture is built in")  # fmt: skip
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise Damage(f"{path} is missing", subject=str(path), hint="heirloom restore brings a version back") from error
-    except orjson.JSONDecodeError as error:
-        raise Damage(f"{path} is not JSON: {error}", subject=str(path), hint="heirloom verify") from error
-    if not isinstance(value, dict):
-        raise Damage(f"{path} does not hold an object", subject=str(path), hint="heirloom verify")
-    return value
-
-
 def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     """The tokenizer the weights were trained with, proven by its hash and by the size of the embedding (law 11)."""
     if (folder / "tokenizer_config.json").exists():
-        _refuse_remote_code(_read_json(folder / "tokenizer_config.json"), "tokenizer_config.json")
-    state = _read_json(folder / "tokenizer_state.json")
+        _refuse_remote_code(read_object(folder / "tokenizer_config.json"), "tokenizer_config.json")
+    state = read_object(folder / "tokenizer_state.json")
     tokenizer = load_tokenizer(str(state.get("tokenization")), folder)
     require_same_tokenizer(state, tokenizer.state(), folder.name, "this installation")
     if config.vocab_size < tokenizer.vocab_size:
