@@ -72,15 +72,15 @@ def _adapter_job(home: Path, staging: Path) -> Job:
 
 def run_here(job: Job) -> bool:
     """Train in this process; False when an armed fail point ended it."""
-    from trainer import train_job
+    from trainer import judged, train_job
 
-    spoken, train_job.SAMPLES = train_job.SAMPLES, 0  # nothing that is said has any part in the weights
+    spoken, judged.SAMPLES = judged.SAMPLES, 0  # nothing that is said has any part in the weights
     try:
         train_job.run_train(job)
     except Crash:
         return False
     finally:
-        train_job.SAMPLES = spoken
+        judged.SAMPLES = spoken
     return True
 
 

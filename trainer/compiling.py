@@ -54,6 +54,8 @@ def compile_layers(model: Decoder, tokens: int) -> Halves:
 
     # In this process alone: a pool of compiling processes would outlive the few seconds it is needed for.
     torch._inductor.config.compile_threads = 1
+    # It makes one call of a product and the sum after it, and on a CPU that is a copy more than the two apart.
+    torch._inductor.config.pattern_matcher = False
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder())
     torch._dynamo.reset()
     torch._dynamo.config.error_on_recompile = False

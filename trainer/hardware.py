@@ -44,7 +44,7 @@ _TOLD_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx
 _LIBRARIES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
 _GPU_NODE = Path("/dev/nvidiactl")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MALLOC_KEEPS = -1, -3, 1 << 30  # glibc's malloc.h; bytes
-_ARITHMETIC = "2"
+_ARITHMETIC = "3"
 """Raised when model, loss or optimiser add or multiply in another order than they did; versions without one have the first."""
 
 

@@ -98,11 +98,13 @@ class Stepper:
         return micro if whole is None else whole
 
     def _clip(self) -> float:
-        """Scale gradients so that their common norm is at most the limit (0: leave them); returns the norm before."""
-        gradients = [weight.grad for weight in self._trained.values() if weight.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if self._clip_at > 0 and norm > self._clip_at:
-            torch._foreach_mul_(gradients, self._clip_at / norm)
+        """Have the update scale gradients so that their common norm is at most the limit (0: not); returns the norm before.
+
+        The fused kernel divides by the scale as it reads them: a pass over all gradients less.
+        """
+        norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in self._trained.values() if weight.grad is not None]))
+        over = self._clip_at > 0 and norm > self._clip_at
+        self._optimizer.grad_scale = torch.tensor(norm / self._clip_at) if over else None  # type: ignore[attr-defined]
         return norm
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
