@@ -1,6 +1,7 @@
 """The parts of a layer that are bound by memory and not by arithmetic: norm, rotation, SwiGLU.
 
-In eager mode each is an autograd function of its own that makes few passes over memory and keeps few tensors. Beside
+In eager mode each is an autograd function of its own that makes few passes over memory and keeps few tensors; where
+nothing is learnt its formula alone is called, since for one token the function around it takes longer than it. Beside
 them stand the same formulas written plainly, as the two halves of a layer around attention: `torch.compile` fuses
 those (`trainer/compiling.py`), and a test holds the two to the same figures. Rows are tokens: [tokens, width].
 Not here: modules and parameters (`trainer/model.py`), attention itself.
@@ -21,18 +22,24 @@ __all__ = ["after_attention", "before_attention", "normed", "rotated", "swiglu"]
 
 def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, in fp32 whatever the dtype of x, which it gives back."""
+    if not torch.is_grad_enabled():
+        return _scaled(x.float(), eps)[0].mul_(weight).to(x.dtype)
     result: Tensor = _NormRows.apply(x.float(), weight, eps)
     return result.to(x.dtype)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The pairs (i, i + head_dim/2) of x [tokens, heads, head_dim] turned; cos, sin fp32 [tokens, 1, head_dim/2]."""
+    if not torch.is_grad_enabled():
+        return _turn(x, cos, sin, 1.0)
     result: Tensor = _Rotate.apply(x, cos, sin)
     return result
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, of equal shapes."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     result: Tensor = _SwiGLU.apply(gate, up)
     return result
 
@@ -42,8 +49,7 @@ class _NormRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.rsqrt((x * x).mean(-1, keepdim=True).add_(eps))
-        rows = x * scale
+        rows, scale = _scaled(x, eps)
         ctx.save_for_backward(rows, scale, weight)
         return rows * weight
 
@@ -53,6 +59,12 @@ class _NormRows(torch.autograd.Function):
         product = (gradients[0] * rows).reshape(-1, rows.shape[-1])
         along = torch.mv(product, weight).view(scale.shape).div_(rows.shape[-1])
         return (gradients[0] * weight).addcmul_(rows, along, value=-1.0).mul_(scale), product.sum(0), None
+
+
+def _scaled(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / rms(x), and 1 / rms(x) [..., 1]."""
+    scale = torch.rsqrt((x * x).mean(-1, keepdim=True).add_(eps))
+    return x * scale, scale
 
 
 class _Rotate(torch.autograd.Function):
@@ -119,9 +131,9 @@ def before_attention(
     """Rotated queries, keys, and values, each [tokens, heads, head_dim], of the residual stream x [tokens, width]."""
     head_dim = 2 * cos.shape[-1]
     rows = _plain_norm(x, norm, eps)
-    sizes = [matrix.shape[0] for matrix in (q_proj, k_proj, v_proj)]
-    joined = F.linear(rows, torch.cat((q_proj, k_proj, v_proj))).split(sizes, dim=-1)
-    queries, keys, values = (part.unflatten(-1, (-1, head_dim)) for part in joined)
+    heads = [matrix.shape[0] // head_dim for matrix in (q_proj, k_proj, v_proj)]
+    joined = F.linear(rows, torch.cat((q_proj, k_proj, v_proj))).unflatten(-1, (-1, head_dim))
+    queries, keys, values = joined.split(heads, dim=1)
     if q_norm is not None and k_norm is not None:
         queries, keys = _plain_norm(queries, q_norm, eps), _plain_norm(keys, k_norm, eps)
     return _plain_turn(queries, cos, sin), _plain_turn(keys, cos, sin), values
