@@ -89,7 +89,10 @@ def words(shape: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 def matrix_peak(threads: int) -> float:
-    """Floating point operations per second of processor time in a large fp32 matrix product: the bare limit."""
+    """Floating point operations per second of processor time in a large fp32 matrix product: the bare limit.
+
+    With as many threads as the trainers have: two threads of one core share its arithmetic.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -180,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for _ in range(asked.rounds):
             for worker in workers:
                 worker.turn(asked.steps)
-        rows = _table(workers, shape, matrix_peak(1))
+        rows = _table(workers, shape, matrix_peak(asked.threads))
         for worker in workers:
             assert worker.process.stdin is not None
             worker.process.stdin.close()

@@ -52,6 +52,14 @@ def test_swiglu_equals_the_formula() -> None:
     _same(_gradients(swiglu, gate, up), _gradients(lambda g, u: F.silu(g) * u, gate, up))
 
 
+def test_where_nothing_is_learnt_the_figures_are_the_same_to_the_bit() -> None:
+    x, weight, angles = _random(9, 4, 16), _random(16), _random(9, 1, 8, learns=False)
+    for function in (lambda: normed(x, weight, 1e-6), lambda: rotated(x, angles.cos(), angles.sin()), lambda: swiglu(x, x + 1)):
+        learning = function()
+        with torch.no_grad():
+            assert torch.equal(function(), learning) and learning.requires_grad
+
+
 def test_in_bf16_the_norm_is_computed_in_fp32() -> None:
     x = (_random(4, 64, learns=False) * 300).bfloat16()
     assert normed(x, torch.ones(64), 1e-6).dtype is torch.bfloat16

@@ -98,6 +98,37 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch_in_bf16() -> None:
     assert norm(1) == pytest.approx(norm(4), rel=0.01)
 
 
+@pytest.mark.parametrize("limit", [0.05, 0.0, 1e9])
+def test_gradients_beyond_the_limit_are_scaled_down_to_it_before_the_update(limit: float) -> None:
+    """Beside plain clipping and a plain AdamW, over steps beyond the limit and, where it is far away or none, within it."""
+    ours, plain = new_model(_CONFIG, 3), new_model(_CONFIG, 3)
+    stepper = Stepper(ours, pretrain, {**_TRAINING, "weight_decay": 0.0, "grad_clip": limit}, "float32")
+    adam = torch.optim.AdamW(plain.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(3):
+        batch = _batch(step)
+        _loss, norm = stepper.step(batch, 3e-3, step)
+        (pretrain.loss(plain, batch.micro_batches[0], torch.float32) / batch.weight).backward()
+        before = torch.nn.utils.clip_grad_norm_(plain.parameters(), limit or float("inf"))
+        assert norm == pytest.approx(float(before), rel=1e-4) and norm > 0.05
+        adam.step()
+        adam.zero_grad()
+    for (name, one), other in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        # A step moves by about the rate, whatever the gradient; what is compared is the last of the digits.
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5, msg=lambda told, name=name: f"{name}: {told}")
+
+
+def test_one_step_beyond_the_limit_leaves_the_next_as_it_is() -> None:
+    """The limit of one step must not scale the gradients of another: the moments would keep it."""
+    stepper = Stepper(new_model(_CONFIG, 3), pretrain, {**_TRAINING, "grad_clip": 1e9}, "float32")
+    stepper._clip_at = 0.05
+    stepper.step(_batch(0), 3e-3, 0)
+    stepper._clip_at = 1e9
+    before = {name: tensor.clone() for name, tensor in stepper.tensors()[1].items()}
+    _loss, norm = stepper.step(_batch(1), 3e-3, 1)
+    fresh = [(tensor - 0.9 * before[name]) / 0.1 for name, tensor in stepper.tensors()[1].items() if name.endswith("exp_avg")]
+    assert float(torch.nn.utils.get_total_norm(fresh)) == pytest.approx(norm, rel=1e-3) and norm > 0.05
+
+
 def test_a_batch_without_loss_is_refused() -> None:
     stepper = Stepper(new_model(_CONFIG, 3), pretrain, _TRAINING, "float32")
     with pytest.raises(DataFault, match="step 8 has no token that bears loss"):
