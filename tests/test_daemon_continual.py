@@ -162,7 +162,7 @@ def test_a_poisoned_batch_is_skipped_the_state_is_sealed_and_both_are_made_again
     """One row of noise among many that are alike, in real training: found, skipped, told, not learnt, and made again."""
     recipe(toy.home.root, "pretrain", learning_rate=0.02, batch_sequences=1, seal_optimizer=True, spike_factor=4.0)
     dice = random.Random(5)
-    rows = [f"the old ship sails over a calm sea at night and comes home {row}" for row in range(200)]
+    rows = [f"the old ship sails over a calm sea at night and comes home {row}" for row in range(160)]
     rows += ["".join(dice.choice("~^`|<>@#%&*+=QXZJ") for _ in range(60)) for _ in range(3)]
     first = take(toy, "pretrain/text.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in rows))
     record = first.record
@@ -172,7 +172,7 @@ def test_a_poisoned_batch_is_skipped_the_state_is_sealed_and_both_are_made_again
     plan = json.loads(toy.keeper.ledger.value("SELECT plan FROM jobs WHERE output_id = ?", (first.id,)))["train"]
     planned = set(unpack_bitmap(plan["prepared"]["learnt"][0]["bitmap"]))
     unlearnt = planned - set(unpack_bitmap(record["data"][0]["bitmap"]))
-    assert unlearnt and min(unlearnt) >= 200, "rows of noise that came late enough to be noticed are not learnt"
+    assert unlearnt and min(unlearnt) >= 160, "rows of noise that came late enough to be noticed are not learnt"
     second = take(toy, "pretrain/code.jsonl", lines(CODE, 60))
     assert (first.record["optimizer"], second.record["optimizer"]) == ("fresh", "parent's")
     for version in (first, second):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_daemon_remake import RealToy
 from toy import chat_of, text_of
 
 from guard.durable import sha256_file
@@ -85,6 +86,10 @@ def snapshots(home: Path) -> list[Path]:
     return [path for path in (home / "models" / ".staging").glob("job-*/snapshots/*") if not path.name.startswith(".")]
 
 
+def weights(home: Path) -> dict[str, str]:
+    return {path.parent.name: sha256_file(path) for path in sorted(home.glob("models/v*/model.safetensors"))}
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with its base and a text in the inbox; tests take copies of it."""
@@ -94,10 +99,32 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quiet(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """A home in which nothing ever went wrong, and its daemon, which has trained the text and is idle."""
+def undisturbed(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The weights of a home in which nothing ever went wrong; its children are forked from the tests' own process."""
     home = tmp_path_factory.mktemp("quiet") / "home"
     shutil.copytree(fresh, home, symlinks=True)
+    toy = RealToy(home, gate="warn", training__threads=1)
+    toy.settle()
+    toy.die()
+    return weights(home)
+
+
+@pytest.fixture(scope="module")
+def survivor(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A home whose child and whose daemon were killed in mid-run, and the next daemon, which finished the run and is idle."""
+    home = tmp_path_factory.mktemp("survivor") / "home"
+    shutil.copytree(fresh, home, symlinks=True)
+    daemon = start(home, "--once")
+    try:
+        until(lambda: snapshots(home))
+        progress = next((home / "models" / ".staging").glob("job-*/progress.json"))
+        child = json.loads(progress.read_text())["pid"]
+        os.kill(child, signal.SIGKILL)
+        until(lambda: json.loads(progress.read_text()).get("pid") not in (None, child) if progress.exists() else False)
+    finally:
+        daemon.kill()
+        daemon.wait()
+    until(lambda: not Path(f"/proc/{child}").exists())
     daemon = start(home)
     try:
         until(lambda: list(home.glob("models/v002_*")) and published(home) == "idle")
@@ -107,27 +134,11 @@ def quiet(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         daemon.wait()
 
 
-def weights(home: Path) -> dict[str, str]:
-    return {path.parent.name: sha256_file(path) for path in sorted(home.glob("models/v*/model.safetensors"))}
-
-
 def test_daemon_and_child_killed_with_9_end_in_the_bits_of_an_undisturbed_run(
-    fresh: Path, quiet: tuple[Path, subprocess.Popen[bytes]], tmp_path: Path
+    survivor: tuple[Path, subprocess.Popen[bytes]], undisturbed: dict[str, str]
 ) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(fresh, home, symlinks=True)
-    daemon = start(home, "--once")
-    until(lambda: snapshots(home))
-    progress = next((home / "models" / ".staging").glob("job-*/progress.json"))
-    child = json.loads(progress.read_text())["pid"]
-    os.kill(child, signal.SIGKILL)
-    until(lambda: json.loads(progress.read_text()).get("pid") not in (None, child) if progress.exists() else False)
-    daemon.kill()
-    daemon.wait()
-    until(lambda: not Path(f"/proc/{child}").exists())
-    heirloom(home, "run", "--once")
-    undisturbed = weights(quiet[0])
-    assert weights(home) == {name: undisturbed[name] for name in ("v001_baseline", "v002_text")}
+    home, _daemon = survivor
+    assert weights(home) == undisturbed and sorted(undisturbed) == ["v001_baseline", "v002_text"]
     record = told(home, "show", "v002")
     assert record["exactness"] == "RESUMED-EXACT" and record["metrics"]["resumes"] >= 1
     steps = [json.loads(line)["step"] for line in (home / "models" / record["name"] / "metrics.jsonl").read_text().splitlines()]
@@ -135,8 +146,8 @@ def test_daemon_and_child_killed_with_9_end_in_the_bits_of_an_undisturbed_run(
     assert told(home, "verify", "--all")["ok"]
 
 
-def test_a_running_daemon_takes_commands_stops_politely_and_goes_on_later(quiet: tuple[Path, subprocess.Popen[bytes]]) -> None:
-    home, daemon = quiet
+def test_a_running_daemon_takes_commands_stops_politely_and_goes_on_later(survivor: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    home, daemon = survivor
     assert until(lambda: told(home, "status")["state"] == "idle")
     refused = heirloom(home, "run", code=11)
     assert f"pid {daemon.pid}" in refused.stderr
