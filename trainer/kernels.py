@@ -111,7 +111,7 @@ class _SwiGLU(torch.autograd.Function):
 
 # --- the same, written plainly for the compiler -------------------------------------------------------------------
 # Matrices that are applied to the same rows are put together for one product, forward and back: a copy of the weights
-# costs less than two products more. In eager mode taking the gradients apart again would cost as much as it saves.
+# costs less than two products more. Eager layers call their modules one by one, which an adapter may have replaced.
 
 
 def _plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
