@@ -6,7 +6,7 @@ Not here: the formulas of time and memory (`trainer/estimate.py`) and the judgem
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
@@ -21,8 +21,8 @@ from trainer.model_config import ModelConfig
 from trainer.numbers import Numbers
 from trainer.recipe import Recipe
 
-__all__ = ["Cost", "backup_bytes", "correction_for", "cost_kind", "cost_of", "estimate", "job_cost", "kept_estimate",
-           "needed_bytes", "past_jobs", "tokens_approx"]  # fmt: skip
+__all__ = ["Cost", "Sharing", "alike", "backup_bytes", "correction_for", "cost_kind", "cost_of", "estimate", "job_cost",
+           "kept_estimate", "needed_bytes", "past_jobs", "sharing_of", "tokens_approx"]  # fmt: skip
 
 PAST_JOBS = 24
 """So many newest trainings are looked at for some of the same shape: planning costs the same in any home."""
@@ -39,9 +39,30 @@ class Cost:
     """What it has in common with jobs whose figures count for it."""
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How the settings have a job shared."""
+
+    lanes: int = 1
+    processes: int = 1
+
+    def dealt(self, numbers: Numbers, threads: int) -> Numbers:
+        """The numbers of each process: the machine's cores are shared where nobody said how many `threads` each has."""
+        if self.processes == 1 or threads:
+            return numbers
+        return replace(numbers, threads=max(1, numbers.threads // self.processes))
+
+
+def sharing_of(keeper: Keeper, device: str) -> Sharing:
+    """Lanes and processes of a job that is planned now; on a GPU it is one process."""
+    asked = keeper.settings.training
+    return Sharing(max(asked.lanes, asked.processes), asked.processes if device == "cpu" else 1)
+
+
 def cost_of(
     recipe: Recipe, shape: ModelConfig, numbers: Numbers, tokens: int, *, examples: int, iterations: int | None,
     measured: float | None, correction: Correction = Correction(), steps: int | None = None, fed: int | None = None,
+    sharing: Sharing = Sharing(),
 ) -> tuple[int, Estimate]:  # fmt: skip
     """(steps, estimate) of so many first-pass tokens in so many examples on a model of that shape; `iterations`: exactly so
     many steps. `steps` and `fed` (tokens of all of them): known exactly, of data that is prepared."""
@@ -58,7 +79,7 @@ def cost_of(
         shape, tokens=work, steps=steps, micro_sequences=numbers.micro_sequences, flags=hardware_facts()["cpu_flags"],
         cores=numbers.threads, measured=measured, batch_sequences=recipe.training.batch_sequences, dtype=numbers.dtype,
         device=numbers.device, correction=correction, adapter_parameters=adapter,
-        seal_optimizer=recipe.training.seal_optimizer)  # fmt: skip
+        seal_optimizer=recipe.training.seal_optimizer, lanes=sharing.lanes, processes=sharing.processes)  # fmt: skip
 
 
 def past_jobs(keeper: Keeper) -> list[dict[str, Any]]:
@@ -70,9 +91,14 @@ def past_jobs(keeper: Keeper) -> list[dict[str, Any]]:
             for told, found, cpu in rows if told and found]  # fmt: skip
 
 
-def correction_for(keeper: Keeper, shape: ModelConfig, numbers: Numbers, kind: str) -> Correction:
-    """What finished jobs of this home say about the next one of the same shape, numbers and `cost_kind` on this processor."""
-    return correct(past_jobs(keeper), shape_key(shape, asdict(numbers), kind), hardware_facts()["cpu"])
+def correction_for(keeper: Keeper, key: str) -> Correction:
+    """What finished jobs of this home say about the next one of the same `key` (`alike`) on this processor."""
+    return correct(past_jobs(keeper), key, hardware_facts()["cpu"])
+
+
+def alike(shape: ModelConfig, numbers: Numbers, sharing: Sharing, kind: str) -> str:
+    """What jobs must have in common for the one to tell something of the other; `kind`: from `cost_kind`."""
+    return shape_key(shape, asdict(numbers) | asdict(sharing), kind)
 
 
 def cost_kind(recipe: Recipe, stage: str) -> str:
@@ -87,12 +113,14 @@ def job_cost(keeper: Keeper, target: Target, tokens: int, prepared: Mapping[str,
     # What is planned to be fed decides about compiling; before preparation it is not known well enough to freeze anything.
     fed = int(known.get("fed") or tokens * target.recipe.training.epochs)
     numbers = numbers_of(keeper, target, tokens=fed)
-    kind = cost_kind(target.recipe, target.job.stage)
+    sharing = sharing_of(keeper, numbers.device)
+    numbers = sharing.dealt(numbers, keeper.settings.training.threads)
+    key = alike(shape, numbers, sharing, cost_kind(target.recipe, target.job.stage))
     steps, figures = cost_of(
         target.recipe, shape, numbers, tokens, examples=sum(file.examples for file in target.files),
-        iterations=target.job.request.get("iterations"), correction=correction_for(keeper, shape, numbers, kind),
+        iterations=target.job.request.get("iterations"), correction=correction_for(keeper, key), sharing=sharing,
         measured=target.base.record.get("metrics", {}).get("tokens_per_second"), **known)  # fmt: skip
-    return Cost(steps, numbers, figures, shape_key(shape, asdict(numbers), kind))
+    return Cost(steps, numbers, figures, key)
 
 
 def kept_estimate(cost: Cost) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def take_up_plan(keeper: Keeper, job: Job) -> Path:
     staging = ensure_staging(keeper, job.id)
     train = job.plan["train"]
     if train.get("task") == "train":
-        train = {**train, **processes_for(keeper, int(train.get("lanes") or 1))}
+        train = {**train, **processes_for(keeper, int(train.get("lanes") or 1), str(train.get("device", "cpu")))}
     write_json(staging / "job.json", train)
     return staging
 

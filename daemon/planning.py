@@ -32,7 +32,7 @@ from trainer.dealing import own_lanes
 from trainer.machine import machine_here
 from trainer.model_config import ModelConfig
 from trainer.numbers import resolve_numbers
-from trainer.objectives import about
+from trainer.objectives import OBJECTIVES, about
 from trainer.recipe import Recipe, parse_recipe, parse_sealed, recipe_hash
 from trainer.tokenizer_about import about_tokenizer
 
@@ -210,10 +210,9 @@ def train_request(
     target = dataclasses.replace(target, recipe=recipe)
     cost = job_cost(keeper, target, int(prepared["tokens"]), prepared)
     numbers = dataclasses.asdict(cost.numbers)
+    numbers["compile"] = numbers["compile"] and about(request["objective"]).compiles
     if numbers["device"] != "cpu" and prepared.get("micro_sequences"):
         numbers["micro_sequences"] = prepared["micro_sequences"]  # tried when the data was prepared
-    if settings.processes > 1 and not settings.threads:  # the machine's cores are shared by the processes
-        numbers["threads"] = max(1, numbers["threads"] // settings.processes)
     lanes = max(settings.lanes, settings.processes)
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
@@ -224,10 +223,10 @@ def train_request(
         "tokenizer_folder": request.get("tokenizer_folder"),
         **numbers, "task": "train", "dataset": dataset, "output": dict(output),
         "inputs": inputs_of(keeper, target), "role": about(request["objective"]).role,
-        "lanes": lanes, **processes_for(keeper, lanes),
+        "lanes": lanes, **processes_for(keeper, lanes, numbers["device"]),
         "base": {"name": target.base.name, "id": target.base.id, "path": str(keeper.home.models / target.base.name),
                  "weights_sha256": weights_sha256(target.base.record),
-                 **sealed_optimizer(target.base, recipe)},
+                 **sealed_optimizer(target.base, recipe, request["objective"])},
         "steps": prepared["steps"], "selection_sha256": prepared["selection_sha256"],
         "consumed_sha256": prepared["consumed_sha256"], "evaluation": evaluation,
         "snapshot": {"every_steps": settings.snapshot_steps or None, "every_seconds": settings.snapshot_seconds},
@@ -236,19 +235,27 @@ def train_request(
     }  # fmt: skip
 
 
-def sealed_optimizer(base: Version, recipe: Recipe) -> dict[str, str]:
+def sealed_optimizer(base: Version, recipe: Recipe, objective: str) -> dict[str, str]:
     """`optimizer_sha256` of a base that keeps its optimiser's state: what is forked from it starts from that (law 7).
 
-    An adapter's state is of the adapter's numbers and full weights' of all weights: only the like goes on with it.
+    An adapter's state is of the adapter's numbers and full weights' of all weights, and an objective may have added weights of
+    its own: only the like goes on with it.
     """
     sealed = base.record["files"].get("optimizer.safetensors")
     alike = (recipe.lora is not None) == (adapter_base(base.record.get("inputs") or ()) is not None)
+    before = str(base.record.get("objective"))
+    alike &= objective == before or {objective, before} <= {name for name, one in OBJECTIVES.items() if one.compiles}
     return {"optimizer_sha256": sealed} if sealed and alike else {}
 
 
-def processes_for(keeper: Keeper, lanes: int) -> dict[str, Any]:
-    """How many processes share so many lanes now, and what starts them: no bit depends on it, so it is not frozen."""
+def processes_for(keeper: Keeper, lanes: int, device: str) -> dict[str, Any]:
+    """How many processes share so many lanes now, and what starts them: no bit depends on it, so it is not frozen.
+
+    On a GPU it is one: gradients are exchanged in the machine's memory, and two processes on one card gain nothing.
+    """
     settings = keeper.settings.training
+    if device != "cpu":
+        return {"processes": 1, "launch": "", "hang_seconds": settings.hang_seconds}
     try:
         own_lanes(lanes, settings.processes, 0)
     except UsageError:  # the plan was made with other lanes than the settings say by now: one process can do any

@@ -209,7 +209,8 @@ def _train_request(keeper: Keeper, version: Version, base: Version, request: Map
         "task": "train", "dataset": {"id": prepared["dataset_id"], "path": str(path)},
         "base": {"name": base.name, "id": base.id, "path": str(keeper.home.models / base.name),
                  "weights_sha256": weights_sha256(base.record),
-                 **(sealed_optimizer(base, parse_sealed(record["recipe"])) if record.get("optimizer") == "parent's" else {})},
+                 **(sealed_optimizer(base, parse_sealed(record["recipe"]), record["objective"])
+                    if record.get("optimizer") == "parent's" else {})},
         "inputs": placed(keeper, record.get("inputs") or []),
         "steps": record["metrics"]["steps"] + record["metrics"].get("steps_skipped", 0),
         "selection_sha256": record["selection_sha256"],

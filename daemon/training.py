@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from daemon.costs import correction_for, cost_kind, cost_of
+from daemon.costs import alike, correction_for, cost_kind, cost_of, sharing_of
 from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
 from daemon.targets import asked_packing, resolve_base, shape_of
@@ -234,8 +234,11 @@ def _estimate(
     tokens = dataset.train.total_tokens
     numbers = resolve_numbers(recipe.as_dict(), keeper.settings, shape, tokens=tokens * recipe.training.epochs,
                               machine=machine_here(keeper.home.configs))  # fmt: skip
+    sharing = sharing_of(keeper, numbers.device)
+    numbers = sharing.dealt(numbers, keeper.settings.training.threads)
+    key = alike(shape, numbers, sharing, cost_kind(recipe, dataset.stage))
     steps, cost = cost_of(recipe, shape, numbers, tokens, examples=dataset.train.count, iterations=iterations, measured=measured,
-                          correction=correction_for(keeper, shape, numbers, cost_kind(recipe, dataset.stage)))  # fmt: skip
+                          correction=correction_for(keeper, key), sharing=sharing)  # fmt: skip
     return {"tokens": tokens, "steps": steps, "seconds": cost.seconds, "bytes": cost.staging_bytes + cost.version_bytes,
             "memory_bytes": cost.memory_bytes}  # fmt: skip
 

@@ -1,8 +1,9 @@
 """A vigil over one child: is it still at work, and does it keep within its memory?
 
 A child that was stopped, deadlocked or leaks does not end by itself (CASES C07). What is looked at: processor time used,
-the file it publishes its progress in, and its resident memory. Time counts only as far as we looked: a suspended
-machine or a stopped daemon must not make a healthy child look idle. Not here: ending it, and what that costs its job.
+the file it publishes its progress in, and its memory; what its helpers and launched processes use counts as its own. Time
+counts only as far as we looked: a suspended machine or a stopped daemon must not make a healthy child look idle. Not here:
+ending it, and what that costs its job.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 __all__ = ["STALL_SECONDS", "Vigil", "cpu_seconds", "machine_memory_mb", "own_mb", "resident_mb"]
 
@@ -50,6 +53,22 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and theirs: helpers, and what a launcher launched on this machine."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def unshared_mb(pid: int) -> float:
+    """Memory in MiB that the end of this process would give back: what forks share is not counted twice."""
+    try:
+        return float(psutil.Process(pid).memory_full_info().uss) / (1 << 20)
+    except psutil.Error:
+        return 0.0
+
+
 def machine_memory_mb() -> float:
     """Memory of the machine in MiB."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
@@ -70,6 +89,7 @@ class Vigil:
     _looked_at: float | None = field(default=None)
     _idle: float = 0.0
     _silent: float = 0.0
+    _family: list[int] = field(default_factory=list)
 
     def look(self, now: float) -> tuple[str, str]:
         """(fault, reason) when it must be ended, ("", "") while all is well; `now` is monotonic, in seconds.
@@ -81,7 +101,7 @@ class Vigil:
         passed = 0.0 if self._looked_at is None else min(now - self._looked_at, _MOST_SECONDS)
         self._looked_at = now
         self._count(passed)
-        memory = resident_mb(self.pid)
+        memory = resident_mb(self.pid) + sum(unshared_mb(child) for child in self._family)
         if memory > self.memory_mb:
             return "environment", f"it took {memory:,.0f} MiB of memory; {self.memory_mb:,.0f} MiB are allowed"
         if self._idle >= STALL_SECONDS:
@@ -91,7 +111,8 @@ class Vigil:
         return "", ""
 
     def _count(self, passed: float) -> None:
-        mark, cpu = self._progress_mark(), cpu_seconds(self.pid)
+        self._family = descendants(self.pid)
+        mark, cpu = self._progress_mark(), sum(cpu_seconds(pid) for pid in (self.pid, *self._family))
         moved = mark != self._mark
         worked = cpu - self._cpu > _IDLE_SHARE * passed
         self._mark, self._cpu = mark, cpu

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.vigil import STALL_SECONDS, Vigil, cpu_seconds, machine_memory_mb
+from daemon.vigil import STALL_SECONDS, Vigil, cpu_seconds, descendants, machine_memory_mb, resident_mb, unshared_mb
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -39,6 +39,31 @@ def test_a_child_that_does_nothing_at_all_is_noticed(sleeper: int, tmp_path: Pat
     assert watch(vigil, STALL_SECONDS - 10) == ("", "")
     fault, reason = watch(vigil, 40, begin=STALL_SECONDS)
     assert fault == "hung" and "did nothing" in reason
+
+
+def test_the_work_and_the_memory_of_processes_that_it_started_are_its_own(tmp_path: Path) -> None:
+    """A launcher waits and its ranks work; helpers of one that waits for them likewise."""
+    worker = ("import time\nheld = bytearray(80 << 20)\nheld[::4096] = b'x' * len(held[::4096])\n"
+              "end = time.monotonic() + 60\nwhile time.monotonic() < end: sum(range(1000))")  # fmt: skip
+    waiting = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    with subprocess.Popen([sys.executable, "-c", waiting], start_new_session=True) as process:
+        try:
+            vigil = Vigil(process.pid, tmp_path / "progress.json", memory_mb=1e6, hang_seconds=0)
+            until = time.monotonic() + 30
+            while not descendants(process.pid) or sum(map(unshared_mb, descendants(process.pid))) < 80:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            now = 0.0
+            while now < 2 * STALL_SECONDS:
+                before = sum(map(cpu_seconds, descendants(process.pid)))
+                while sum(map(cpu_seconds, descendants(process.pid))) < before + 0.02:
+                    time.sleep(0.005)
+                assert vigil.look(now) == ("", "")
+                now += 5.0
+            vigil.memory_mb = resident_mb(process.pid) + 40
+            assert vigil.look(now)[0] == "environment"
+        finally:
+            os.killpg(process.pid, 9)
 
 
 def test_progress_is_a_sign_of_life(sleeper: int, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import trainer_help
 from guard.errors import EnvironmentFault
 from trainer import device as devices
 from trainer.batches import StepBatch, pad, side_by_side
+from trainer.compiling import compile_layers
 from trainer.device import Placed, find_micro, fitting_micro, move_model, prepare_device
 from trainer.loop import Outcome
 from trainer.model import new_model
@@ -94,6 +95,18 @@ def test_a_compiled_plan_waits_for_its_compiler(tmp_path: Path, monkeypatch: pyt
         run_train(job)
 
 
+def test_a_compiler_that_fails_is_the_machine_s_fault_and_not_the_data_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: Any, **_options: Any) -> Any:
+        raise RuntimeError("CppCompileError: g++ said no\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_options: broken)
+    model = new_model(ModelConfig(layers=1, heads=1, width=8, hidden=16, block_size=8, vocab_size=16), 1)
+    with pytest.raises(EnvironmentFault, match=r"could not be compiled: CppCompileError: g\+\+ said no$") as told:
+        compile_layers(model, 16)
+    assert "CXX" in told.value.hint and model.halves is None
+    assert all(weight.grad is None for weight in model.parameters())
+
+
 def _out_of_memory_above(limit: int, tried: list[int]) -> Any:
     def attempt(micro: int) -> None:
         tried.append(micro)
@@ -122,13 +135,14 @@ def test_the_trial_takes_whole_steps_of_the_base_itself(tmp_path: Path, monkeypa
 
     def step(self: Any, batch: StepBatch, rate: float, number: int) -> tuple[float, float]:
         seen.append(tuple(batch.micro_batches[0].inputs.shape))
+        assert len(batch.micro_batches) == 2, "a pass beside the gradients of another"
         if batch.micro_batches[0].inputs.shape[0] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return really(self, batch, rate, number)
 
     monkeypatch.setattr(devices.Stepper, "step", step)
     micro = fitting_micro(base / "out", "pretrain", trainer_help.TRAINING, "float32", "cpu", 8)
-    assert micro == 2 and seen == [(8, 48), (4, 48), (2, 48)]
+    assert micro == 2 and seen == [(8, 48), (4, 48), (2, 48), (2, 48)], "twice: the second step stands beside the moments"
     assert (base / "out" / "model.safetensors").read_bytes() == before
 
 

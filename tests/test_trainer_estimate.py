@@ -109,9 +109,18 @@ def test_old_jobs_are_forgotten_and_absurd_figures_are_bounded() -> None:
 
 def test_a_shape_is_told_apart_by_everything_that_changes_its_speed() -> None:
     numbers = {"micro_sequences": 4, "threads": 2, "dtype": "float32"}
-    changes = ({}, {"compile": True}, {"device": "cuda"}, {"threads": 1}, {"dtype": "bfloat16"}, {"micro_sequences": 2})
+    changes = ({}, {"compile": True}, {"device": "cuda"}, {"threads": 1}, {"dtype": "bfloat16"}, {"micro_sequences": 2},
+               {"lanes": 2}, {"lanes": 2, "processes": 2})  # fmt: skip
     keys = {shape_key(MICRO, {**numbers, **change}, stage) for stage in ("sft", "pretrain") for change in changes}
-    assert len(keys) == 12
+    assert len(keys) == 16
+
+
+def test_every_process_holds_everything_and_lanes_wait_with_their_gradients() -> None:
+    told = {"tokens": 8192, "steps": 2, "micro_sequences": 4, "flags": ["avx512f"], "cores": 1}
+    one, lanes, pair = (estimate_job(MICRO, **told, **more) for more in ({}, {"lanes": 4}, {"lanes": 4, "processes": 2}))  # type: ignore[arg-type]
+    assert lanes.memory_bytes - one.memory_bytes == 2 * 4 * one.parameters, "two pairs of four may stand side by side"
+    assert pair.memory_bytes == 2 * lanes.memory_bytes and pair.seconds == pytest.approx(lanes.seconds / 2)
+    assert pair.table_memory_bytes == lanes.table_memory_bytes, "what a process took is compared with one process"
 
 
 def test_bf16_counts_its_working_copy_and_smaller_activations_and_only_units_for_it_make_it_faster() -> None:

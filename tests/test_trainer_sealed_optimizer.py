@@ -18,11 +18,12 @@ from guard.durable import sha256_file  # noqa: E402
 from guard.errors import Damage, UsageError  # noqa: E402
 from trainer.estimate import estimate_job  # noqa: E402
 from trainer.evaluate import evaluate  # noqa: E402
-from trainer.loop import StopRequested  # noqa: E402
+from trainer.loop import LoopPlan, StopRequested, _begin  # noqa: E402
 from trainer.model_config import ModelConfig  # noqa: E402
 from trainer.objectives import find_objective  # noqa: E402
 from trainer.recipe import parse_recipe, parse_sealed, recipe_hash  # noqa: E402
 from trainer.schedule import learning_rate  # noqa: E402
+from trainer.stepper import Stepper  # noqa: E402
 from trainer.train_job import run_base, run_train  # noqa: E402
 from trainer.version_files import load_version  # noqa: E402
 
@@ -95,6 +96,47 @@ def test_a_child_starts_from_its_parent_s_state_and_only_when_the_plan_names_it(
     steps = {name: float(load_file(home / name / "out" / "optimizer.safetensors")["model.norm.weight.step"])
              for name in ("fresh", "carried")}  # fmt: skip
     assert steps == {"fresh": 6, "carried": 12}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_its_parent_s_state_a_child_starts_from_its_parent_s_very_weights(
+    home: Path, parent: dict[str, Any], dtype: str
+) -> None:
+    """A working copy in bf16 has rounded ones."""
+    folder = home / "parent" / "out"
+    model = load_version(folder)[0]
+    stepper = Stepper(model, find_objective("pretrain"), trainer_help.TRAINING, dtype)
+    plan = LoopPlan(steps=1, training=trainer_help.TRAINING, dtype=dtype, staging=home, identity="",
+                    moments=lambda: load_file(folder / "optimizer.safetensors"))  # fmt: skip
+    _begin(stepper, plan, again=False)
+    weights, moments = stepper.tensors()
+    for name, tensor in load_version(folder)[0].named_parameters():
+        assert torch.equal(weights[name], tensor), name
+        assert float(moments[f"{name}.step"]) == 6
+
+
+def test_a_step_skipped_in_a_bf16_run_with_its_parent_s_state_is_the_same_step_skipped_by_a_later_process(
+    home: Path, text: Any, parent: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going back to the beginning in the process that met the anomaly, and beginning with it known, end in the same bits."""
+    training = {**SEALING, "on_anomaly": "skip", "max_skipped_steps": 1}
+    really, met = Stepper.step, []
+
+    def third_is_ruined(self: Stepper, batch: Any, rate: float, step: int, check: Any = None) -> tuple[float, float]:
+        if step == 2:
+            met.append(step)
+            check("loss", float("nan"), step)
+        return really(self, batch, rate, step, check)
+
+    monkeypatch.setattr(Stepper, "step", third_is_ruined)
+    told = _child(home, text, "went-back", "parent", moments=True, training=training, dtype="bfloat16")
+    assert met == [2] and [item["skipped"] for item in told["anomalies"]] == [[3]]
+    folder = home / "again"
+    folder.mkdir()
+    job = json.loads((home / "went-back" / "job.json").read_text()) | {"staging": str(folder)}
+    for name in ("selection.json", "selection.npz", "anomalies.json"):
+        (folder / name).write_bytes((home / "went-back" / name).read_bytes())
+    assert run_train(job)["weights_sha256"] == told["weights_sha256"] and met == [2]
 
 
 def test_stopped_and_resumed_both_weights_and_state_are_the_same(

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from guard.errors import CheckFailed
+from guard.errors import CheckFailed, EnvironmentFault
 from trainer.batches import Batch
 from trainer.kernels import after_attention, before_attention
 from trainer.model import Decoder, Halves
@@ -43,7 +43,7 @@ def compile_layers(model: Decoder, tokens: int) -> Halves:
 
     Leaves its gradients as they were: none.
 
-    Raises what the compiler raises, the lack of a C++ compiler among it.
+    Raises EnvironmentFault when the compiler fails, which is no fault of the data.
     """
     assert all(parameter.grad is None for parameter in model.parameters()), "compile before the first step"
     if any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules()):
@@ -65,6 +65,11 @@ def compile_layers(model: Decoder, tokens: int) -> Halves:
     rows = torch.zeros(tokens, dtype=torch.int64, device=model.head_weight.device).view(-1, model.config.block_size)
     try:
         model(rows).float().sum().backward()
+    except Exception as error:
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise EnvironmentFault(f"the layers could not be compiled: {told[0]}", subject="compile", cause=error,
+                               hint="see child.log; name a working C++ compiler in CXX and look for room in "
+                                    f"{cache_folder()}; the job waits") from error  # fmt: skip
     finally:
         model.halves = None
         model.zero_grad(set_to_none=True)

@@ -100,6 +100,8 @@ def find_micro(most: int, attempt: Callable[[int], object]) -> int:
 def fitting_micro(base: Path, objective: str, training: Mapping[str, Any], dtype: str, device: str, most: int) -> int:
     """`find_micro` for the model of a version: whole steps on rows of full length, on weights that are thrown away.
 
+    Two steps of two passes each: the second pass stands beside the gradients of the first, the second step beside the moments.
+
     Asked once, when a job's data is prepared; its plan keeps the answer. Models that the objective looks at take the memory
     of the base; an example of a grouped objective is taken for two documents.
     """
@@ -116,8 +118,10 @@ def fitting_micro(base: Path, objective: str, training: Mapping[str, Any], dtype
 
     def attempt(micro: int) -> None:
         rows = in_groups([[row, row]] * micro) if getattr(module, "GROUPED", False) else pad([row] * micro)
-        batch = StepBatch(np.arange(micro), [rows], float(micro * len(ids)), micro * len(ids), micro * len(ids), 0)
-        stepper.step(Placed(_Same(batch), device).step(0), 0.0, 0)
+        tokens = 2 * micro * len(ids)
+        batch = StepBatch(np.arange(2 * micro), [rows, rows], float(tokens), tokens, tokens, 0)
+        for step in range(2):
+            stepper.step(Placed(_Same(batch), device).step(step), 0.0, step)
 
     return find_micro(most, attempt)
 

@@ -108,8 +108,9 @@ def table_speed(
     return 1.0 / (per_token + per_pass / max(1, micro_tokens) + per_step / max(1, step_tokens))
 
 
-def _table_memory(model: ModelConfig, micro_tokens: int, *, dtype: str, accumulates: bool) -> int:
-    """Resident bytes at the peak: the process, weights, gradients, two moments, activations, the head's chunk and gradient."""
+def _table_memory(model: ModelConfig, micro_tokens: int, *, dtype: str, accumulates: bool, lanes: int) -> int:
+    """Resident bytes of one process at the peak: itself, weights, gradients, two moments, activations, the head's chunk and
+    gradient, and the gradients of lanes that wait to be added in pairs."""
     parameters, head = model.parameter_count(), model.vocab_size * model.width
     # weights, gradients, two moments, and a copy of weights and moments for the snapshot that is being written
     kept = 7 * parameters * _BYTES_FP32 + head * _BYTES_FP32
@@ -118,6 +119,7 @@ def _table_memory(model: ModelConfig, micro_tokens: int, *, dtype: str, accumula
         kept, size = kept + 2 * parameters * _BYTES_BF16, _BYTES_BF16
     if accumulates:  # the gradients of one pass beside those of the passes before
         kept += (parameters + head) * _BYTES_FP32
+    kept += (lanes - 1).bit_length() * parameters * _BYTES_FP32
     activations = micro_tokens * _floats_per_token(model) * size
     return _PROCESS_BYTES + kept + activations + _HEAD_CHUNK_TOKENS * model.vocab_size * _BYTES_FP32
 
@@ -126,11 +128,12 @@ def estimate_job(
     model: ModelConfig, *, tokens: int, steps: int, micro_sequences: int, flags: list[str], cores: int,
     measured: float | None = None, batch_sequences: int = 0, dtype: str = "float32", device: str = "cpu",
     correction: Correction = Correction(), adapter_parameters: int | None = None,
-    seal_optimizer: bool = False,
+    seal_optimizer: bool = False, lanes: int = 1, processes: int = 1,
 ) -> Estimate:  # fmt: skip
     """All figures for training `tokens` input tokens in `steps` steps; `adapter_parameters`: only so many are trained.
 
-    `seal_optimizer`: the version keeps two moments.
+    `seal_optimizer`: the version keeps two moments. `cores` of each of the `processes`, which share the `lanes` and hold
+    everything each.
 
     `measured`: tokens per second of the parent's own training, which stands in while no job of the shape has been corrected by.
     """
@@ -140,18 +143,20 @@ def estimate_job(
     finished += 2 * trained * _BYTES_FP32 if seal_optimizer else 0
     snapshots = (_SNAPSHOTS_KEPT + 1) * _WEIGHTS_PER_SNAPSHOT * trained * _BYTES_FP32
     micro_tokens = micro_sequences * model.block_size
-    memory = _table_memory(model, micro_tokens, dtype=dtype, accumulates=batch_sequences > micro_sequences)
+    memory = _table_memory(model, micro_tokens, dtype=dtype, accumulates=batch_sequences > micro_sequences,
+                           lanes=max(lanes, processes))  # fmt: skip
     memory -= 6 * (parameters - trained) * _BYTES_FP32  # a frozen weight has no gradient, no moments, and no copies of them
     step_tokens = tokens / max(1, steps)
     speed = table_speed(model, flags, cores, dtype=dtype, device=device, step_tokens=int(step_tokens),
                         micro_tokens=int(min(micro_tokens, step_tokens)))  # fmt: skip
-    by_table = tokens / speed
+    by_table = tokens / (speed * processes)
     seconds = by_table * correction.seconds
     if measured and not correction.jobs:
         seconds = tokens / measured
     return Estimate(
         parameters=model.parameter_count(), version_bytes=finished, staging_bytes=finished + snapshots,
-        memory_bytes=int(memory * correction.memory), tokens_per_second=tokens / seconds if seconds else speed, seconds=seconds,
+        memory_bytes=int(memory * correction.memory) * processes,
+        tokens_per_second=tokens / seconds if seconds else speed, seconds=seconds,
         table_seconds=by_table, table_memory_bytes=memory, corrected_by=correction.jobs,
     )  # fmt: skip
 
@@ -160,7 +165,8 @@ def shape_key(model: ModelConfig, numbers: Mapping[str, Any], stage: str) -> str
     """What two jobs must have in common for the one to tell something of the other's speed and memory."""
     return (f"{stage} {model.layers}x{model.width}x{model.hidden} heads {model.heads}/{model.kv_heads} block {model.block_size} "
             f"vocabulary {model.vocab_size} micro {numbers['micro_sequences']} threads {numbers['threads']} {numbers['dtype']}"
-            f"{' compiled' if numbers.get('compile') else ''} {numbers.get('device', 'cpu')}")  # fmt: skip
+            f"{' compiled' if numbers.get('compile') else ''} {numbers.get('device', 'cpu')}"
+            + "".join(f" {numbers[name]} {name}" for name in ("lanes", "processes") if numbers.get(name, 1) > 1))  # fmt: skip
 
 
 def correct(past: Iterable[Mapping[str, Any]], key: str, cpu: str) -> Correction:

@@ -81,7 +81,7 @@ def spoken(model: Decoder, tokenizer: Tokenizer, stops: tuple[int, ...], feed: F
         answer = 0 if mask is None else int(mask.argmax())
         prompt = tokens[: answer or PROMPT_TOKENS].tolist()
         new = generate(
-            model, prompt, max_tokens=SAMPLE_TOKENS, ids_in_use=tokenizer.vocab_size,
+            model, prompt, max_tokens=min(SAMPLE_TOKENS, model.config.block_size // 2), ids_in_use=tokenizer.vocab_size,
             stop_ids=() if mask is None else stops, seed=int(job["seed"]) + number,
         )  # fmt: skip
         heard.append({"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(new), "tokens": len(new),

@@ -185,7 +185,7 @@ def _resume(stepper: Stepper, plan: LoopPlan, resumes: int | None) -> tuple[Outc
     snapshot = newest_snapshot(plan.staging / "snapshots")
     if snapshot is None:
         _begin(stepper, plan, again=resumes is not None)
-        return _declared(Outcome(), plan, found_in(plan.staging)), {}
+        return _declared(Outcome(resumes=resumes or 0), plan, found_in(plan.staging)), {}
     state = snapshot.state
     if state["identity"] != plan.identity:
         raise Damage(f"the snapshot of step {snapshot.step} belongs to another plan", subject=str(plan.staging),
@@ -211,5 +211,5 @@ def _begin(stepper: Stepper, plan: LoopPlan, *, again: bool) -> None:
     if not again and plan.moments is None:
         return
     assert plan.start is not None or not again, "a plan whose recipe skips steps says where its weights come from"
-    weights = plan.start() if again and plan.start else dict(stepper.model.named_parameters())
+    weights = plan.start() if again and plan.start else None  # as they were loaded
     stepper.load(weights, plan.moments() if plan.moments else None)

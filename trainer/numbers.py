@@ -75,10 +75,10 @@ def choose_numbers(
     dtype = "bfloat16" if _wants_bfloat16(model, flags, device, machine) else "float32"
     most = next((count for width, count in _MICRO_TOKENS if model.width <= width), _MICRO_TOKENS_WIDE)
     micro = (_MICRO_TOKENS_CUDA if device == "cuda" else most) // model.block_size
-    seconds = tokens / table_speed(model, flags, threads or cores)
+    seconds = tokens / table_speed(model, flags, threads or cores, dtype=dtype, device=device)
     return Numbers(
         threads=threads or cores, dtype=dtype, micro_sequences=max(1, min(batch_sequences, micro)),
-        compile=compiler and _repays(seconds, machine), device=device,
+        compile=compiler and device == "cpu" and _repays(seconds, machine), device=device,
         numbers_from=f"machine.yaml {machine.sha256[:12]}" if machine else "table",
     )  # fmt: skip
 
@@ -94,7 +94,7 @@ def _wants_bfloat16(model: ModelConfig, flags: list[str], device: str, machine: 
 
 
 def _repays(seconds: float, machine: Machine | None) -> bool:
-    """Whether what compiling saves on so many seconds of eager work is well above what it costs."""
+    """Whether what compiling saves on so many seconds of eager work on the CPU is well above what it costs there."""
     warmup = _COMPILE_WARMUP_SECONDS if machine is None else machine.compile_warmup_seconds
     gain = _COMPILE_GAIN if machine is None else machine.compile_gain
     return gain > 1.0 and seconds * (1.0 - 1.0 / gain) > _COMPILE_MARGIN * warmup

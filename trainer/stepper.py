@@ -111,13 +111,14 @@ class Stepper:
         """(weights, optimiser state) as named tensors: what a snapshot keeps."""
         return dict(self._trained), optimizer_tensors(self._trained, self._optimizer)
 
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor] | None) -> None:
-        """Go on from what `tensors` gave; without moments the optimiser stays as it is. What a step that was broken off
+    def load(self, weights: Mapping[str, Tensor] | None, moments: Mapping[str, Tensor] | None) -> None:
+        """Go on from what `tensors` gave; without weights or moments those stay as they are. What a step that was broken off
         left of gradients is forgotten. Raises Damage when a part is missing or has another shape."""
         self._optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, weight in self._trained.items():
-                weight.copy_(weights[name])
+        if weights is not None:
+            with torch.no_grad():
+                for name, weight in self._trained.items():
+                    weight.copy_(weights[name])
         if self._copy:
             self._copy.spread()
         if moments is not None:

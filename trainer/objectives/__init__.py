@@ -55,11 +55,14 @@ class About:
     """What becomes of the model: a `policy` goes on its line, a `reward` model is for others to look at."""
     replay: bool = True
     """Whether what the ancestors learnt may be mixed in: not where a sequence is a pair, and theirs are none."""
+    compiles: bool = False
+    """Whether its loss is the model's next-token loss of the micro-batch as it stands, and it adds no weights: only then can
+    layers be compiled (`trainer/compiling.py`), which is done for one size of batch and fills nearly full ones up."""
     inputs: tuple[str, ...] = ()
     """Roles of the frozen models it looks at, such as `reference`. One that nobody named is the job's parent."""
 
 
-OBJECTIVES: dict[str, About] = {"pretrain": About("pretrain"), "sft": About("sft")}
+OBJECTIVES: dict[str, About] = {"pretrain": About("pretrain", compiles=True), "sft": About("sft", compiles=True)}
 
 
 class Loss(NamedTuple):
