@@ -17,6 +17,7 @@ from guard.checks.preflight import DataFact, Facts
 from guard.durable import sha256_bytes, sha256_file
 from guard.errors import HeirloomError
 from guard.names import parse_version_number
+from guard.settings import TrainingSettings
 from guard.splits import val_keys
 from guard.steps import Steps, drain
 from guard.store import views
@@ -30,10 +31,13 @@ from guard.store.proven import still_proven
 from guard.store.sums import hash_steps
 from guard.store.vault_room import vault_free_bytes
 from guard.store.versions import GONE, Version, number_is_free
-from trainer.hardware import has_cuda, usable_memory
+from trainer.hardware import has_cuda, usable_cores, usable_memory
 from trainer.numbers import choose_device
 
 __all__ = ["check_base", "fact_steps", "gather_facts", "parts_sha256"]
+
+_THREADS_PER_CORE, _THREADS_ANYWHERE = 4, 16
+"""Of all processes of a job together; more are held. A small machine may be asked for sixteen whatever it has."""
 
 
 def _check_base(keeper: Keeper, base: Version) -> Steps[tuple[bool, bool, str]]:
@@ -150,10 +154,10 @@ def _machine_facts(keeper: Keeper, target: Target, tokens: int, *, sound: bool) 
     """Memory and device, as `Facts` wants them; what cannot be found out stays away, which is a refusal."""
     device = choose_device(keeper.settings.training.device)
     # A GPU is this home's alone as far as we can see: training has the lease, and one job runs at a time.
-    missing = device == "cuda" and not has_cuda()
+    problem = "no NVIDIA driver, or a torch without CUDA; training.device: auto takes the CPU"
+    problem = problem if device == "cuda" and not has_cuda() else _too_many(keeper.settings.training, usable_cores())
     facts: dict[str, Any] = {
-        "device": "CPU" if device == "cpu" else device, "device_free": None if missing else True,
-        "device_problem": "no NVIDIA driver, or a torch without CUDA; training.device: auto takes the CPU" if missing else "",
+        "device": "CPU" if device == "cpu" else device, "device_free": None if problem else True, "device_problem": problem,
     }  # fmt: skip
     with contextlib.suppress(OSError, ValueError, KeyError):
         whole, facts["memory_free"] = usable_memory()
@@ -161,6 +165,15 @@ def _machine_facts(keeper: Keeper, target: Target, tokens: int, *, sound: bool) 
     if sound:
         facts["memory_needed"] = job_cost(keeper, target, tokens).estimate.memory_bytes
     return facts
+
+
+def _too_many(asked: TrainingSettings, cores: int) -> str:
+    """A slip of the hand in the numbers of threads and processes brings a machine to a stand: it is held instead."""
+    busy = asked.processes * max(1, asked.threads)
+    if busy <= max(_THREADS_ANYWHERE, _THREADS_PER_CORE * cores) or asked.launch:
+        return ""
+    return (f"training.processes = {asked.processes} and training.threads = {asked.threads} are far more than its {cores}"
+            f" core{'' if cores == 1 else 's'} can serve; heirloom config show --origin says where they stand")  # fmt: skip
 
 
 def _output_problem(keeper: Keeper, wanted: int | None, job: int) -> str:

@@ -19,9 +19,10 @@ from daemon.costs import estimate
 from daemon.engine import Engine
 from daemon.facts import fact_steps
 from daemon.folder_scan import require_data_set, room_problem
+from daemon.plan_advice import plan_warnings
 from daemon.regrow import regrow
 from daemon.sides import only_beside
-from daemon.targets import Target, asked_packing, fork_recipe, recipe_for, resolve_base
+from daemon.targets import Target, asked_packing, fork_recipe, recipe_for, resolve_base, shape_of
 from daemon.training import train
 from guard.checks.kinds import registered_reason, stage_of
 from guard.checks.preflight import preflight
@@ -269,7 +270,8 @@ def _plan(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
         "base": base.name, "output": arguments["output"], "line": line, "recipe": recipe.name,
         "data": [{"file": file.name, "sha256": file.sha256, "examples": file.examples, "tokens": file.tokens_approx}
                  for file in files],
-        "estimate": estimate(keeper, target), "checks": verdict.as_list(), "ok": verdict.ok, "job": None,
+        "estimate": (cost := estimate(keeper, target)), "checks": verdict.as_list(), "ok": verdict.ok, "job": None,
+        "warnings": plan_warnings(recipe, shape_of(keeper, base), int(cost["steps"]), named=bool(request["recipe"])),
     }  # fmt: skip
     if arguments.get("dry_run") or not verdict.ok:
         return result

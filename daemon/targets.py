@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from guard.errors import HeirloomError, NotFound, UsageError
+from guard.errors import NotFound, UsageError
 from guard.store.files import StoredFile, get_file
 from guard.store.jobs import Job
 from guard.store.keeper import Keeper
@@ -61,8 +61,8 @@ def recipe_for(keeper: Keeper, stage: str, named: str, base: Version, overrides:
         except NotFound:
             recipe = load_recipe(find_recipe("small", roots, stage))
     if recipe.stage != stage:
-        raise HeirloomError(f"the recipe {named} is for {recipe.stage}, the data is {stage}", subject=named,
-                            hint=f"name one of configs/{stage}/")  # fmt: skip
+        raise UsageError(f"the recipe {named} is for {recipe.stage}, the data is {stage}", subject=named,
+                         hint=f"name a recipe that says `stage: {stage}`, as those of configs/{stage}/ do")  # fmt: skip
     return resolve(recipe, overrides) if overrides else recipe
 
 

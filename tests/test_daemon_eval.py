@@ -251,7 +251,9 @@ def test_limits_end_with_three_and_what_was_not_measured_keeps_none(home: Path, 
 
 @pytest.mark.parametrize(("words", "code"), [
     (["v009"], 4), (["--set", "nothing.txt"], 4), (["--questions", "nothing.jsonl"], 4), (["v003", "--vs", "v003"], 2),
-    (["--min-accuracy", "0.5"], 2), (["--match", "fuzzy"], 2), (["--set", "."], 2),
+    (["--min-accuracy", "0.5"], 2), (["--max-perplexity", "nan"], 2), (["--min-accuracy", "nan"], 2),
+    (["--temperature", "nan"], 2), (["--temperature", "inf"], 2), (["--temperature", "1e-320"], 2),
+    (["--match", "fuzzy"], 2), (["--set", "."], 2),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_refused_with_its_code(
     home: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int

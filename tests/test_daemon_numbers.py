@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from runner_help import ask
-from toy import Toy, chat_of
+from toy import CONFIGS, Toy, chat_of
 
 from daemon import facts, remake
 from daemon.cli.doctor import probe_lines
@@ -18,16 +18,18 @@ from daemon.cli.plans import plan_lines
 from daemon.cli.versions import version_lines
 from daemon.costs import past_jobs
 from daemon.ledger_checks import judge_estimates
+from daemon.plan_advice import plan_warnings
 from daemon.probing import judge_machine_file, measure, probe
-from daemon.targets import numbers_of, target_of
+from daemon.targets import numbers_of, shape_of, target_of
 from guard import durable
 from guard.errors import Busy, EnvironmentFault, UsageError
 from guard.lock import home_lock
 from guard.settings import load_settings
-from guard.store.jobs import find_job
-from guard.store.versions import find_version
+from guard.store.jobs import find_job, jobs_in
+from guard.store.versions import find_version, version_by_id
 from trainer.hardware import hardware_facts, library_versions
 from trainer.machine import MACHINE_FILE, Machine, machine_text
+from trainer.recipe import load_recipe
 
 BASE = "v001_baseline"
 FINDINGS = [
@@ -98,6 +100,37 @@ def test_the_next_job_of_a_shape_is_estimated_from_what_the_last_ones_took(toy: 
     assert plan["estimate"]["corrected_by"] == 4
     assert plan["estimate"]["memory_bytes"] == told["memory_bytes"] and plan["estimate"]["numbers"]["device"] == "cpu"
     assert any("Est. memory" in line for line in plan_lines(plan, is_tip=True, free_bytes=None))
+
+
+@pytest.mark.parametrize(("setting", "value"), [("training.processes", 512), ("training.threads", 100_000)])
+def test_a_slip_of_the_hand_in_threads_or_processes_is_held_and_says_where_it_stands(
+    toy: Toy, setting: str, value: int
+) -> None:
+    toy.flags[setting] = value
+    toy.again()
+    dropped(toy, 1)
+    assert len(toy.versions()) == 1, "nothing was trained"
+    (job,) = jobs_in(toy.keeper.ledger, "held")
+    assert f"{setting} = {value}" in job.reason and "heirloom config show --origin" in job.reason
+    toy.flags[setting] = 1
+    toy.again()
+    toy.clock.advance(3600)
+    toy.settle()
+    assert len(toy.versions()) == 2, "it goes on by itself"
+
+
+def test_a_plan_says_what_its_recipe_cannot_do(toy: Toy) -> None:
+    (toy.home.configs / "sft" / "odd.yaml").write_text("stage: sft\ntraining: {learning_rate: 1e-3, batch_sequences: 4, warmup_steps: 100000}\n")
+    registered(toy, "more.jsonl", 9)
+    asked: dict[str, Any] = {"base": "v001", "files": ["more.jsonl"], "output": "x", "dry_run": True}
+    plan = ask(toy, "plan", **asked, recipe="sft/odd")
+    assert any("warm-up takes 100,000 steps" in text for text in plan["warnings"])
+    assert "warm-up takes" in "\n".join(plan_lines(plan, is_tip=True, free_bytes=None))
+    assert ask(toy, "plan", **asked)["warnings"] == []
+    shape, recipe = shape_of(toy.keeper, version_by_id(toy.keeper.ledger, 1)), load_recipe(CONFIGS / "pretrain" / "small.yaml")
+    (told,) = plan_warnings(recipe, shape, 100, named=True)
+    assert "a fork keeps its base's shape" in told and f"block_size {shape.block_size}, not" in told
+    assert plan_warnings(recipe, shape, 100, named=False) == []
 
 
 def test_the_doctor_tells_how_wrong_estimates_were() -> None:

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from trainer_data import chat_row, jsonl, make, store, text_rows
 
@@ -15,6 +16,7 @@ from guard.durable import rename_new, sha256_file
 from guard.errors import CheckFailed, Damage, DataFault, UsageError
 from guard.heldout import is_held_out
 from trainer import child
+from trainer.barred import REPLAY_RULES
 from trainer.dataset import open_dataset
 from trainer.prepare import SourceFile
 from trainer.prepare_job import run_prepare
@@ -148,6 +150,26 @@ def test_nothing_new_is_zero_steps_and_a_reason(tmp_path: Path, file: SourceFile
     asked = run_prepare(job_of(tmp_path, [file], known_fps=known, allow_repeat=True))
     assert asked["steps"] > 0 and asked["tokens"] == 0 and asked["learnt"][0]["count"] == 0
     assert any("as was asked" in warning for warning in asked["warnings"])
+
+
+def test_rows_that_are_trained_again_are_not_replayed_beside_it(tmp_path: Path, file: SourceFile) -> None:
+    """Half of a file was learnt; the whole of it is asked for once more, while replay draws from what was learnt."""
+    first = run_prepare(job_of(tmp_path, [file]))
+    dataset = tmp_path / "shards" / first["dataset_id"]
+    dataset.parent.mkdir()
+    (tmp_path / "staging" / "prepare").rename(dataset)
+    learnt = {"path": str(dataset), "known": [[0, first["learnt"][0]["bitmap"]]]}
+    replay = {"fraction": 0.5, "datasets": [learnt], "originals": str(tmp_path / "files"), "rules": REPLAY_RULES}
+    assert file.sidecar
+    known = str(file.sidecar / "examples.fp")
+    again = run_prepare(job_of(tmp_path, [file], known_fps=known, allow_repeat=True, replay=replay))
+    assert again["steps"] > 0 and again["counts"]["replay_tokens"] == 0
+    fed = load_selection(tmp_path / "staging").ranges
+    fed = fed[np.argsort(fed[:, 1])]
+    assert (fed[1:, 1] >= (fed[:, 1] + fed[:, 2] - 1)[:-1]).all(), "no token stands in two sequences"
+    more = store(tmp_path / "files", "b.jsonl", jsonl(text_rows(40, start=900)), "pretrain")
+    other = run_prepare(job_of(tmp_path, [more], replay=replay))
+    assert other["counts"]["replay_tokens"] > 0, "beside other data it is replayed"
 
 
 def test_several_files_are_one_dataset_and_are_told_apart_in_what_was_learnt(tmp_path: Path, file: SourceFile) -> None:

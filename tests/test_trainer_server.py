@@ -142,7 +142,7 @@ def test_children_die_when_their_server_is_killed(light: ServerClient, tmp_path:
 
 
 def test_whose_fault_it_was() -> None:
-    assert fault_of(MemoryError()) == "environment"
+    assert fault_of(MemoryError()) == "environment" == fault_of(RuntimeError("can't start new thread"))
     assert fault_of(OSError(28, "No space left on device")) == "environment"
     assert fault_of(EnvironmentFault("no disk")) == "environment"
     assert fault_of(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")) == "environment"

@@ -25,8 +25,9 @@ from trainer.dataset import FILE, ORDINAL, Dataset
 
 __all__ = ["REPLAY_RULES", "barred_rows", "key_list", "look_for", "untouchable_rows"]
 
-REPLAY_RULES = 2
-"""1: replay was held against evaluation sets by the fingerprints of its rows alone; 2: also by what they ask. A version that
+REPLAY_RULES = 3
+"""1: replay was held against evaluation sets by the fingerprints of its rows alone; 2: also by what they ask; 3: rows that the
+job itself trains, as one that repeats what was learnt does, are not replayed beside it. A version that
 is made again is made by the rules it was sealed under."""
 Flags = NDArray[np.bool_]
 
@@ -70,7 +71,7 @@ def look_for(job: Mapping[str, Any], dataset: Dataset, keys: KeyList | None,
     An original that cannot be read bars all its rows (law 5), and `warnings` tells so.
     """
     replay = job.get("replay") or {}
-    if keys is None or dataset.stage != "sft" or int(replay.get("rules") or 1) < REPLAY_RULES:
+    if keys is None or dataset.stage != "sft" or int(replay.get("rules") or 1) < 2:
         return None
     return partial(_look, Path(replay["originals"]), dataset, keys, warnings)
 

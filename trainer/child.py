@@ -67,7 +67,7 @@ def main(job_folder: Path | str, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -
 
 def fault_of(error: BaseException) -> str:
     """`environment`, `data` or `bug`: decides whether the job is held and retried and whom to blame."""
-    if is_environment(error) or _is_out_of_memory(error):
+    if is_environment(error) or _is_out_of_memory(error) or "can't start new thread" in str(error):
         return "environment"
     return "data" if isinstance(error, DataFault) else "bug"
 

@@ -24,17 +24,16 @@ from guard.durable import json_bytes, make_dir, publish, remove_tree, write_json
 from guard.errors import CheckFailed, HeirloomError, UsageError
 from guard.fingerprint import CANONICAL_VERSION
 from guard.heldout import held_out_mask
-from guard.untouchable import KeyList
-from trainer.barred import barred_rows, key_list, look_for, untouchable_rows
+from trainer.barred import key_list, untouchable_rows
 from trainer.cap import keep_first
 from trainer.choose import Chosen, select_new
 from trainer.curriculum import Curriculum, job_curriculum, stage_table, stage_warnings
-from trainer.data_check import require_same_template
 from trainer.dataset import Dataset, open_dataset, verify_dataset
 from trainer.phases import Phases
 from trainer.prepare import Progress, SourceFile, planned_id, prepare_dataset
 from trainer.recipe import Recipe, parse_sealed
-from trainer.replay import ReplaySource, add_replay
+from trainer.replay import add_replay
+from trainer.replay_sources import replay_sources, without_ranges
 from trainer.selection import training_steps
 from trainer.templates.base import Template
 from trainer.templates.find import load_template
@@ -137,27 +136,6 @@ def _ready_dataset(job: Mapping[str, Any], tokenizer: Tokenizer, template: Templ
     return _Ready(made, True, str(existing), warnings, damaged=bool(warnings))
 
 
-def _replay_sources(job: Mapping[str, Any], tokenizer: Tokenizer, template: Template,
-                    keys: KeyList | None) -> tuple[list[ReplaySource], list[str]]:  # fmt: skip
-    """Earlier datasets to replay from, each once, and a warning for each that cannot be used."""
-    bitmaps: dict[str, list[tuple[int, str]]] = {}
-    for item in (job.get("replay") or {}).get("datasets") or ():
-        bitmaps.setdefault(str(item["path"]), []).extend((int(index), str(bits)) for index, bits in item["known"])
-    sources: dict[str, ReplaySource] = {}
-    warnings: list[str] = []
-    for path, known in bitmaps.items():
-        try:
-            dataset = open_dataset(path)
-            require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the base", f"the dataset {path}")
-            require_same_template(dataset, template)
-            if dataset.id not in sources:
-                barred = barred_rows(dataset, keys) if keys else None
-                sources[dataset.id] = ReplaySource(dataset, tuple(known), barred, look_for(job, dataset, keys, warnings))
-        except HeirloomError as error:
-            warnings.append(f"no replay from {path}: {error.message}")
-    return [sources[key] for key in sorted(sources)], warnings
-
-
 def _learnt(ready: _Ready, chosen: Chosen, fed: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """For each file what the child will have learnt of it: bitmap over ordinals, count, input tokens.
 
@@ -184,7 +162,7 @@ def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, templat
     """What is new in the dataset, with replay, and what went wrong with sources of replay."""
     block_size, packing = int(job["block_size"]), recipe.training.packing
     keys = key_list(job)
-    sources, warnings = _replay_sources(job, tokenizer, template, keys)
+    sources, warnings = replay_sources(job, tokenizer, template, keys)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
     room = None
     if job.get("max_steps") and not job.get("iterations"):
@@ -199,6 +177,8 @@ def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, templat
                         packing=packing, at_most=room if whole else None, curriculum=curriculum)  # fmt: skip
     if room and not whole:
         chosen = keep_first(chosen, room)
+    if int((job.get("replay") or {}).get("rules") or 1) >= 3:
+        sources = [without_ranges(source, ready.dataset, chosen.selection.ranges) for source in sources]
     chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"]), packing=packing,
                         curriculum=curriculum)  # fmt: skip
     return chosen, warnings

@@ -220,7 +220,7 @@ def parse_recipe(data: object, source: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
-        raise _explain(error, source) from error
+        raise _explain(error, source) from None  # it says all that a person needs of it
 
 
 def parse_sealed(data: Mapping[str, Any], source: str = "sealed recipe") -> Recipe:

@@ -23,6 +23,7 @@ __all__ = ["add_to", "evaluation_lines", "failed_limits", "recorded_lines"]
 _NICE = 10
 _MATCHES = "exact|contains|numeric"
 _SHOWN_TEXT = 400
+_COLDEST, _HOTTEST = 0.01, 100.0
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,6 +69,7 @@ def evaluate(
     caller: Caller = context.obj
     if match is not None and match not in MATCHES:
         raise UsageError(f"--match {match}: there is no such way to compare", hint=f"one of {', '.join(MATCHES)}")
+    _require_finite(temperature, min_accuracy, max_perplexity, max_bits_per_byte)
     given = bool(set or questions)
     if min_accuracy is not None and not questions:
         raise UsageError("--min-accuracy asks for a share of right answers, and no question is asked", hint="--questions FILE")
@@ -108,6 +110,16 @@ def _step_back(caller: Caller, home: Any) -> None:
     if training:
         os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
         caller.console.progress(f"   job {training['job']} is training: this runs beside it on the CPU, at low priority")
+
+
+def _require_finite(temperature: float, *limits: float | None) -> None:
+    """`nan` is within every bound, and no figure is ever beyond it."""
+    if not 0.0 <= temperature <= _HOTTEST or 0.0 < temperature < _COLDEST:
+        raise UsageError(f"--temperature {temperature:g}: a number from {_COLDEST:g} to {_HOTTEST:g} is needed, or 0 for the"
+                         " likeliest token", hint="--temperature 0.8")  # fmt: skip
+    if wrong := [value for value in limits if value is not None and not math.isfinite(value)]:
+        raise UsageError(f"a limit of {wrong[0]} is none: --min-accuracy, --max-perplexity and --max-bits-per-byte take numbers",
+                         hint="--max-perplexity 20")  # fmt: skip
 
 
 def failed_limits(

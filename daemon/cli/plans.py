@@ -128,7 +128,7 @@ def plan_lines(plan: Mapping[str, Any], *, is_tip: bool, free_bytes: int | None)
         "",
         "   Pre-flight checks:",
     ]
-    return lines + check_lines(plan["checks"], free_bytes)
+    return lines + check_lines(plan["checks"], free_bytes) + _warnings(plan)
 
 
 def train_plan_lines(plan: Mapping[str, Any]) -> list[str]:
@@ -145,7 +145,7 @@ def train_plan_lines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _warnings(plan: Mapping[str, Any]) -> list[str]:
-    return [f"   ⚠️ {visible(text)}" for text in plan["warnings"]]
+    return [f"   ⚠️ {visible(text)}" for text in plan.get("warnings") or ()]
 
 
 def check_lines(checks: list[dict[str, Any]], free_bytes: int | None) -> list[str]:

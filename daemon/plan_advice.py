@@ -1,0 +1,30 @@
+"""What a person should know of a plan that every check passes: no refusal, and nothing a check would say.
+
+Not here: the checks (`guard/checks/preflight.py`), costs (`daemon/costs.py`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from trainer.model_config import ModelConfig
+from trainer.recipe import Recipe
+
+__all__ = ["plan_warnings"]
+
+
+def plan_warnings(recipe: Recipe, base: ModelConfig, steps: int, *, named: bool) -> list[str]:
+    """Sentences about a recipe for a fork of a base of that shape in so many steps; `named`: a person asked for this recipe."""
+    found = []
+    training = recipe.training
+    warm_up = math.ceil(training.warmup_fraction * steps) if training.warmup_steps is None else training.warmup_steps
+    if 1 < steps <= warm_up:
+        found.append(f"the warm-up takes {warm_up:,} steps and the job has {steps:,}: it ends before it reaches learning_rate "
+                     f"= {training.learning_rate:g}; training.warmup_fraction suits any length")  # fmt: skip
+    if named and recipe.model is not None:
+        asked = recipe.model.model_dump()
+        other = [f"{name} {getattr(base, name)}, not {asked[name]}" for name in ("layers", "width", "heads", "block_size")
+                 if asked.get(name) and asked[name] != getattr(base, name)]  # fmt: skip
+        if other:
+            found.append(f"a fork keeps its base's shape; what the recipe says of another is left out: {'; '.join(other)}")
+    return found
