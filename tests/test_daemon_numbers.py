@@ -120,7 +120,8 @@ def test_a_slip_of_the_hand_in_threads_or_processes_is_held_and_says_where_it_st
 
 
 def test_a_plan_says_what_its_recipe_cannot_do(toy: Toy) -> None:
-    (toy.home.configs / "sft" / "odd.yaml").write_text("stage: sft\ntraining: {learning_rate: 1e-3, batch_sequences: 4, warmup_steps: 100000}\n")
+    training = "{learning_rate: 1e-3, batch_sequences: 4, warmup_steps: 100000}"
+    (toy.home.configs / "sft" / "odd.yaml").write_text(f"stage: sft\ntraining: {training}\n")
     registered(toy, "more.jsonl", 9)
     asked: dict[str, Any] = {"base": "v001", "files": ["more.jsonl"], "output": "x", "dry_run": True}
     plan = ask(toy, "plan", **asked, recipe="sft/odd")
