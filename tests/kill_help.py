@@ -41,6 +41,11 @@ IN_PROCESS = [name for name in RECIPES if name != "processes"]
 """Those that fork nothing, and may be run inside a test."""
 
 
+def compiled_job(home: Path, staging: Path) -> Job:
+    """Not among the recipes: what every one of them would compile anew takes minutes."""
+    return _job(home, staging, "pretrain", steps=12, compile=True, block_size=trainer_help.SHAPE["block_size"])
+
+
 @functools.cache
 def _dataset(home: Path, stage: str) -> Dataset:
     return trainer_help.make_dataset(home / f"data-{stage}", stage, amount=900 if stage == "pretrain" else 40)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
 import pytest
-from kill_help import IN_PROCESS, RECIPES, Job, kill_at_random, make_home, outcome, run_here
+from kill_help import IN_PROCESS, RECIPES, Job, compiled_job, kill_at_random, make_home, outcome, run_here
 
 torch = pytest.importorskip("torch")
 
@@ -88,6 +89,29 @@ def test_killed_at_fifty_random_moments_the_weights_are_the_same(
     while deaths < 10:
         staging = home / f"fifty-{recipe}-{part}-{runs}"
         RECIPES[recipe](home, staging)
+        deaths += kill_at_random(staging, dice, seconds=whole, kills=min(5, 10 - deaths))
+        assert outcome(staging) == wanted, f"after {deaths} kills, in run {runs}"
+        runs += 1
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_a_compiled_run_killed_at_random_moments_is_the_same_in_every_process(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that compile each for itself, then ones that are killed, ten times in all."""
+    begun = time.monotonic()
+    for number in range(2):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(number)))
+        compiled_job(home, home / f"compiled-{number}")
+        assert shared_server().run(home / f"compiled-{number}") == 0
+    whole = (time.monotonic() - begun) / 2
+    wanted = outcome(home / "compiled-0")
+    assert outcome(home / "compiled-1") == wanted
+    dice, deaths, runs = random.Random("compiled"), 0, 0
+    while deaths < 10:
+        staging = home / f"compiled-killed-{runs}"
+        compiled_job(home, staging)
         deaths += kill_at_random(staging, dice, seconds=whole, kills=min(5, 10 - deaths))
         assert outcome(staging) == wanted, f"after {deaths} kills, in run {runs}"
         runs += 1
