@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from daemon.inputs import objective_of
 from daemon.targets import Target, numbers_of, shape_of
 from guard.store.keeper import Keeper
 from guard.store.vault_state import other_device, vault_of
@@ -19,6 +20,7 @@ from trainer.estimate import Correction, Estimate, correct, estimate_job, shape_
 from trainer.hardware import hardware_facts
 from trainer.model_config import ModelConfig
 from trainer.numbers import Numbers
+from trainer.objectives import about
 from trainer.recipe import Recipe
 
 __all__ = ["Cost", "Sharing", "alike", "backup_bytes", "correction_for", "cost_kind", "cost_of", "estimate", "job_cost",
@@ -113,6 +115,7 @@ def job_cost(keeper: Keeper, target: Target, tokens: int, prepared: Mapping[str,
     # What is planned to be fed decides about compiling; before preparation it is not known well enough to freeze anything.
     fed = int(known.get("fed") or tokens * target.recipe.training.epochs)
     numbers = numbers_of(keeper, target, tokens=fed)
+    numbers = replace(numbers, compile=numbers.compile and about(objective_of(target)).compiles)
     sharing = sharing_of(keeper, numbers.device)
     numbers = sharing.dealt(numbers, keeper.settings.training.threads)
     key = alike(shape, numbers, sharing, cost_kind(target.recipe, target.job.stage))

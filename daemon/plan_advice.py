@@ -5,10 +5,9 @@ Not here: the checks (`guard/checks/preflight.py`), costs (`daemon/costs.py`).
 
 from __future__ import annotations
 
-import math
-
 from trainer.model_config import ModelConfig
 from trainer.recipe import Recipe
+from trainer.schedule import warm_up_steps
 
 __all__ = ["plan_warnings"]
 
@@ -17,8 +16,8 @@ def plan_warnings(recipe: Recipe, base: ModelConfig, steps: int, *, named: bool)
     """Sentences about a recipe for a fork of a base of that shape in so many steps; `named`: a person asked for this recipe."""
     found = []
     training = recipe.training
-    warm_up = math.ceil(training.warmup_fraction * steps) if training.warmup_steps is None else training.warmup_steps
-    if 1 < steps <= warm_up:
+    warm_up = warm_up_steps(steps, training.model_dump())
+    if steps < warm_up:
         found.append(f"the warm-up takes {warm_up:,} steps and the job has {steps:,}: it ends before it reaches learning_rate "
                      f"= {training.learning_rate:g}; training.warmup_fraction suits any length")  # fmt: skip
     if named and recipe.model is not None:

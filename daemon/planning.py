@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daemon.costs import job_cost, kept_estimate
+from daemon.costs import job_cost, kept_estimate, sharing_of
 from daemon.inputs import inputs_of, objective_of
 from daemon.targets import Target, numbers_of
 from guard.errors import UsageError
@@ -210,10 +210,9 @@ def train_request(
     target = dataclasses.replace(target, recipe=recipe)
     cost = job_cost(keeper, target, int(prepared["tokens"]), prepared)
     numbers = dataclasses.asdict(cost.numbers)
-    numbers["compile"] = numbers["compile"] and about(request["objective"]).compiles
     if numbers["device"] != "cpu" and prepared.get("micro_sequences"):
         numbers["micro_sequences"] = prepared["micro_sequences"]  # tried when the data was prepared
-    lanes = max(settings.lanes, settings.processes)
+    lanes = sharing_of(keeper, numbers["device"]).lanes
     dataset = {"id": prepared["dataset_id"], "path": prepared["dataset_path"]}
     evaluation, unjudged = evaluation_sets(keeper, target, dataset)
     return {

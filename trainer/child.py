@@ -67,7 +67,7 @@ def main(job_folder: Path | str, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -
 
 def fault_of(error: BaseException) -> str:
     """`environment`, `data` or `bug`: decides whether the job is held and retried and whom to blame."""
-    if is_environment(error) or _is_out_of_memory(error) or "can't start new thread" in str(error):
+    if is_environment(error) or _is_out_of_memory(error) or _is_out_of_threads(error):
         return "environment"
     return "data" if isinstance(error, DataFault) else "bug"
 
@@ -76,6 +76,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     """torch tells a failed allocation on the CPU as a RuntimeError with these words, on a GPU as one of this name."""
     told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return isinstance(error, RuntimeError) and told
+
+
+def _is_out_of_threads(error: BaseException) -> bool:
+    """Python's own words; only as its own kind of error, for a row of data may hold any words."""
+    return type(error) is RuntimeError and "can't start new thread" in str(error)
 
 
 def preload_tasks() -> None:

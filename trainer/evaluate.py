@@ -19,11 +19,9 @@ from trainer.batches import Row, pad
 from trainer.dataset import CUT_LENGTH, CUT_START, LENGTH, START, Split
 from trainer.loop import StopRequested
 from trainer.model import Decoder
-from trainer.windows import windows
+from trainer.windows import grouped, windows
 
 __all__ = ["Evaluation", "choose_examples", "evaluate"]
-
-_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ def evaluate(
     chosen = choose_examples(split, max_tokens)
     block = model.config.block_size
     total, weight, tokens, loss_tokens = 0.0, 0.0, 0, 0
-    windows = (row for index in chosen for row in _rows(split, int(index), objective, block, use_mask))
-    for rows in _grouped(windows):
+    found = (row for index in chosen for row in _rows(split, int(index), objective, block, use_mask))
+    for rows in grouped(found, lambda row: len(row[0])):
         if stop():
             raise StopRequested("stopped while judging a held-out set")
         batch = pad(rows)
@@ -80,17 +78,3 @@ def _rows(split: Split, index: int, objective: ModuleType, block: int, use_mask:
     mask = split.mask(start, length) if use_mask else None
     cut = int(split.examples[index, CUT_START]), int(split.examples[index, CUT_LENGTH])
     return (objective.rows(*window) for window in windows(split.tokens(start, length), mask, cut, block))
-
-
-def _grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Rows in groups of about _BATCH_TOKENS padded positions."""
-    group: list[Row] = []
-    longest = 0
-    for row in rows:
-        longest = max(longest, len(row[0]))
-        if group and longest * (len(group) + 1) > _BATCH_TOKENS:
-            yield group
-            group, longest = [], len(row[0])
-        group.append(row)
-    if group:
-        yield group

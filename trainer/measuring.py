@@ -27,11 +27,10 @@ from trainer.comparing import Ratio, difference_of_ratios, ratio, verdict_of
 from trainer.model import Decoder
 from trainer.samples import Sample
 from trainer.stopping import StopRequested
-from trainer.windows import Window, windows
+from trainer.windows import Window, grouped, windows
 
 __all__ = ["Measured", "compare", "measure"]
 
-_BATCH_TOKENS = 4096
 _TILE = 1 << 24
 """At most so many scores at once: 64 MiB in fp32, whatever the vocabulary."""
 _TOO_LARGE = 700.0
@@ -106,7 +105,7 @@ def measure(
     found = Measured()
     is_text = np.ones(max(model.config.vocab_size, len(lengths)), dtype=bool)
     is_text[controls] = False
-    for group in _grouped(_placed(found, samples, model.config.block_size)):
+    for group in grouped(_placed(found, samples, model.config.block_size), lambda item: len(item[1][0])):
         if stop():
             raise StopRequested("stopped while judging a set")
         _add(found, model, group, lengths, is_text)
@@ -130,20 +129,6 @@ def _placed(found: Measured, samples: Iterable[Sample], block: int) -> Iterator[
                 found.tokens.append(0)
                 found.text_bytes.append(0)
             yield place, window
-
-
-def _grouped(placed: Iterator[_Placed]) -> Iterator[list[_Placed]]:
-    """Windows in groups of about _BATCH_TOKENS padded positions."""
-    group: list[_Placed] = []
-    longest = 0
-    for item in placed:
-        longest = max(longest, len(item[1][0]))
-        if group and longest * (len(group) + 1) > _BATCH_TOKENS:
-            yield group
-            group, longest = [], len(item[1][0])
-        group.append(item)
-    if group:
-        yield group
 
 
 def _add(found: Measured, model: Decoder, group: list[_Placed], lengths: NDArray[np.int64],

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["learning_rate"]
+__all__ = ["learning_rate", "warm_up_steps"]
 
 
 def learning_rate(step: int, steps: int, training: Mapping[str, Any]) -> float:
@@ -22,9 +22,14 @@ def learning_rate(step: int, steps: int, training: Mapping[str, Any]) -> float:
     """
     assert 0 <= step < steps, f"step {step} of {steps}"
     peak, floor = float(training["learning_rate"]), float(training["min_learning_rate_ratio"])
-    exactly = training.get("warmup_steps")
-    warm_up = math.ceil(float(training["warmup_fraction"]) * steps) if exactly is None else int(exactly)
+    warm_up = warm_up_steps(steps, training)
     decay = math.ceil(float(training["decay_fraction"]) * steps)
     rising = (step + 1) / warm_up if step < warm_up else 1.0
     decayed = max(0, step - (steps - decay) + 1) / (decay + 1)
     return peak * min(rising, 1.0 - (1.0 - floor) * decayed)
+
+
+def warm_up_steps(steps: int, training: Mapping[str, Any]) -> int:
+    """Steps until the peak in a run of `steps`: counted by the recipe, or its share of the run."""
+    exactly = training.get("warmup_steps")
+    return math.ceil(float(training["warmup_fraction"]) * steps) if exactly is None else int(exactly)

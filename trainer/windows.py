@@ -6,14 +6,17 @@ nothing of the one before it. Not here: which examples, and what their loss is (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["windows"]
+__all__ = ["grouped", "windows"]
 
+_BATCH_TOKENS = 4096
+
+Item = TypeVar("Item")
 Window = tuple[NDArray[Any], NDArray[np.uint8] | None]
 
 
@@ -32,3 +35,17 @@ def windows(tokens: NDArray[Any], mask: NDArray[np.uint8] | None, cut: tuple[int
         window = slice(begin, begin + block + 1)
         if len(tokens[window]) >= 2:
             yield tokens[window], None if mask is None else mask[window]
+
+
+def grouped(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items in their order, so many together as take about _BATCH_TOKENS positions padded to the longest; one at least."""
+    group: list[Item] = []
+    longest = 0
+    for item in items:
+        longest = max(longest, length(item))
+        if group and longest * (len(group) + 1) > _BATCH_TOKENS:
+            yield group
+            group, longest = [], length(item)
+        group.append(item)
+    if group:
+        yield group
