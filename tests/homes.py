@@ -7,13 +7,15 @@ SHA256SUMS, its modes and its rows are those of a real one. Not a test of births
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import random
+import signal
 import struct
 import subprocess
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ __all__ = [
     "settings_from_outside",
     "small_family",
     "toy_weights",
+    "within",
 ]
 
 NOBODY = 65534
@@ -285,3 +288,19 @@ def known_fingerprints(keeper: Keeper, version_id: int, objective: str) -> list[
     """Every fingerprint learnt by a version and its ancestors under an objective, read the long way: from the sidecars."""
     return [read_sidecar(keeper.home.files / row["sha256"])[ordinal]
             for row in learnt_by(keeper.ledger, version_id, objective) for ordinal in unpack_bitmap(row["bitmap"])]  # fmt: skip
+
+
+@contextlib.contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """What would wait for ever fails instead. Not a measure of speed: give many times what it takes on a busy machine."""
+
+    def over(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

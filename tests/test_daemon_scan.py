@@ -8,12 +8,11 @@ import os
 import signal
 import socket
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import make_home
+from homes import make_home, within
 
 from daemon import scan, service
 from daemon.client import local_engine
@@ -82,21 +81,18 @@ def test_pipes_sockets_links_and_devices_are_named_and_never_opened(home: Home, 
     def forbidden(*_arguments: object, **_more: object) -> int:
         raise AssertionError("something was opened")
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, within(60):
         patch.setattr(os, "open", forbidden)
-        begun = time.monotonic()
         assert found(home) == []
         assert set(ignored(home)) == {"link.jsonl", "dangling.jsonl", "folderlink.jsonl", "pipe.jsonl", "socket.jsonl"}
-        assert time.monotonic() - begun < 1.0
     assert set(ignored(home).values()) == {"not a regular file"}
     line.close()
 
 
 def test_asking_a_pipe_or_a_link_for_its_writer_neither_waits_nor_follows(home: Home) -> None:
     os.mkfifo(home.inbox / "pipe.jsonl")
-    begun = time.monotonic()
-    has_writer(home.inbox / "pipe.jsonl")
-    assert time.monotonic() - begun < 1.0
+    with within(60):
+        has_writer(home.inbox / "pipe.jsonl")
     (home.inbox / "link.jsonl").symlink_to(put(home.root / "outside.jsonl"))
     with pytest.raises(OSError):
         has_writer(home.inbox / "link.jsonl")

@@ -9,16 +9,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from daemon.vigil import STALL_SECONDS, Vigil, cpu_seconds, descendants, machine_memory_mb, resident_mb, unshared_mb
 
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
 
 
 @pytest.fixture
 def sleeper() -> Iterator[int]:
-    with subprocess.Popen(SLEEPER) as process:
+    """A process that does nothing, and has done all that it does at its start: an interpreter at work is not idle."""
+    with subprocess.Popen(SLEEPER, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        while psutil.Process(process.pid).status() != psutil.STATUS_SLEEPING:
+            time.sleep(0.005)
         yield process.pid
         process.kill()
 
@@ -94,7 +99,7 @@ def test_time_in_which_nobody_looked_does_not_count(sleeper: int, tmp_path: Path
 
 
 def test_too_much_memory_is_the_machines_matter(sleeper: int, tmp_path: Path) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     found = ("", "")
     while not found[0] and time.monotonic() < until:  # the process may not have grown yet
         found = Vigil(sleeper, tmp_path / "progress.json", memory_mb=1.0, hang_seconds=0).look(0.0)

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from homes import make_home
+from homes import make_home, within
 
 from guard import errors
 from guard.clock import ManualClock
@@ -131,10 +130,9 @@ def can_lock(home: Home, timeout: float = 0.0) -> bool:
 
 def test_a_second_process_is_refused_with_the_holder_s_name_until_the_holder_is_killed(home: Home) -> None:
     with second_process(home) as holder:
-        begun = time.monotonic()
-        with pytest.raises(Busy) as caught, home_lock(home, command="second", since="now"):
+        with within(60), pytest.raises(Busy) as caught, home_lock(home, command="second", since="now"):
             raise AssertionError("two holders")
-        assert time.monotonic() - begun < 1.0 and caught.value.exit_code == 11
+        assert caught.value.exit_code == 11
         for part in ("heirloom run", f"pid {holder.pid}", os.uname().nodename, "since then"):
             assert part in caught.value.message
         os.kill(holder.pid, signal.SIGSTOP)
