@@ -12,7 +12,7 @@ from typing import Any
 from guard.errors import CheckFailed, Damage, NotFound
 from guard.store.keeper import Keeper
 from guard.store.sums import folder_problems
-from guard.store.versions import DEFAULT_LINE, GONE, Version, find_version, line_tip, tips
+from guard.store.versions import GONE, Version, named_version
 
 __all__ = ["load_sealed", "sound_version"]
 
@@ -22,12 +22,7 @@ def sound_version(keeper: Keeper, text: str | None) -> Version:
 
     Raises NotFound when there is none or it is not in models/, Damage for one that is not what was sealed.
     """
-    if text in (None, "latest"):
-        found = line_tip(keeper.ledger, DEFAULT_LINE) or next(iter(tips(keeper.ledger).values()), None)
-        if found is None:
-            raise NotFound("this home has no version yet", hint="heirloom init makes the first one")
-    else:
-        found = find_version(keeper.ledger, str(text))
+    found = named_version(keeper.ledger, "latest" if text is None else text)
     if found.state in GONE:
         raise NotFound(f"{found.name} is not in models/: it is {found.state}", subject=found.name,
                        hint=f"heirloom restore {found.name}")  # fmt: skip

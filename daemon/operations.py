@@ -22,7 +22,7 @@ from daemon.folder_scan import require_data_set, room_problem
 from daemon.plan_advice import plan_warnings
 from daemon.regrow import regrow
 from daemon.sides import only_beside
-from daemon.targets import Target, asked_packing, fork_recipe, recipe_for, resolve_base, shape_of
+from daemon.targets import Target, asked_packing, fork_recipe, recipe_for, shape_of
 from daemon.training import train
 from guard.checks.kinds import registered_reason, stage_of
 from guard.checks.preflight import preflight
@@ -45,7 +45,7 @@ from guard.store.rollback import rollback_steps
 from guard.store.trash import delete
 from guard.store.vault import backup_steps, plan_backup
 from guard.store.vault_state import adopt_vault, begin_anew
-from guard.store.versions import Version, find_version, line_tip, tips
+from guard.store.versions import Version, find_version, line_tip, named_version, tips
 from trainer.retrieval.chunk import estimate_chunks
 
 __all__ = ["OPERATIONS", "begin", "perform"]
@@ -253,7 +253,7 @@ def _one_stage(files: list[StoredFile]) -> str:
 def _plan(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
     """Judge a plan and, unless `dry_run`, queue it. Nothing is queued while a check fails."""
     keeper = engine.keeper
-    base = resolve_base(keeper, str(arguments["base"]))
+    base = named_version(keeper.ledger, str(arguments["base"]))
     files = [find_file(keeper.ledger, str(item)) for item in arguments["files"]]
     stage = _one_stage(files)
     wanted, slug = split_output(str(arguments["output"]))

@@ -28,7 +28,7 @@ from guard.store.jobs import Job
 from guard.store.keeper import Keeper
 from guard.store.learnt import write_known
 from guard.store.sums import drain, listed_problem_steps
-from guard.store.versions import Version, ancestors, find_version, version_by_id
+from guard.store.versions import Version, ancestors, named_version, version_by_id
 from guard.weights import weights_sha256
 from trainer.hardware import hardware_facts, library_versions
 from trainer.recipe import parse_sealed
@@ -63,7 +63,7 @@ def remake(keeper: Keeper, text: str, *, child: Child = run_child) -> dict[str, 
     Raises NotFound, Damage when the parent, the data or the sealed files are not what they were, CheckFailed for a
     record that does not say enough, EnvironmentFault when the machine could not do it.
     """
-    version = find_version(keeper.ledger, text)
+    version = named_version(keeper.ledger, text)
     present, intact, problem = check_base(keeper, version)
     if not (present and intact):
         raise Damage(f"{version.name} itself is damaged: {problem}", subject=version.name,

@@ -17,30 +17,20 @@ from typing import Any
 
 import orjson
 
+from daemon.alerts import standing_alerts
 from daemon.control import is_listening
-from guard.checks.forecast import Grown, forecast
+from daemon.disk_room import disk_state
 from guard.checks.kinds import SIDE_SUFFIXES
-from guard.clock import utc_seconds, utc_text
 from guard.durable import publish
 from guard.errors import EnvironmentFault
 from guard.home import Home
 from guard.names import index_name
-from guard.store.drills import drill_state
 from guard.store.files import OPEN_DROPS
-from guard.store.glance import lost_things
 from guard.store.jobs import Job, counts, jobs_in
 from guard.store.keeper import Keeper, open_reader
-from guard.store.standing import standing_damage
-from guard.store.vault_room import vault_free_bytes
 from guard.store.versions import tips, tokens_trained
 
 __all__ = ["compose", "daemon_running", "publish_status", "status"]
-
-GB = 1e9
-FULL_BYTES = 1 << 20
-SILENT_SECONDS = 120.0
-_RECENT = 20
-_LAST_MOMENT = 253_402_300_000.0
 
 
 def daemon_running(home: Home) -> bool:
@@ -105,8 +95,8 @@ def compose(keeper: Keeper, live: Mapping[str, Any], *, running: bool) -> dict[s
         "inbox": _inbox(keeper, live, running),
         "tokens": {"trained": trained, "goal": goal, "per_second": speed,
                    "eta": round((goal - trained) / speed) if speed and goal > trained else None},
-        "disk": _disk(keeper, active.get("policy")),
-        "alerts": _alerts(keeper, live, jobs),
+        "disk": disk_state(keeper, active.get("policy")),
+        "alerts": standing_alerts(keeper, live, jobs),
         "paused": paused,
     }  # fmt: skip
 
@@ -189,92 +179,6 @@ def _count_inbox(home: Home) -> int:
         return len(sweep(home).files)
     except OSError:
         return 0  # the inbox is missing or closed: `doctor` tells of that
-
-
-def _disk(keeper: Keeper, tip: Any) -> dict[str, Any]:
-    """What is free, what stays reserved, and how long it lasts: `full_on` is a UTC date or null."""
-    free, reserve = keeper.home.free_bytes(), int(keeper.settings.disk.reserve_gb * GB)
-    vault = keeper.home.vault(keeper.settings.backup.path)
-    shared = _same_device(vault, keeper)
-    rows = keeper.ledger.rows(
-        "SELECT v.created, v.size_bytes, b.size_bytes AS copy_bytes FROM versions v LEFT JOIN backups b ON "
-        "b.what = 'version' AND b.name = v.name AND b.vault = ? WHERE v.parent_id IS NOT NULL ORDER BY v.id DESC LIMIT ?",
-        (str(vault), _RECENT))  # fmt: skip
-    recent = [Grown(utc_seconds(row["created"]), row["size_bytes"] + (_copy_bytes(row) if shared else 0)) for row in rows]
-    guess = (2 if shared else 1) * (tip.size_bytes if tip is not None else 0)
-    found = forecast(room_bytes=free - reserve, recent=recent, now=utc_seconds(keeper.clock.utc()), guess_bytes=guess)
-    return {"free_bytes": free, "reserve_bytes": reserve, "forks_left": found.forks_left, "full_on": _date(found.full_at)}
-
-
-def _copy_bytes(row: Any) -> int:
-    """What its backup takes on the same disk; as much as the version itself until there is one."""
-    return row["copy_bytes"] if row["copy_bytes"] is not None else row["size_bytes"]
-
-
-def _date(moment: float | None) -> str | None:
-    """The day of a moment; null beyond the year 9999, which no disk is asked about."""
-    return utc_text(moment)[:10] if moment is not None and moment < _LAST_MOMENT else None
-
-
-def _same_device(vault: Path, keeper: Keeper) -> bool:
-    with contextlib.suppress(OSError):
-        # One that is not there yet would be begun below the nearest folder that is.
-        there = next(place for place in (vault, *vault.parents) if place.exists())
-        return os.stat(there).st_dev == os.stat(keeper.home.models).st_dev
-    return False
-
-
-def _vault_room(keeper: Keeper) -> list[dict[str, str]]:
-    """Told before the next birth: its version will be kept in models/, and its backup held until there is room."""
-    free = vault_free_bytes(keeper)
-    size = keeper.ledger.value("SELECT size_bytes FROM versions ORDER BY id DESC LIMIT 1") or 0
-    if free is None or free > size:
-        return []
-    return [{"what": f"the vault has {free / GB:.2f} GB free, and another version takes up to {size / GB:.2f} GB: "
-                     "backups wait until there is room",
-             "remedy": "free space there, or set backup.path to a larger disk"}]  # fmt: skip
-
-
-def _skipped_steps(keeper: Keeper) -> list[dict[str, str]]:
-    """Tips that passed over steps of their training: until the line moves on, a person should have looked."""
-    rows = keeper.ledger.rows("SELECT v.name, json_extract(v.record, '$.metrics.steps_skipped') AS steps FROM versions v "
-                              "WHERE v.id IN (SELECT tip_id FROM lines) AND steps > 0 ORDER BY v.id")  # fmt: skip
-    return [{"what": f"{row['name']} was trained without {row['steps']} of its steps: their loss or gradient was no sound figure",
-             "remedy": f"heirloom show {row['name']}"} for row in rows]  # fmt: skip
-
-
-def _alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) -> list[dict[str, str]]:
-    alerts = [{"what": text, "remedy": "heirloom doctor"} for text in live.get("problems", [])]
-    # A screen that says "nothing is lost" must have looked.
-    alerts += [{"what": item.what, "remedy": item.remedy} for item in lost_things(keeper)]
-    disk = _disk(keeper, None)
-    if disk["free_bytes"] < FULL_BYTES:
-        told = f"the disk of {keeper.home.root} is full: everything is held until there is room; this may be old"
-        alerts.insert(0, {"what": told, "remedy": "free space on that disk; all goes on by itself"})
-    elif live.get("at") and time.time() - float(live["at"]) > SILENT_SECONDS:
-        silent = time.time() - float(live["at"])
-        alerts.insert(0, {"what": f"the daemon has told nothing of itself for {silent:,.0f} s: what is shown here may be old",
-                          "remedy": "heirloom doctor"})  # fmt: skip
-    if disk["free_bytes"] < disk["reserve_bytes"]:
-        alerts.append({"what": f"only {disk['free_bytes'] / GB:.1f} GB free; {disk['reserve_bytes'] / GB:.1f} GB stay reserved, "
-                               "so training waits and goes on by itself when there is room",
-                       "remedy": "free space (heirloom retention plan proposes what), or lower disk.reserve_gb"})  # fmt: skip
-    alerts += _vault_room(keeper)
-    for state, remedy in (("held", "it is retried by itself: heirloom queue"), ("parked", "heirloom queue retry ID"),
-                          ("failed", "heirloom queue retry ID"),
-                          ("quarantined", "heirloom queue; heirloom show VERSION")):  # fmt: skip
-        if jobs.get(state):
-            reason = keeper.ledger.value("SELECT reason FROM jobs WHERE state = ? ORDER BY updated DESC LIMIT 1", (state,))
-            alerts.append({"what": f"{jobs[state]} job{'s' if jobs[state] > 1 else ''} {state}: {reason}", "remedy": remedy})
-    alerts += _skipped_steps(keeper)
-    for thing, problem in standing_damage(keeper).items():
-        alerts.append({"what": f"damaged: {thing}: {problem}", "remedy": "heirloom verify --all"})
-    if problem := drill_state(keeper)["problem"]:
-        alerts.append({"what": problem, "remedy": "heirloom backup drill"})
-    if _same_device(keeper.home.vault(keeper.settings.backup.path), keeper):
-        alerts.append({"what": "backups lie on the same disk as the models: a lost disk loses both",
-                       "remedy": "set backup.path to a folder on another disk"})  # fmt: skip
-    return alerts
 
 
 def live_facts(engine: Any) -> dict[str, Any]:

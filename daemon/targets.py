@@ -15,15 +15,14 @@ from guard.errors import NotFound, UsageError
 from guard.store.files import StoredFile, get_file
 from guard.store.jobs import Job
 from guard.store.keeper import Keeper
-from guard.store.versions import Version, find_version, line_tip, version_by_id
+from guard.store.versions import Version, line_tip, version_by_id
 from guard.weights import adapter_base
 from trainer.machine import machine_here
 from trainer.model_config import ModelConfig
 from trainer.numbers import Numbers, resolve_numbers
 from trainer.recipe import PACKINGS, Recipe, find_recipe, load_recipe, parse_sealed, resolve
 
-__all__ = ["Target", "asked_packing", "base_of", "fork_recipe", "numbers_of", "recipe_for", "resolve_base", "shape_of",
-           "target_of"]  # fmt: skip
+__all__ = ["Target", "asked_packing", "base_of", "fork_recipe", "numbers_of", "recipe_for", "shape_of", "target_of"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,6 @@ def target_of(keeper: Keeper, job: Job) -> Target:
     recipe = parse_sealed(sealed) if sealed else recipe_for(
         keeper, job.stage, str(job.request.get("recipe") or ""), base, job.request.get("overrides") or {})  # fmt: skip
     return Target(job, base, fork_recipe(recipe), tuple(files))
-
-
-def resolve_base(keeper: Keeper, text: str) -> Version:
-    """The version a person named as base: `v003`, its full name, or `latest` for the active one."""
-    if text == "latest":
-        tip = line_tip(keeper.ledger, "policy")
-        if tip is not None:
-            return tip
-    return find_version(keeper.ledger, text)
 
 
 def shape_of(keeper: Keeper, base: Version) -> ModelConfig:

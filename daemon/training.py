@@ -17,7 +17,7 @@ import orjson
 from daemon.costs import alike, correction_for, cost_kind, cost_of, sharing_of
 from daemon.facts import parts_sha256
 from daemon.setup import base_recipe, base_shape, queue_base
-from daemon.targets import asked_packing, resolve_base, shape_of
+from daemon.targets import asked_packing, shape_of
 from guard.copies import copy_verified
 from guard.durable import fsync_tree, json_bytes, make_dir, remove_tree, rename_new, seal_tree, write_bytes
 from guard.errors import Busy, CheckFailed, Damage, NotFound, UsageError
@@ -32,7 +32,7 @@ from guard.store.jobs import add_job
 from guard.store.keeper import Keeper
 from guard.store.originals import examine_steps
 from guard.store.placing import set_aside
-from guard.store.versions import GONE, Version, all_versions, line_tip
+from guard.store.versions import GONE, Version, all_versions, line_tip, named_version
 from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset
 from trainer.machine import machine_here
@@ -145,7 +145,7 @@ def _find_base(keeper: Keeper, text: str) -> Version:
         tip = line_tip(keeper.ledger, slugify(text))
         if tip is not None:
             return tip
-    return resolve_base(keeper, text)
+    return named_version(keeper.ledger, text)
 
 
 @dataclass(frozen=True)

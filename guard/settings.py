@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guard.errors import UsageError
+from guard.plain_yaml import parse_yaml
 
 __all__ = ["Settings", "load_settings"]
 
@@ -258,8 +259,12 @@ def _check_range(key: str, value: object) -> None:
 
 
 def _unknown(key: str, known: Mapping[str, object], source: str) -> UsageError:
-    near = difflib.get_close_matches(key, known, n=1)
+    # The section alone makes any two of its keys look alike: what they are called within it must be near too.
+    near = [name for name in difflib.get_close_matches(key, known, n=3)
+            if difflib.SequenceMatcher(None, name.rpartition(".")[2], key.rpartition(".")[2]).ratio() > 0.6]  # fmt: skip
     hint = f"did you mean {near[0]}?" if near else "`heirloom config show` lists all settings"
+    if not near and key.startswith("training."):
+        hint += "; how a model is trained (learning rate, batch, precision) stands in a recipe, configs/*/*.yaml"
     return UsageError(f"unknown setting {key} ({source})", subject=key, hint=hint)
 
 
@@ -288,7 +293,7 @@ def _from_file(path: Path) -> dict[str, object]:
     import yaml
 
     try:
-        tree = yaml.safe_load(text)
+        tree = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {error}", hint="mend the file or move it away") from error
     return {} if tree is None else _flatten(tree, str(path))

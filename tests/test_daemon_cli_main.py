@@ -174,6 +174,15 @@ def test_show_takes_a_version_or_a_file(run: Run) -> None:
     assert found["filename"] == "math.jsonl" and found["trained_in"] == ["v004_full_stack"] and found["status"] == "trained"
 
 
+def test_latest_is_the_active_version_where_one_only_looks(run: Run) -> None:
+    run("rollback v003 --yes")
+    assert _object(run("show latest --json")[1])["name"] == "v003_reasoning"
+    assert _object(run("lineage latest --json")[1]) == _object(run("lineage v003 --json")[1])
+    assert run("verify latest")[0] == 0
+    for line in ("delete latest --force", "rollback latest --yes", "restore latest"):
+        assert run(line)[0] == 4, "what moves a version wants its name"
+
+
 def test_a_sample_marks_what_is_trained(run: Run) -> None:
     assert _object(run("show math.jsonl --sample --json")[1])["sample"] == [
         {"text": "math.jsonl row 0", "control": False, "trained": True}]

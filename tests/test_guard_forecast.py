@@ -23,6 +23,11 @@ def test_a_home_that_rests_is_full_later() -> None:
     assert busy is not None and resting is not None and resting - 40 * DAY > busy - 4 * DAY
 
 
+def test_what_comes_at_once_is_taken_as_what_came_that_day() -> None:
+    grown = [Grown(minute * 60.0, 100) for minute in range(11)]
+    assert forecast(room_bytes=10_000, recent=grown, now=600.0).full_at == 600.0 + 10 * DAY
+
+
 def test_what_is_not_known_is_not_told() -> None:
     assert forecast(room_bytes=1000, recent=[], now=0.0) == Forecast(0, None)
     assert forecast(room_bytes=1000, recent=[], now=0.0, guess_bytes=300) == Forecast(3, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guard.checks.gate import MIN_EXAMPLES, MIN_LOSS_TOKENS, LossPair, judge, loss_pairs
+from guard.checks.gate import MANY_LOSS_TOKENS, MIN_EXAMPLES, MIN_LOSS_TOKENS, LossPair, judge, loss_pairs
 from guard.checks.verdict import Check, Verdict
 
 NEW = LossPair("new", "new_held_out", 2.0, 3.0, None, 50, 5000)
@@ -73,12 +73,28 @@ def test_a_figure_that_is_missing_or_no_number_refuses(pair: LossPair, who: str,
 
 
 @pytest.mark.parametrize("changes", [{"examples": MIN_EXAMPLES - 1}, {"loss_tokens": MIN_LOSS_TOKENS - 1}])
-@pytest.mark.parametrize("pair", [NEW, OLD])
+@pytest.mark.parametrize("pair", [NEW, of(OLD, loss_tokens=1000)])
 def test_too_few_held_out_examples_are_not_applicable_and_not_missing(pair: LossPair, changes: dict[str, int]) -> None:
     trained = of(NEW, name="trained", role="new_trained")
     verdict = judged(of(pair, child=99.0, **changes), trained)
     assert verdict.ok and check(verdict, pair.name).ok is None and "too few" in check(verdict, pair.name).detail
     assert judged(of(pair, child=1.0, examples=MIN_EXAMPLES, loss_tokens=MIN_LOSS_TOKENS), trained).ok
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_one_long_text_says_what_became_of_it(examples: int) -> None:
+    """A set of one book is one example of thousands of tokens: what doubles its loss is not too few to judge."""
+    book = of(OLD, examples=examples, loss_tokens=MANY_LOSS_TOKENS)
+    assert [item.name for item in judged(NEW, of(book, child=4.0)).failures] == ["old"]
+    assert judged(NEW, of(book, child=2.1)).ok
+    short = judged(NEW, of(book, child=4.0, loss_tokens=MANY_LOSS_TOKENS - 1))
+    assert short.ok and check(short, "old").ok is None and f"({examples} with 2,047 tokens" in check(short, "old").detail
+
+
+def test_one_long_text_of_the_new_data_alone_refuses_no_child() -> None:
+    """The new data may well be one text that is harder than the rest: that its loss must fall is asked of several."""
+    trained = of(NEW, name="trained", role="new_trained")
+    assert check(judged(of(NEW, child=3.1, examples=1), trained), "new").ok is None
 
 
 def test_the_trained_data_is_never_too_little_to_judge() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from guard.errors import EnvironmentFault
+from guard.plain_yaml import parse_yaml
 from trainer.hardware import hardware_facts, torch_version
 
 __all__ = ["MACHINE_FILE", "Machine", "machine_here", "machine_text", "read_machine", "stranger"]
@@ -63,7 +64,7 @@ def read_machine(path: Path) -> Machine | None:
     except FileNotFoundError:
         return None
     try:
-        tree = yaml.safe_load(raw)
+        tree = parse_yaml(raw)
         if not isinstance(tree, Mapping) or tree.get("schema") != 1:
             raise ValueError("it does not say schema: 1")
         return dataclasses.replace(_parse({key: value for key, value in tree.items() if key != "schema"}),

@@ -54,13 +54,13 @@ def lineage(
     from guard.store.keeper import open_reader
     from guard.store.lineage import lineage as read_lineage
     from guard.store.lineage import regrown_lines, rollbacks, tree_lines
-    from guard.store.versions import find_version
+    from guard.store.versions import named_version
 
     caller: Caller = context.obj
     with open_reader(caller.home()) as keeper:
         total = 0
         if version is not None:
-            records = related(read_lineage(keeper), find_version(keeper.ledger, version).name)
+            records = related(read_lineage(keeper), named_version(keeper.ledger, version).name)
         else:
             wanted = None if everything or caller.console.json else _NEWEST
             records, total = read_lineage(keeper, newest=wanted), keeper.ledger.value("SELECT count(*) FROM versions")
@@ -76,10 +76,10 @@ def _matrix(caller: Caller, text: str | None, everything: bool) -> None:
     """The forgetting matrix of a version; of the default line's tip when none is named."""
     from guard.store.keeper import open_reader
     from guard.store.matrix import forgetting_matrix
-    from guard.store.versions import DEFAULT_LINE, find_version, line_tip
+    from guard.store.versions import DEFAULT_LINE, line_tip, named_version
 
     with open_reader(caller.home()) as keeper:
-        version = find_version(keeper.ledger, text) if text is not None else line_tip(keeper.ledger, DEFAULT_LINE)
+        version = named_version(keeper.ledger, text) if text is not None else line_tip(keeper.ledger, DEFAULT_LINE)
         if version is None:
             raise NotFound(f"the line {DEFAULT_LINE} has no version yet", subject=DEFAULT_LINE,
                            hint="heirloom lineage --matrix VERSION")  # fmt: skip
@@ -126,12 +126,12 @@ def show(
     from guard.store.files import find_file
     from guard.store.keeper import open_reader
     from guard.store.lineage import rollbacks
-    from guard.store.versions import find_version
+    from guard.store.versions import named_version
 
     caller: Caller = context.obj
     with open_reader(caller.home()) as keeper:
         try:
-            version = find_version(keeper.ledger, what)
+            version = named_version(keeper.ledger, what)
         except NotFound:
             version = None
         if version is not None and not sample:

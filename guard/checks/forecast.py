@@ -1,9 +1,10 @@
 """How long will the disk last? From what the newest versions cost, and how fast they came. Pure.
 
     forks left = room / mean bytes of a recent version (with its backup, where that is on the same disk)
-    full on    = now + room / (bytes of the recent versions but the oldest / time since the oldest)
+    full on    = now + room / (bytes of the recent versions but the oldest / time since the oldest, a day at least)
 
-The time runs until now and not until the newest: a home where nothing is dropped any more fills later and later.
+The time runs until now and not until the newest: a home where nothing is dropped any more fills later and later. What
+came in the first minutes of a home is taken as that day's: ten files at once are not ten files a minute for ever.
 Not here: what is free, or what to do about it (`guard/checks/preflight.py` refuses, the runner pauses).
 """
 
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["Forecast", "Grown", "forecast"]
+
+_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -42,4 +45,4 @@ def forecast(*, room_bytes: int, recent: Sequence[Grown], now: float, guess_byte
     seconds = now - ordered[0].created if ordered else 0.0
     if grown <= 0 or seconds <= 0:
         return Forecast(forks, None)
-    return Forecast(forks, now + room / (grown / seconds))
+    return Forecast(forks, now + room / (grown / max(seconds, _DAY)))

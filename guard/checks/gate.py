@@ -15,13 +15,15 @@ from typing import Any
 
 from guard.checks.verdict import Check, Verdict, verdict_of
 
-__all__ = ["MIN_EXAMPLES", "MIN_LOSS_TOKENS", "LossPair", "judge", "loss_pairs"]
+__all__ = ["MANY_LOSS_TOKENS", "MIN_EXAMPLES", "MIN_LOSS_TOKENS", "LossPair", "judge", "loss_pairs"]
 
 RISE_NATS = 0.3
 RISE_SHARE = 0.15
 WARN_SHARE = 0.02
 MIN_EXAMPLES = 3
 MIN_LOSS_TOKENS = 256
+MANY_LOSS_TOKENS = 2048
+"""So many say what became of earlier knowledge however few the texts: a set of one book is one example."""
 MIN_DISTINCT_RATIO = 0.02
 
 
@@ -64,12 +66,16 @@ def judge(
 
 
 def _too_few(pair: LossPair) -> bool:
-    return pair.role != "new_trained" and (pair.examples < MIN_EXAMPLES or pair.loss_tokens < MIN_LOSS_TOKENS)
+    if pair.role == "new_trained":
+        return False
+    long_texts = pair.role == "ancestry" and pair.loss_tokens >= MANY_LOSS_TOKENS
+    return pair.loss_tokens < MIN_LOSS_TOKENS or (pair.examples < MIN_EXAMPLES and not long_texts)
 
 
 def _judge_pair(pair: LossPair) -> Check:
     if _too_few(pair):
-        return Check(pair.name, None, f"too few held-out examples to judge ({pair.examples})")
+        told = f"{pair.examples} with {pair.loss_tokens:,} tokens to judge by"
+        return Check(pair.name, None, f"too few held-out examples to judge ({told})")
     if pair.child is None or pair.parent is None:
         return Check(pair.name, False, "a loss is missing", "the child is kept as quarantined")
     if not (math.isfinite(pair.child) and math.isfinite(pair.parent)):

@@ -22,6 +22,7 @@ from guard.checks.jsonl import foreign_bytes
 from guard.checks.kinds import KINDS, SIDE_SUFFIXES
 from guard.checks.made_with import NAMED, said_by_side
 from guard.errors import DataFault
+from guard.plain_yaml import repeated_key
 
 __all__ = ["KEYS", "MAX_BYTES", "parse_side", "read_side", "reading_in", "sides_beside"]
 
@@ -177,10 +178,8 @@ def _load(text: str) -> Any:
             return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [item.value for item, _value in node.value if isinstance(item, yaml.ScalarNode)]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise DataFault(f"the key {twice[:40]!r} is given twice", hint="keep one of the two lines")
+            if (key := repeated_key(node)) is not None:
+                raise DataFault(f"the key {key.value[:40]!r} is given twice", hint="keep one of the two lines")
             return super().construct_mapping(node, deep)
 
     try:

@@ -26,7 +26,7 @@ from guard.store.trash import is_folder, trash_folder
 from guard.store.verify_data import check_datasets, check_evaluation, check_indexes, check_originals
 from guard.store.verify_events import check_export
 from guard.store.verify_vault import check_archived, check_backups
-from guard.store.versions import Version, all_versions, find_version, tips, version_states
+from guard.store.versions import Version, all_versions, find_version, named_version, tips, version_states
 from guard.weights import ADAPTER_NOTE, FULL, adapter_base
 
 __all__ = ["Report", "verify"]
@@ -49,7 +49,7 @@ def verify(
     if sample is not None and not 0.0 < sample <= 1.0:
         raise UsageError(f"a sample of {sample} is not between 0 and 1", hint="--sample 5%")
     findings = Findings(1.0 if sample is None else sample, keeper.clock.utc())
-    wanted = None if versions is None else [find_version(keeper.ledger, text) for text in versions]
+    wanted = None if versions is None else [named_version(keeper.ledger, text) for text in versions]
     whole_home = wanted is None and (everything or not backup)
     if wanted is not None or whole_home:
         _check_home(keeper, findings, wanted, everything)

@@ -32,6 +32,7 @@ __all__ = [
     "high_water",
     "intend_number",
     "learnt_by",
+    "named_version",
     "learnt_rows",
     "line_tip",
     "number_is_free",
@@ -107,6 +108,19 @@ def find_version(ledger: Ledger, text: str) -> Version:
     if row is None:
         raise NotFound(f"no version {text!r} in this home", subject=text, hint="heirloom lineage lists them")
     return _version(row)
+
+
+def named_version(ledger: Ledger, text: str) -> Version:
+    """`find_version` where a person only looks or builds on: `latest` is the active version of the default line.
+
+    Not for what moves or erases a version: there `latest` could be another by the time it is done. Raises NotFound.
+    """
+    if text != "latest":
+        return find_version(ledger, text)
+    found = line_tip(ledger, DEFAULT_LINE) or next(iter(tips(ledger).values()), None)
+    if found is None:
+        raise NotFound("this home has no version yet", subject=text, hint="heirloom init makes the first one")
+    return found
 
 
 def ancestors(ledger: Ledger, number: int) -> list[int]:
