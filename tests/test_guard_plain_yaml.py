@@ -29,7 +29,7 @@ def test_plain_values_are_what_they_were() -> None:
 
 @pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3\n", "x:\n  a: 1\n  a: 1\n", "[{a: 1, a: 2}]", '"a": 1\na: 2\n'])
 def test_a_key_given_twice_is_named_with_its_line(text: str) -> None:
-    with pytest.raises(yaml.YAMLError, match="the key 'a' is given twice(.|\n)*line"):
+    with pytest.raises(yaml.YAMLError, match=r"the key 'a' is given twice(.|\n)*line"):
         parse_yaml(text)
 
 
