@@ -23,7 +23,7 @@ from guard.clock import SYSTEM_CLOCK, utc_text
 from guard.durable import json_bytes, sha256_bytes, write_text
 from guard.home import Home
 from guard.names import version_name
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store.create import create_home
 from guard.store.keeper import Keeper
 from guard.store.ledger import Ledger

@@ -35,7 +35,7 @@ from guard.minhash import BINS, signatures
 from guard.near_file import write_signatures
 from guard.near_join import SKETCH
 from guard.near_task import SKETCH_COLUMNS
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.steps import drain
 from guard.store.create import create_home
 from guard.store.keeper import Keeper

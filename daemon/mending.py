@@ -12,7 +12,7 @@ from guard.clock import SYSTEM_CLOCK, Clock
 from guard.durable import make_dir
 from guard.home import Home
 from guard.lock import home_lock
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store.identity import id_is_lost, known_id, write_id
 from guard.store.keeper import default_actor, open_writer
 from guard.store.missing import bring_originals_back, make_folders, missing_folders

@@ -15,27 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from daemon import queue_acts
-from daemon.costs import estimate
 from daemon.engine import Engine
-from daemon.facts import fact_steps
 from daemon.folder_scan import require_data_set, room_problem
-from daemon.plan_advice import plan_warnings
+from daemon.plan_request import plan
 from daemon.regrow import regrow
 from daemon.sides import only_beside
-from daemon.targets import Target, asked_packing, fork_recipe, recipe_for, shape_of
 from daemon.training import train
-from guard.checks.kinds import registered_reason, stage_of
-from guard.checks.preflight import preflight
-from guard.errors import Busy, CheckFailed, Duplicate, EnvironmentFault, NotFound, UsageError
+from guard.errors import Busy, EnvironmentFault, NotFound, UsageError
 from guard.folder_tree import list_tree, tree_bytes
-from guard.names import safe_name, slugify, split_output
+from guard.names import safe_name
 from guard.steps import Steps, drain
 from guard.store.admission import queue_index
 from guard.store.evaluations import record_all
-from guard.store.files import StoredFile, find_file
 from guard.store.indexes import current_documents
 from guard.store.intake import claim
-from guard.store.jobs import Job, add_job, find_job, queued_with_file
+from guard.store.jobs import find_job
 from guard.store.keeper import Keeper
 from guard.store.prune import prune_indexes
 from guard.store.purge import purge_steps
@@ -45,7 +39,7 @@ from guard.store.rollback import rollback_steps
 from guard.store.trash import delete
 from guard.store.vault import backup_steps, plan_backup
 from guard.store.vault_state import adopt_vault, begin_anew
-from guard.store.versions import Version, find_version, line_tip, named_version, tips
+from guard.store.versions import find_version
 from trainer.retrieval.chunk import estimate_chunks
 
 __all__ = ["OPERATIONS", "begin", "perform"]
@@ -216,74 +210,6 @@ def _record_evaluations(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     return {"ids": record_all(engine.keeper, list(arguments["results"]), dry_run=bool(arguments.get("dry_run")))}
 
 
-# --- plans --------------------------------------------------------------------------------------------------------
-
-
-def _line_of_plan(keeper: Keeper, base: Version, asked: str | None, slug: str) -> str:
-    """A plan on a tip goes on with its line; on anything else it gets a line of its own."""
-    active: dict[int, str] = {}
-    for name, version in tips(keeper.ledger).items():
-        if version.id not in active or name in (version.line, "policy"):
-            active[version.id] = name
-    if asked:
-        tip = line_tip(keeper.ledger, asked)
-        if tip is not None and tip.id != base.id:
-            raise CheckFailed(f"the tip of {asked} is {tip.name}, not {base.name}", subject=asked,
-                              hint=f"--base {tip.name}, or another --line")  # fmt: skip
-        return slugify(asked)
-    if base.id in active:
-        return active[base.id]
-    free, number = slug, 1
-    while line_tip(keeper.ledger, free) is not None:
-        number += 1
-        free = f"{slug}_{number}"
-    return free
-
-
-def _one_stage(files: list[StoredFile]) -> str:
-    stages = {stage_of(file.kind) for file in files}
-    if not files or len(stages) > 1 or not all(stages):
-        shown = ", ".join(f"{file.name} ({file.kind})" for file in files) or "nothing"
-        kept = next((reason for file in files if (reason := registered_reason(file.kind))), "")
-        raise UsageError(f"one plan trains files of one stage, pretrain or sft; given: {shown}",
-                         hint=kept or "plan each kind by itself")  # fmt: skip
-    return stages.pop()
-
-
-def _plan(engine: Engine, arguments: Arguments) -> Steps[dict[str, Any]]:
-    """Judge a plan and, unless `dry_run`, queue it. Nothing is queued while a check fails."""
-    keeper = engine.keeper
-    base = named_version(keeper.ledger, str(arguments["base"]))
-    files = [find_file(keeper.ledger, str(item)) for item in arguments["files"]]
-    stage = _one_stage(files)
-    wanted, slug = split_output(str(arguments["output"]))
-    line = _line_of_plan(keeper, base, arguments.get("line"), slug)
-    request = {key: arguments[key] for key in ("allow_repeat", "iterations") if arguments.get(key)}
-    request |= {"recipe": str(arguments.get("recipe") or ""), "origin": "plan", **asked_packing(arguments)}
-    draft = Job(0, "train", "planned", 0, stage, line, base.id, slug, wanted, None, request, {}, "", 0, 0, "", "",
-                tuple(file.sha256 for file in files))  # fmt: skip
-    recipe = recipe_for(keeper, stage, request["recipe"], base, request.get("overrides") or {})
-    target = Target(draft, base, fork_recipe(recipe), tuple(files))
-    verdict = preflight((yield from fact_steps(keeper, target, wanted=wanted)))
-    queued = [job for file in files if (job := queued_with_file(keeper.ledger, file.sha256)) is not None]
-    result = {
-        "base": base.name, "output": arguments["output"], "line": line, "recipe": recipe.name,
-        "data": [{"file": file.name, "sha256": file.sha256, "examples": file.examples, "tokens": file.tokens_approx}
-                 for file in files],
-        "estimate": (cost := estimate(keeper, target)), "checks": verdict.as_list(), "ok": verdict.ok, "job": None,
-        "warnings": plan_warnings(recipe, shape_of(keeper, base), int(cost["steps"]), named=bool(request["recipe"])),
-    }  # fmt: skip
-    if arguments.get("dry_run") or not verdict.ok:
-        return result
-    if queued and not arguments.get("allow_repeat"):
-        raise Duplicate(f"these bytes are already in job {queued[0].id} ({queued[0].state})", subject=files[0].name,
-                        hint=f"heirloom queue; heirloom queue cancel {queued[0].id}")  # fmt: skip
-    with keeper.ledger.transaction():
-        result["job"] = add_job(keeper.ledger, kind="train", stage=stage, line=line, slug=slug, wanted_id=wanted,
-                                files=[file.sha256 for file in files], request=request, base_id=base.id)  # fmt: skip
-    return result
-
-
 def _regrow(engine: Engine, arguments: Arguments) -> dict[str, Any]:
     return regrow(engine.keeper, str(arguments["without"]), str(arguments.get("line") or "policy"),
                   dry_run=bool(arguments.get("dry_run")))  # fmt: skip
@@ -308,6 +234,6 @@ OPERATIONS: dict[str, Callable[[Engine, Arguments], dict[str, Any] | Steps[dict[
     "index.prune": _prune_indexes,
     "evaluation.record": _record_evaluations,
     "regrow": _regrow,
-    "plan": _plan,
+    "plan": plan,
     "train": train,
 }

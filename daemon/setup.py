@@ -20,7 +20,8 @@ from guard.store.versions import all_versions
 from trainer.estimate import version_bytes
 from trainer.hf_tokenizer import keep_tokenizer, open_tokenizer
 from trainer.model_config import ModelConfig
-from trainer.recipe import Recipe, find_recipe, load_recipe, resolve
+from trainer.recipe import Recipe, resolve
+from trainer.recipe_files import find_recipe, load_recipe
 from trainer.tokenizer_about import about_tokenizer
 
 __all__ = ["SHIPPED_CONFIGS", "base_recipe", "base_shape", "init_home", "queue_base"]

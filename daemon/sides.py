@@ -161,7 +161,8 @@ def wish_problem(keeper: Keeper, settings: Mapping[str, Any], kind: str, contain
 
 
 def _recipe_problem(keeper: Keeper, settings: Mapping[str, Any], kind: str) -> str:
-    from trainer.recipe import find_recipe, load_recipe, resolve
+    from trainer.recipe import resolve
+    from trainer.recipe_files import find_recipe, load_recipe
 
     named, training = settings.get("recipe"), settings.get("training")
     if not named and not training:

@@ -20,7 +20,8 @@ from guard.weights import adapter_base
 from trainer.machine import machine_here
 from trainer.model_config import ModelConfig
 from trainer.numbers import Numbers, resolve_numbers
-from trainer.recipe import PACKINGS, Recipe, find_recipe, load_recipe, parse_sealed, resolve
+from trainer.recipe import PACKINGS, Recipe, parse_sealed, resolve
+from trainer.recipe_files import find_recipe, load_recipe
 
 __all__ = ["Target", "asked_packing", "base_of", "fork_recipe", "numbers_of", "recipe_for", "shape_of", "target_of"]  # fmt: skip
 

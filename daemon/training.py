@@ -37,7 +37,8 @@ from guard.store.views import refresh
 from trainer.dataset import Dataset, open_dataset
 from trainer.machine import machine_here
 from trainer.numbers import resolve_numbers
-from trainer.recipe import Recipe, load_recipe, resolve
+from trainer.recipe import Recipe, resolve
+from trainer.recipe_files import load_recipe
 from trainer.tokenizer import require_same_tokenizer
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from guard.durable import json_bytes, seal_tree, sha256_bytes
 from guard.home import Home
 from guard.names import version_name
 from guard.seal import open_shelf
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store import views
 from guard.store.birth import hash_folder, sums_text
 from guard.store.create import create_home

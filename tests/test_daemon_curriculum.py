@@ -11,7 +11,7 @@ import pytest
 from toy import Toy, text_of
 
 from guard.store.versions import find_version
-from trainer.recipe import load_recipe
+from trainer.recipe_files import load_recipe
 from trainer.selection import Selection, load_selection
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -24,12 +24,12 @@ from daemon.targets import numbers_of, shape_of, target_of
 from guard import durable
 from guard.errors import Busy, EnvironmentFault, UsageError
 from guard.lock import home_lock
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store.jobs import find_job, jobs_in
 from guard.store.versions import find_version, version_by_id
 from trainer.hardware import hardware_facts, library_versions
 from trainer.machine import MACHINE_FILE, Machine, machine_text
-from trainer.recipe import load_recipe
+from trainer.recipe_files import load_recipe
 
 BASE = "v001_baseline"
 FINDINGS = [

@@ -21,7 +21,7 @@ from guard.clock import ManualClock
 from guard.errors import Damage, HeirloomError
 from guard.home import Home
 from guard.names import parse_version_number
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store.closed_mark import mark_problem
 from guard.store.keeper import Keeper, open_writer
 from guard.store.ledger import Ledger

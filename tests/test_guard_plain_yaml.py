@@ -9,9 +9,9 @@ import yaml
 
 from guard.errors import EnvironmentFault, HeirloomError, UsageError
 from guard.plain_yaml import parse_json, parse_yaml
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from trainer.machine import read_machine
-from trainer.recipe import load_recipe
+from trainer.recipe_files import load_recipe
 
 
 def written(path: Path, text: str) -> Path:

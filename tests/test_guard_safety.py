@@ -11,7 +11,7 @@ from homes import within
 from guard.checks.rows import validate
 from guard.checks.safety import Rule, broken_rules, load_rules
 from guard.errors import UsageError
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 
 
 def pair(prompt: str = "a", chosen: str = "b", rejected: str = "c") -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from guard.errors import UsageError
-from guard.settings import Settings, load_settings
+from guard.settings import Settings
+from guard.settings_read import load_settings
 
 
 def load(root: Path, text: str = "", environment: dict[str, str] | None = None, **flags: object) -> Settings:

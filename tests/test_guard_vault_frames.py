@@ -14,7 +14,7 @@ from guard import durable, failpoints
 from guard.durable import remove_tree, sha256_file
 from guard.errors import CheckFailed, Damage, EnvironmentFault
 from guard.frames import read_header
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store.copying import seal_quietly
 from guard.store.keeper import Keeper
 from guard.store.restore import restore

@@ -20,7 +20,8 @@ from trainer.adapter_config import AdapterConfig
 from trainer.loop import StopRequested
 from trainer.model import Decoder, new_model
 from trainer.model_config import ModelConfig
-from trainer.recipe import load_recipe, parse_recipe, recipe_hash, resolve
+from trainer.recipe import parse_recipe, recipe_hash, resolve
+from trainer.recipe_files import load_recipe
 from trainer.recipe_lora import LINEAR_MODULES
 from trainer.train_job import run_base, run_train
 from trainer.version_files import load_adapted, load_version

@@ -9,7 +9,8 @@ import yaml
 
 from guard.errors import NotFound, UsageError
 from trainer.model_config import ModelConfig
-from trainer.recipe import Recipe, find_recipe, load_recipe, parse_recipe, recipe_hash, resolve
+from trainer.recipe import Recipe, parse_recipe, recipe_hash, resolve
+from trainer.recipe_files import find_recipe, load_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINIMAL: dict[str, Any] = {"stage": "sft", "training": {"learning_rate": 0.001, "batch_sequences": 4}}

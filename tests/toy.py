@@ -24,7 +24,7 @@ from guard.clock import ManualClock
 from guard.durable import json_bytes, sha256_file, write_json
 from guard.home import Home
 from guard.identify_child import answer
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store.create import create_home
 from guard.store.estimate import forget_all
 from guard.store.jobs import add_job

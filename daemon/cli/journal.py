@@ -137,7 +137,7 @@ def config_show(
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
 ) -> None:
     """Every setting with its value."""
-    from guard.settings import load_settings
+    from guard.settings_read import load_settings
 
     caller: Caller = context.obj
     settings = load_settings(caller.home().root)

@@ -15,7 +15,8 @@ import typer
 from daemon.cli.caller import EPILOGUE, Caller
 from daemon.cli.output import human_tokens, plural, visible
 from guard.errors import CheckFailed, NotFound, UsageError
-from guard.settings import Settings, load_settings
+from guard.settings import Settings
+from guard.settings_read import load_settings
 
 __all__ = ["add_to", "fault_lines", "pairs_lines", "validate_lines"]
 

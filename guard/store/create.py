@@ -16,7 +16,7 @@ from guard.failpoints import point
 from guard.home import Home
 from guard.names import parse_version_number
 from guard.seal import require_seal
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store.keeper import default_actor
 from guard.store.ledger import Ledger
 from guard.store.rebuild_facts import rows_of

@@ -16,7 +16,8 @@ from guard.clock import SYSTEM_CLOCK, Clock
 from guard.errors import Damage
 from guard.home import Home
 from guard.seal import require_seal
-from guard.settings import Settings, load_settings
+from guard.settings import Settings
+from guard.settings_read import load_settings
 from guard.store.closed_mark import mark_problem
 from guard.store.ledger import Ledger
 from guard.store.view_memory import ViewMemory

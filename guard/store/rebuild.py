@@ -20,7 +20,7 @@ from guard.durable import make_dir, remove_tree, rename_new, write_text
 from guard.errors import Damage, HeirloomError
 from guard.failpoints import point
 from guard.home import Home
-from guard.settings import load_settings
+from guard.settings_read import load_settings
 from guard.store.event_export import EVENT_KEYS, EventExport
 from guard.store.indexes import index_high_water
 from guard.store.keeper import Keeper
