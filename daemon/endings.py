@@ -1,4 +1,4 @@
-"""Endings: what becomes of a training job whose child has died, failed or must wait, each time with the reason.
+"""Endings: what becomes of a training job that was refused, stopped, failed or must wait, each time with the reason.
 
     held: the machine was at fault, tried again by itself     failed: a batch is split before any file is blamed
     parked: waits for a person                                cancelled: nobody wants it any more
@@ -12,10 +12,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from guard.checks.verdict import Verdict
+from guard.durable import remove_tree
+from guard.errors import HeirloomError, NotFound, is_environment
 from guard.names import slugify
 from guard.store.birth import set_birth_aside
 from guard.store.jobs import Job, add_job, find_job, jobs_in, set_job
 from guard.store.keeper import Keeper
+from guard.store.known import LostSidecar
 
 __all__ = ["CRASH_SECONDS", "HOLD_SECONDS", "TRAINING_KINDS", "Endings", "read_progress"]
 
@@ -41,6 +45,8 @@ class Endings:
         self.troubled: set[int] = set()
         """Jobs that were held or failed in this life: `run --once` exits 3 over them."""
         self.not_before: dict[int, float] = {}
+        self._untidy: dict[int, float] = {}
+        """Jobs whose version is recorded and whose views, seal or staging are not finished: when to try again."""
 
     def is_due(self, job: Job, now: float) -> bool:
         """Whether a training job may be worked on now."""
@@ -85,6 +91,52 @@ class Endings:
             self.fail(job.id, f"{reason} ({attempts} times without progress)")
         else:
             self.not_before[job.id] = self.keeper.clock.monotonic() + CRASH_SECONDS
+
+    def went_wrong(self, number: int, error: Exception) -> None:
+        """A step of a job raised: whose fault it was decides its state, and the error is its reason."""
+        job = find_job(self.keeper.ledger, number)
+        told = str(error) if isinstance(error, OSError | HeirloomError) else f"{type(error).__name__}: {error}"
+        if job.state in ("done", "quarantined"):
+            # The version is recorded; only tidying up is left, and that is tried again.
+            self._untidy[job.id] = self.keeper.clock.monotonic() + HOLD_SECONDS
+        elif is_environment(error):
+            self.hold(job.id, told)
+        elif isinstance(error, NotFound):
+            self.put(job.id, "parked", told)
+        elif isinstance(error, LostSidecar) and len(job.files) == 1:
+            # A person has to bring the file's fingerprints back; what waits behind it does not wait for that.
+            self.put(job.id, "parked", f"{told}; {error.hint.replace('JOB', str(job.id))}")
+        else:
+            self.fail(job.id, told)
+
+    def to_tidy(self, now: float) -> list[int]:
+        """The recorded jobs whose tidying up is due again; each is given out once."""
+        due = [number for number, moment in self._untidy.items() if moment <= now]
+        for number in due:
+            del self._untidy[number]
+        return due
+
+    def refused(self, job: Job, verdict: Verdict) -> None:
+        """Preflight said no: the machine waits, a rotten file stands alone, nothing new ends the job, all else asks a person."""
+        if verdict.environment_only:
+            self.hold(job.id, verdict.reason)
+            return
+        if len(job.files) > 1 and any(check.name == "Data verified" for check in verdict.failures):
+            self.fail(job.id, verdict.reason)  # one rotten file must not hold up the others of its batch
+            return
+        nothing_new = [check.name for check in verdict.failures] == ["No duplicates"]
+        self.put(job.id, "cancelled" if nothing_new else "parked", verdict.reason)
+        if nothing_new:
+            remove_tree(self.keeper.home.staging_of(job.id))
+
+    def stopped(self, job: Job, wish: str, full: str) -> None:
+        """A child ended as it was asked to; `wish` is the state it was asked for, `full` why there was no room."""
+        if wish == "cancelled" and job.state == "cancelled":
+            remove_tree(self.keeper.home.staging_of(job.id))
+        elif wish == "held" and job.state == "training":
+            self.hold(job.id, full)
+        elif wish == "parked" and job.state in ("preparing", "training"):
+            self.put(job.id, "parked", "the line was rolled back under it")
 
     def waits(self, job: Job) -> bool:
         """Whether a job is only waiting for a better moment: what `run --once` does not wait for."""

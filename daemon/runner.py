@@ -18,7 +18,7 @@ from typing import Any
 
 from daemon.ahead import NICE, Ahead
 from daemon.children import TorchServer, limits_of
-from daemon.endings import CRASH_SECONDS, HOLD_SECONDS, TRAINING_KINDS, Endings
+from daemon.endings import CRASH_SECONDS, TRAINING_KINDS, Endings
 from daemon.facts import fact_steps
 from daemon.freezing import (
     exact_facts,
@@ -37,12 +37,10 @@ from daemon.targets import Target, target_of
 from guard.checks.preflight import Facts, preflight
 from guard.checks.verdict import Verdict
 from guard.durable import remove_tree
-from guard.errors import HeirloomError, NotFound, is_environment
 from guard.steps import Steps, advance
 from guard.store.birth import finish_birth
 from guard.store.jobs import Job, find_job, jobs_in
 from guard.store.keeper import Keeper
-from guard.store.known import LostSidecar
 
 __all__ = ["Runner"]
 
@@ -73,8 +71,6 @@ class Runner:
         self.ahead = Ahead(keeper, self.ends)
         self.judging: _Judging | None = None
         self._facts: dict[int, Facts] = {}
-        self._untidy: dict[int, float] = {}
-        """Jobs whose version is recorded and whose views, seal or staging are not finished: when to try again."""
         self._on_stop: dict[int, str] = {}
         self._full = ""
         """Why a job was last paused for want of room."""
@@ -106,8 +102,7 @@ class Runner:
         if self.judging is not None:
             self._judge()
             return
-        for number in [number for number, due in self._untidy.items() if due <= now]:
-            del self._untidy[number]
+        for number in self.ends.to_tidy(now):
             self._guarded(find_job(self.keeper.ledger, number), self._finish)
         for job in jobs_in(self.keeper.ledger, "committing"):
             if self.ends.is_due(job, now):
@@ -151,20 +146,7 @@ class Runner:
             step(job)
         except Exception as error:  # noqa: BLE001 - reported: it becomes the job's reason, and the daemon lives on
             self.current, self.judging = None, None
-            job = find_job(self.keeper.ledger, job.id)
-            told = str(error) if isinstance(error, OSError | HeirloomError) else f"{type(error).__name__}: {error}"
-            if job.state in ("done", "quarantined"):
-                # The version is recorded; only tidying up is left, and that is tried again.
-                self._untidy[job.id] = self.keeper.clock.monotonic() + HOLD_SECONDS
-            elif is_environment(error):
-                self.ends.hold(job.id, told)
-            elif isinstance(error, NotFound):
-                self.ends.put(job.id, "parked", told)
-            elif isinstance(error, LostSidecar) and len(job.files) == 1:
-                # A person has to bring the file's fingerprints back; what waits behind it does not wait for that.
-                self.ends.put(job.id, "parked", f"{told}; {error.hint.replace('JOB', str(job.id))}")
-            else:
-                self.ends.fail(job.id, told)
+            self.ends.went_wrong(job.id, error)
 
     def _start(self, job: Job) -> None:
         self.server.warm()  # it imports while the facts are read
@@ -257,16 +239,7 @@ class Runner:
 
     def _refuse(self, job: Job, verdict: Verdict) -> None:
         self.current = None
-        if verdict.environment_only:
-            self.ends.hold(job.id, verdict.reason)
-            return
-        if len(job.files) > 1 and any(check.name == "Data verified" for check in verdict.failures):
-            self.ends.fail(job.id, verdict.reason)  # one rotten file must not hold up the others of its batch
-            return
-        nothing_new = [check.name for check in verdict.failures] == ["No duplicates"]
-        self.ends.put(job.id, "cancelled" if nothing_new else "parked", verdict.reason)
-        if nothing_new:
-            remove_tree(self.keeper.home.staging_of(job.id))
+        self.ends.refused(job, verdict)
 
     # --- the end of a child --------------------------------------------------------------------------------------
 
@@ -280,7 +253,7 @@ class Runner:
         job = find_job(self.keeper.ledger, number)
         wish = self._on_stop.pop(number, None)
         if wish is not None:
-            self._stopped(job, wish)
+            self.ends.stopped(job, wish, self._full)
         elif self.stopping and job.state == "preparing":
             return  # nothing is started any more; the preparation is taken up in the next life
         elif status == 0 and job.state in ("preparing", "training"):
@@ -322,14 +295,6 @@ class Runner:
             self._on_stop[self.current] = wish
         self.server.signal(self.current)
         return self.current
-
-    def _stopped(self, job: Job, wish: str) -> None:
-        if wish == "cancelled" and job.state == "cancelled":
-            remove_tree(self.keeper.home.staging_of(job.id))
-        elif wish == "held" and job.state == "training":
-            self.ends.hold(job.id, self._full)
-        elif wish == "parked" and job.state in ("preparing", "training"):
-            self.ends.put(job.id, "parked", "the line was rolled back under it")
 
     def begin_stop(self) -> None:
         """The daemon is asked to end: the running child finishes its step and takes a snapshot."""
