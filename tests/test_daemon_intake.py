@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy import Toy, chat_of
 
-from daemon import freezing, intake, runner
+from daemon import endings, freezing, intake
 from daemon.notify import Notifier
 from daemon.report import live_facts
 from daemon.service import HOLD_SECONDS, Service
@@ -309,7 +309,7 @@ def test_a_job_held_by_the_machine_is_not_forgotten_by_the_next_life(toy: Toy, m
         rounds(toy, 20)
     assert toy.jobs()[-1][2] == "held"
     toy.again()
-    toy.clock.advance(runner.HOLD_SECONDS + 1)
+    toy.clock.advance(endings.HOLD_SECONDS + 1)
     toy.settle()
     assert toy.jobs()[-1][2] == "done"
 

@@ -16,7 +16,7 @@ from runner_help import Deaths, ask, last_job, learnt_of, run_until, state, tip,
 from toy import Toy, chat_of, text_of
 from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
-from daemon import freezing, runner, schedule
+from daemon import endings, freezing, runner, schedule
 from guard.steps import advance
 from guard.store import learnt
 from guard.store.jobs import find_job
@@ -195,7 +195,7 @@ def test_an_environment_fault_holds_the_job_and_it_goes_on_by_itself(toy: Toy) -
         toy.step()
     assert last_job(toy)[1] == "queued", "its line waits for the held one"
     for _ in range(4):
-        toy.clock.advance(runner.HOLD_SECONDS + 1)
+        toy.clock.advance(endings.HOLD_SECONDS + 1)
         toy.settle()
     assert state(toy, number) == "done" and find_job(toy.keeper.ledger, number).attempts == 0
     assert tip(toy) == "v003_b" and toy.drops()[0][1] == "admitted"
@@ -211,7 +211,7 @@ def test_a_full_disk_while_the_job_is_begun_holds_it(toy: Toy, monkeypatch: pyte
         for _ in range(20):
             toy.step()
         assert last_job(toy)[1] == "held" and "No space left" in last_job(toy)[2]
-    toy.clock.advance(runner.HOLD_SECONDS + 1)
+    toy.clock.advance(endings.HOLD_SECONDS + 1)
     toy.settle()
     assert last_job(toy)[1] == "done"
 
