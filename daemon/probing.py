@@ -7,7 +7,6 @@ it found until then counts. Not here: what is measured and how (`trainer/probe.p
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -24,7 +23,7 @@ from guard.durable import make_dir, write_text
 from guard.errors import EnvironmentFault, HeirloomError
 from guard.home import Home
 from guard.lock import home_lock
-from trainer.machine import MACHINE_FILE, machine_text, read_machine, stranger
+from trainer.machine import MACHINE_FILE, machine_text, machine_values, read_machine, stranger
 from trainer.probe import BUSY_SHARE, machine_of
 
 __all__ = ["PROBE_SECONDS", "judge_machine_file", "measure", "probe"]
@@ -77,15 +76,11 @@ def probe(
         machine = machine_of(findings, clock.utc())
         if not dry_run:
             write_text(path, machine_text(machine))
-    told = dataclasses.asdict(machine)
-    del told["sha256"]
-    if told["compile_warmup_seconds"] == float("inf"):
-        told["compile_warmup_seconds"] = None  # JSON has no word for it
     busy = max((float(item["share"]) for item in findings if item["finding"] == "busy" and "share" in item), default=0.0)
     notes = [f"other work took {busy:.0%} of a core: threads and compiling are left to the table; measure when nothing else runs"]
     notes = notes if busy > BUSY_SHARE else []
     notes += [f"{item['finding']}: {item['failed']}" for item in findings if "failed" in item]
-    return {"path": str(path), "written": not dry_run, "machine": told, "findings": findings, "notes": notes}
+    return {"path": str(path), "written": not dry_run, "machine": machine_values(machine), "findings": findings, "notes": notes}
 
 
 def judge_machine_file(home: Home) -> Check:

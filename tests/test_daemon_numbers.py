@@ -28,7 +28,7 @@ from guard.settings_read import load_settings
 from guard.store.jobs import find_job, jobs_in
 from guard.store.versions import find_version, version_by_id
 from trainer.hardware import hardware_facts, library_versions
-from trainer.machine import MACHINE_FILE, Machine, machine_text
+from trainer.machine import MACHINE_FILE, Machine, machine_text, read_machine
 from trainer.recipe_files import load_recipe
 
 BASE = "v001_baseline"
@@ -223,6 +223,16 @@ def test_a_probe_writes_what_it_found_and_a_dry_run_only_tells(toy: Toy) -> None
         toy.keeper.ledger.set_meta("paused", "1")
     dropped(toy, 1)
     assert numbers_of(toy.keeper, target_of(toy.keeper, find_job(toy.keeper.ledger, 2))).numbers_from.startswith("machine.yaml")
+
+
+def test_what_compiling_brings_on_a_card_is_told_and_kept(toy: Toy) -> None:
+    card = {"finding": "gpu", "name": "Card 9", "warmup_seconds": 41.2, "eager": 3.0, "compiled": 2.0}
+    told = probe(toy.home, dry_run=False, measuring=lambda: [*FINDINGS, card])
+    assert "   compiling on Card 9: 41 s before the first step, then 1.50x" in probe_lines(told)
+    found = read_machine(toy.home.configs / MACHINE_FILE)
+    assert found is not None and (found.gpu, found.gpu_compile_warmup_seconds, found.gpu_compile_gain) == ("Card 9", 41.2, 1.5)
+    failed = probe(toy.home, dry_run=True, measuring=lambda: [*FINDINGS, {**card, "failed": "no C++ compiler"}])
+    assert failed["machine"]["gpu"] == "" and not any("Card 9" in line for line in probe_lines(failed))
 
 
 def test_a_busy_machine_is_told_and_nothing_at_all_is_a_fault(toy: Toy) -> None:

@@ -17,7 +17,7 @@ from trainer_help import shared_server, steps_logged, wait_until
 torch = pytest.importorskip("torch")
 
 from guard.errors import Damage, EnvironmentFault, UsageError  # noqa: E402
-from guard.settings import load_settings  # noqa: E402
+from guard.settings_read import load_settings  # noqa: E402
 from trainer.batches import Feed  # noqa: E402
 from trainer.dealing import deal, own_lanes  # noqa: E402
 from trainer.distributed import Group  # noqa: E402

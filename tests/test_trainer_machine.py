@@ -11,7 +11,7 @@ import pytest
 
 from guard.errors import EnvironmentFault
 from trainer import machine as machine_module
-from trainer.hardware import has_compiler, has_cuda, peak_memory, usable_memory
+from trainer.hardware import gpu_model, has_compiler, has_cuda, peak_memory, usable_memory
 from trainer.machine import MACHINE_FILE, Machine, machine_here, machine_text, read_machine, stranger
 from trainer.model_config import ModelConfig
 from trainer.numbers import Numbers, choose_device, choose_numbers, resolve_numbers
@@ -47,6 +47,29 @@ def test_a_job_is_compiled_only_where_that_is_long_repaid_and_a_compiler_is_ther
     assert not compiled(10**9, compiler=False) and not compiled(10**9, machine=None)
     assert not compiled(10**9, machine=dataclasses.replace(HERE, compile_gain=1.0))
     assert not compiled(10**9, machine=dataclasses.replace(HERE, compile_warmup_seconds=float("inf")))
+
+
+def test_on_a_card_layers_are_compiled_only_where_that_was_measured_on_this_very_card(
+    tmp_path: Path, toy_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(machine: Machine | None, device: str = "cuda") -> bool:
+        return choose_numbers(WIDE, 8, [], 4, tokens=10**12, compiler=True, device=device, machine=machine).compile
+
+    measured = dataclasses.replace(HERE, gpu="Card 9", gpu_compile_warmup_seconds=40.0, gpu_compile_gain=1.4, compile_gain=1.0)
+    assert compiled(measured) and not compiled(measured, "cpu") and not compiled(HERE) and not compiled(None)
+    (tmp_path / MACHINE_FILE).write_text(machine_text(measured), "utf-8")
+    for card, counts in (("Card 9", True), ("Card 10", False), ("", False)):
+        monkeypatch.setattr(machine_module, "gpu_model", lambda card=card: card)
+        found = machine_here(tmp_path)
+        assert found is not None and compiled(found) is counts and found.threads == 3
+
+
+def test_the_driver_tells_the_card_s_name(tmp_path: Path) -> None:
+    assert gpu_model(tmp_path) == ""
+    for bus, name in (("0000:02:00.0", "NVIDIA Second"), ("0000:01:00.0", "NVIDIA First")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 42\n")
+    assert gpu_model(tmp_path) == "NVIDIA First"
 
 
 def test_the_same_plan_gets_the_same_numbers_however_often_it_is_asked() -> None:
@@ -89,6 +112,7 @@ def test_a_file_of_another_machine_is_passed_over(
     ("threads: 3", "threads: yes", "threads"), ("compile_gain: 1.5", "compile_gain: .nan", "compile_gain"),
     ("cpu: Toy 9000", "cpu:", "cpu is missing"), ("threads:", "thread:", "unknown key thread"),
     ("schema: 1", "[", "machine.yaml"),
+    ("gpu_compile_gain: 1.0", "gpu_compile_gain: much", "gpu_compile_gain"),
     ("bfloat16_from_width: 512", "bfloat16_from_width: 0", "bfloat16_from_width")])  # fmt: skip
 def test_a_file_that_says_something_else_holds_the_job_and_tells_what_to_type(
     tmp_path: Path, old: str, new: str, words: str

@@ -48,7 +48,8 @@ def compile_layers(model: Decoder, tokens: int) -> Halves:
     assert all(parameter.grad is None for parameter in model.parameters()), "compile before the first step"
     if any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules()):
         # The halves take weights and call no module: what an adapter adds would be left out without a word.
-        raise CheckFailed("a model with an adapter is not compiled", subject="compile", hint="plan it without training.compile")
+        raise CheckFailed("a model with an adapter is not compiled", subject="compile",
+                          hint="plan the job again: adapters are trained uncompiled")  # fmt: skip
     import torch._dynamo
     import torch._inductor.config  # not with the file: both take seconds, and most jobs compile nothing
 

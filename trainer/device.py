@@ -24,7 +24,7 @@ from trainer.objectives import about, bind, find_objective
 from trainer.stepper import Stepper
 from trainer.version_files import load_version
 
-__all__ = ["Placed", "device_facts", "find_micro", "fitting_micro", "move_model", "prepare_device"]
+__all__ = ["Placed", "Same", "device_facts", "find_micro", "fitting_micro", "move_model", "prepare_device"]
 
 
 def prepare_device(device: str) -> None:
@@ -121,13 +121,13 @@ def fitting_micro(base: Path, objective: str, training: Mapping[str, Any], dtype
         tokens = 2 * micro * len(ids)
         batch = StepBatch(np.arange(2 * micro), [rows, rows], float(tokens), tokens, tokens, 0)
         for step in range(2):
-            stepper.step(Placed(_Same(batch), device).step(step), 0.0, step)
+            stepper.step(Placed(Same(batch), device).step(step), 0.0, step)
 
     return find_micro(most, attempt)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Same:
+class Same:
     """A source of one batch."""
 
     batch: StepBatch

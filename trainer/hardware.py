@@ -6,6 +6,7 @@ Facts are read from the kernel's files, which tests pass in. A training child ap
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import math
@@ -23,6 +24,7 @@ from guard.errors import EnvironmentFault
 __all__ = [
     "apply_numbers",
     "compiler_version",
+    "gpu_model",
     "has_compiler",
     "has_cuda",
     "hardware_facts",
@@ -42,7 +44,7 @@ _MEMINFO = Path("/proc/meminfo")
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _TOLD_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 _LIBRARIES = ("torch", "numpy", "safetensors", "tiktoken", "transformers")
-_GPU_NODE = Path("/dev/nvidiactl")
+_GPU_NODE, _GPUS = Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/gpus")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MALLOC_KEEPS = -1, -3, 1 << 30  # glibc's malloc.h; bytes
 _ARITHMETIC = "3"
 """Raised when model, loss or optimiser add or multiply in another order than they did; versions without one have the first."""
@@ -147,6 +149,17 @@ def has_cuda(node: Path = _GPU_NODE, torch_folder: Path | None = None) -> bool:
         spec = find_spec("torch")
         torch_folder = Path(spec.origin).parent if spec and spec.origin else Path("/nonexistent")
     return node.exists() and (torch_folder / "lib" / "libtorch_cuda.so").exists()
+
+
+def gpu_model(folder: Path = _GPUS) -> str:
+    """What the driver calls the first card; "" where it tells nothing. Looks at files: nothing is imported."""
+    for path in sorted(folder.glob("*/information")):
+        with contextlib.suppress(OSError, ValueError):
+            for line in path.read_text("utf-8").splitlines():
+                name, _colon, value = line.partition(":")
+                if name.strip() == "Model":
+                    return value.strip()
+    return ""
 
 
 def set_environment() -> None:

@@ -18,9 +18,9 @@ import yaml
 
 from guard.errors import EnvironmentFault
 from guard.plain_yaml import parse_yaml
-from trainer.hardware import hardware_facts, torch_version
+from trainer.hardware import gpu_model, hardware_facts, torch_version
 
-__all__ = ["MACHINE_FILE", "Machine", "machine_here", "machine_text", "read_machine", "stranger"]
+__all__ = ["MACHINE_FILE", "Machine", "machine_here", "machine_text", "machine_values", "read_machine", "stranger"]
 
 MACHINE_FILE = "machine.yaml"
 _HINT = "heirloom doctor --probe writes it anew; without the file the built-in table is used"
@@ -50,6 +50,11 @@ class Machine:
     float32_gflops: float | None = None
     """Best of several products of two 1,024 x 1,024 matrices."""
     bfloat16_gflops: float | None = None
+    gpu: str = ""
+    """The card that the two below were measured on, as its driver calls it."""
+    gpu_compile_warmup_seconds: float = float("inf")
+    """As `compile_warmup_seconds`, of steps on the card."""
+    gpu_compile_gain: float = 1.0
     sha256: str = dataclasses.field(default="", compare=False)
     """Of the file's bytes; "" for one that was not read from a file."""
 
@@ -75,7 +80,8 @@ def read_machine(path: Path) -> Machine | None:
 
 
 _RANGES = (("threads", 0, True), ("bfloat16_from_width", 1, True), ("compile_warmup_seconds", 0, False),
-           ("compile_gain", 0, False), ("float32_gflops", 0, False), ("bfloat16_gflops", 0, False))  # fmt: skip
+           ("compile_gain", 0, False), ("float32_gflops", 0, False), ("bfloat16_gflops", 0, False),
+           ("gpu_compile_warmup_seconds", 0, False), ("gpu_compile_gain", 0, False))  # fmt: skip
 """Name, least value, and whether it is a whole number."""
 
 
@@ -86,8 +92,8 @@ def _parse(tree: Mapping[str, Any]) -> Machine:
     if missing := [name for name in ("cpu", "cores", "torch", "measured") if tree.get(name) in (None, "")]:
         raise ValueError(f"{missing[0]} is missing")
     values = dict(tree)
-    for name in ("cpu", "torch", "measured"):
-        values[name] = str(values[name])
+    for name in ("cpu", "torch", "measured", "gpu"):
+        values[name] = str(values.get(name) or "")
     values["cores"] = _number(values, "cores", 1, whole=True)
     for name, least, whole in _RANGES:
         if values.get(name) is None:
@@ -104,11 +110,15 @@ def _number(values: Mapping[str, Any], name: str, least: int, *, whole: bool) ->
     return value
 
 
+def machine_values(machine: Machine) -> dict[str, Any]:
+    """The facts as plain values for YAML and JSON: what was not measured is None, since neither should say infinity."""
+    values = {key: value for key, value in dataclasses.asdict(machine).items() if key != "sha256"}
+    return {key: None if value == float("inf") else value for key, value in values.items()}
+
+
 def machine_text(machine: Machine) -> str:
     """The text of the file for what was measured; what was not stands there as null."""
-    values = {key: value for key, value in dataclasses.asdict(machine).items() if key != "sha256"}
-    if values["compile_warmup_seconds"] == float("inf"):
-        values["compile_warmup_seconds"] = None
+    values = machine_values(machine)
     return _HEAD + yaml.safe_dump({"schema": 1, **values}, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -124,6 +134,13 @@ def stranger(machine: Machine, facts: Mapping[str, Any] | None = None, torch: st
 
 
 def machine_here(configs: Path) -> Machine | None:
-    """What was measured on this very machine, or None: then plans go by the table. Raises EnvironmentFault."""
+    """What was measured on this very machine, or None: then plans go by the table. Raises EnvironmentFault.
+
+    Of another card only what was measured on it does not count: the processor is still the same.
+    """
     machine = read_machine(configs / MACHINE_FILE)
-    return None if machine is None or stranger(machine) else machine
+    if machine is None or stranger(machine):
+        return None
+    if machine.gpu == gpu_model():
+        return machine
+    return dataclasses.replace(machine, gpu="", gpu_compile_warmup_seconds=float("inf"), gpu_compile_gain=1.0)

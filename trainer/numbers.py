@@ -78,7 +78,7 @@ def choose_numbers(
     seconds = tokens / table_speed(model, flags, threads or cores, dtype=dtype, device=device)
     return Numbers(
         threads=threads or cores, dtype=dtype, micro_sequences=max(1, min(batch_sequences, micro)),
-        compile=compiler and device == "cpu" and _repays(seconds, machine), device=device,
+        compile=compiler and _repays(seconds, machine, device), device=device,
         numbers_from=f"machine.yaml {machine.sha256[:12]}" if machine else "table",
     )  # fmt: skip
 
@@ -93,10 +93,13 @@ def _wants_bfloat16(model: ModelConfig, flags: list[str], device: str, machine: 
     return any(flag in flags and model.width >= width for flag, width in _BF16_MIN_WIDTH.items())
 
 
-def _repays(seconds: float, machine: Machine | None) -> bool:
-    """Whether what compiling saves on so many seconds of eager work on the CPU is well above what it costs there."""
-    warmup = _COMPILE_WARMUP_SECONDS if machine is None else machine.compile_warmup_seconds
-    gain = _COMPILE_GAIN if machine is None else machine.compile_gain
+def _repays(seconds: float, machine: Machine | None, device: str) -> bool:
+    """Whether what compiling saves on so many seconds of eager work on the device is well above what it costs there."""
+    warmup, gain = _COMPILE_WARMUP_SECONDS, _COMPILE_GAIN
+    if machine is not None and device == "cuda":
+        warmup, gain = machine.gpu_compile_warmup_seconds, machine.gpu_compile_gain
+    elif machine is not None:
+        warmup, gain = machine.compile_warmup_seconds, machine.compile_gain
     return gain > 1.0 and seconds * (1.0 - 1.0 / gain) > _COMPILE_MARGIN * warmup
 
 

@@ -5,6 +5,7 @@
     threads   seconds of a training step with 1, 2, 4 ... threads
     widths    seconds of a step in fp32 and in bf16, for models of growing width
     compile   warm-up and seconds of a compiled step beside the eager one
+    gpu       the same on a card, in bf16, where there is one
 
 The cheap ones come first and every finding is told at once: whoever ends this process after its time has what was found
 until then. Real steps of our own model are timed, not operators. It writes no file: what becomes of the findings is the
@@ -16,10 +17,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from trainer.hardware import hardware_facts, has_compiler, set_environment, torch_version, usable_cores
+from trainer.hardware import gpu_model, hardware_facts, has_compiler, has_cuda, set_environment, torch_version, usable_cores
 from trainer.machine import Machine
 from trainer.model_config import ModelConfig
 
@@ -28,8 +29,8 @@ __all__ = ["BUSY_SHARE", "WIDTHS", "machine_of", "main"]
 WIDTHS = (128, 256, 512, 1024)
 BUSY_SHARE = 0.1
 """From here on the machine is busy: a thread that works waits for no more than this when it is alone."""
-_TOKENS = 512
-_BLOCK = 128
+_ROWS, _BLOCK = 4, 128
+_GPU_ROWS, _GPU_BLOCK = 16, 1024
 _VOCABULARY = 1024
 _REPEATS = 3
 _MOST_SECONDS = 2.0
@@ -45,7 +46,8 @@ def main(clock: Callable[[], float] = time.perf_counter) -> int:
     """Measure everything and tell it on stdout. What fails is told as such and the next thing is measured."""
     set_environment()
     cores = usable_cores()
-    for name, measure in (("busy", _busy), ("peak", _peak), ("threads", _threads), ("widths", _widths), ("compile", _compile)):
+    for name, measure in (("busy", _busy), ("peak", _peak), ("threads", _threads), ("widths", _widths), ("compile", _compile),
+                          ("gpu", _gpu)):  # fmt: skip
         try:
             for finding in measure(cores, clock):
                 print(json.dumps({"finding": name, **finding}), flush=True)
@@ -88,15 +90,24 @@ def _widths(cores: int, clock: Callable[[], float]) -> Iterable[dict[str, Any]]:
 
 
 def _compile(cores: int, clock: Callable[[], float]) -> Iterable[dict[str, Any]]:
+    yield _compiled(lambda compiled: _step(256, "float32", cores, compiled=compiled), clock)
+
+
+def _gpu(cores: int, clock: Callable[[], float]) -> Iterable[dict[str, Any]]:
+    if has_cuda():
+        yield {"name": gpu_model(), **_compiled(lambda compiled: _step(
+            768, "bfloat16", cores, compiled=compiled, rows=_GPU_ROWS, block=_GPU_BLOCK, device="cuda"), clock)}
+
+
+def _compiled(make: Callable[[bool], Callable[[], object]], clock: Callable[[], float]) -> dict[str, Any]:
+    """What compiling costs before the first step and what it brings from then on. Every step waits for the device's figures."""
     if not has_compiler():
-        yield {"failed": "there is no C++ compiler (g++ or clang++)"}
-        return
-    eager = _best(_step(256, "float32", cores), clock)
+        return {"failed": "there is no C++ compiler (g++ or clang++)"}
+    eager = _best(make(False), clock)
     began = clock()
-    step = _step(256, "float32", cores, compiled=True)
+    step = make(True)
     step()
-    warmup = clock() - began
-    yield {"warmup_seconds": warmup, "eager": eager, "compiled": _best(step, clock)}
+    return {"warmup_seconds": clock() - began, "eager": eager, "compiled": _best(step, clock)}
 
 
 def _best(call: Callable[[], object], clock: Callable[[], float], repeats: int = _REPEATS) -> float:
@@ -110,25 +121,32 @@ def _best(call: Callable[[], object], clock: Callable[[], float], repeats: int =
     return min(times)
 
 
-def _step(width: int, dtype: str, threads: int, *, compiled: bool = False) -> Callable[[], object]:
-    """One training step of a model of two layers on `_TOKENS` made-up tokens."""
+def _step(
+    width: int, dtype: str, threads: int, *, compiled: bool = False, rows: int = _ROWS, block: int = _BLOCK, device: str = "cpu"
+) -> Callable[[], object]:
+    """One training step of a model of two layers on `rows` x `block` made-up tokens."""
     import numpy as np
 
     from trainer.batches import StepBatch, pad
+    from trainer.device import Placed, Same, move_model, prepare_device
     from trainer.hardware import apply_numbers
     from trainer.model import new_model
     from trainer.objectives import find_objective
     from trainer.stepper import Stepper
 
+    prepare_device(device)
     apply_numbers(threads)
-    shape = ModelConfig(layers=2, heads=width // 64, width=width, hidden=-(-8 * width // 3 // 64) * 64, block_size=_BLOCK,
+    shape = ModelConfig(layers=2, heads=width // 64, width=width, hidden=-(-8 * width // 3 // 64) * 64, block_size=block,
                         vocab_size=_VOCABULARY)  # fmt: skip
-    stepper = Stepper(new_model(shape, 1), find_objective("pretrain"), _TRAINING, dtype,
-                      compile_tokens=_TOKENS if compiled else 0)  # fmt: skip
-    ids = np.arange(_BLOCK, dtype=np.int64) % _VOCABULARY
-    rows = [(ids, ids, np.ones(_BLOCK, dtype=np.float32)) for _ in range(_TOKENS // _BLOCK)]
-    batch = StepBatch(np.arange(len(rows)), [pad(rows)], float(_TOKENS), _TOKENS, _TOKENS, 0)
-    return lambda: stepper.step(batch, 1e-4, 0)
+    model = new_model(shape, 1)
+    move_model(model, device)
+    tokens = rows * block
+    stepper = Stepper(model, find_objective("pretrain"), _TRAINING, dtype, compile_tokens=tokens if compiled else 0)
+    ids = np.arange(block, dtype=np.int64) % _VOCABULARY
+    batch = StepBatch(np.arange(rows), [pad([(ids, ids, np.ones(block, dtype=np.float32))] * rows)], float(tokens), tokens,
+                      tokens, 0)  # fmt: skip
+    source = Placed(Same(batch), device)
+    return lambda: stepper.step(source.step(0), 1e-4, 0)
 
 
 def machine_of(findings: Iterable[Mapping[str, Any]], measured: str) -> Machine:
@@ -142,14 +160,24 @@ def machine_of(findings: Iterable[Mapping[str, Any]], measured: str) -> Machine:
     # What is best beside other work is no fact about the machine, and may be another tomorrow.
     alone = all(float(item["share"]) <= BUSY_SHARE for item in by_name.get("busy", ()))
     compiled = by_name.get("compile") if alone else None
+    on_card = by_name.get("gpu") if alone else None
     return Machine(
         cpu=facts["cpu"], cores=facts["cores"], torch=torch_version(), measured=measured,
         threads=_best_threads(by_name.get("threads", ())) if alone else 0,
         bfloat16_from_width=_first_width(by_name.get("widths", ())),
         float32_gflops=peaks.get("float32"), bfloat16_gflops=peaks.get("bfloat16"),
-        compile_warmup_seconds=round(float(compiled[0]["warmup_seconds"]), 1) if compiled else float("inf"),
-        compile_gain=round(float(compiled[0]["eager"] / compiled[0]["compiled"]), 2) if compiled else 1.0,
+        compile_warmup_seconds=_warmup(compiled), compile_gain=_gain(compiled),
+        gpu=str(on_card[0]["name"]) if on_card else "",
+        gpu_compile_warmup_seconds=_warmup(on_card), gpu_compile_gain=_gain(on_card),
     )  # fmt: skip
+
+
+def _warmup(rows: Sequence[Mapping[str, Any]] | None) -> float:
+    return round(float(rows[0]["warmup_seconds"]), 1) if rows else float("inf")
+
+
+def _gain(rows: Sequence[Mapping[str, Any]] | None) -> float:
+    return round(float(rows[0]["eager"] / rows[0]["compiled"]), 2) if rows else 1.0
 
 
 def _best_threads(rows: Iterable[Mapping[str, Any]]) -> int:

@@ -76,17 +76,18 @@ class Stepper:
         """Fill the gradients of the mean loss per trained token; returns the summed loss."""
         learning = list(self._trained.values())
         for lane, micro_batches in batch.lanes():
-            total, told = 0.0, dict[str, float]()
+            # Added up where they lie, in fp64: a card need not be waited for after every pass.
+            total, told = torch.zeros((), dtype=torch.float64, device=learning[0].device), dict[str, float]()
             for micro in micro_batches:
                 found = self._objective.loss(self.model, self._prepared(micro), self._dtype)
                 part, metrics = (found.total, found.metrics) if isinstance(found, Loss) else (found, {})
                 (part / batch.weight).backward()
-                total += float(part.detach())
+                total += part.detach()
                 if self._copy:
                     self._copy.gather()
                 for name, value in metrics.items():
                     told[name] = told.get(name, 0.0) + float(value)
-            self._lanes.add(lane, total, learning, told)
+            self._lanes.add(lane, float(total), learning, told)
         summed = self._lanes.finish(learning, batch.lanes_used)
         self.metrics = {name: value / batch.weight for name, value in self._lanes.metrics.items()}
         return summed

@@ -80,19 +80,25 @@ def _probe(caller: Caller, *, dry_run: bool) -> None:
 def probe_lines(found: Mapping[str, Any]) -> list[str]:
     """What was measured, what plans will make of it, and where it was written."""
     told = found["machine"]
-    width, warmup = told["bfloat16_from_width"], told["compile_warmup_seconds"]
+    width = told["bfloat16_from_width"]
     peaks = [f"{told[key]:,.0f} GFLOP/s in {word}" for key, word in (("float32_gflops", "fp32"), ("bfloat16_gflops", "bf16"))
              if told[key]]  # fmt: skip
-    compiling = "not used" if warmup is None else f"{warmup:,.0f} s before the first step, then {told['compile_gain']:.2f}x"
     lines = [
         f"{visible(told['cpu'])}, {plural(told['cores'], 'core')}, torch {visible(told['torch'])}",
         *([f"   matrix products: {', '.join(peaks)}"] if peaks else []),
         f"   threads: {told['threads'] or 'not measured'}",
         f"   bf16: {f'from width {width} on' if width else 'at no measured width faster'}",
-        f"   compiling: {compiling}",
+        f"   compiling: {_compiling(told['compile_warmup_seconds'], told['compile_gain'])}",
     ]
+    if told["gpu"]:
+        on_card = _compiling(told["gpu_compile_warmup_seconds"], told["gpu_compile_gain"])
+        lines.append(f"   compiling on {visible(told['gpu'])}: {on_card}")
     lines += [f"   ⚠️ {visible(note)}" for note in found["notes"]]
     return [*lines, f"✅ Written: {visible(found['path'])}" if found["written"] else f"Would write {visible(found['path'])}"]
+
+
+def _compiling(warmup: float | None, gain: float) -> str:
+    return "not used" if warmup is None else f"{warmup:,.0f} s before the first step, then {gain:.2f}x"
 
 
 def rebuild_lines(found: Mapping[str, Any], *, dry_run: bool) -> list[str]:
