@@ -17,8 +17,17 @@ import pytest
 from guard import failpoints
 
 _SCRATCH = ("/heirloom-test-", "/heirloom-session-", "/pytest-of-")
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+if _MEMORY:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)  # four thousand tests sync ten thousand times: 1.3 times as fast
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: looking through torch's objects for cycles took half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +73,7 @@ def remove_sealed(path: Path) -> None:
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder in memory where there is one: tests of crashes sync thousands of times."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="heirloom-test-", dir=place))
+    folder = Path(tempfile.mkdtemp(prefix="heirloom-test-", dir=_MEMORY))
     yield folder
     remove_sealed(folder)
 
@@ -73,7 +81,6 @@ def scratch() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def shared_scratch() -> Iterator[Path]:
     """Like `scratch`, for what is made once in a session."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="heirloom-session-", dir=place))
+    folder = Path(tempfile.mkdtemp(prefix="heirloom-session-", dir=_MEMORY))
     yield folder
     remove_sealed(folder)
