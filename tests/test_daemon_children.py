@@ -236,7 +236,7 @@ def test_a_server_that_does_not_start_a_child_or_end_one_is_ended_itself(silent:
     server.tick(children.START_SECONDS - 1)
     assert server.process.poll() is None
     server.tick(children.START_SECONDS + 1)
-    assert server.process.wait(10) == -9
+    assert server.process.wait(60) == -9
 
 
 def test_resident_memory_is_told_in_mebibytes_and_nothing_is_none() -> None:

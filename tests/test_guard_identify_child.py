@@ -104,7 +104,7 @@ def test_one_child_lives_for_many_files_and_odd_names(child: subprocess.Popen[by
     assert ask(child, id=4, path=path, name=name)["examples"] == 2
     assert child.stdin
     child.stdin.close()
-    assert child.wait(timeout=10) == 0
+    assert child.wait(timeout=60) == 0
 
 
 def test_the_child_imports_nothing_heavy() -> None:

@@ -46,12 +46,12 @@ def test_a_step_is_being_prepared_before_it_is_asked_for() -> None:
         def step(self, step: int) -> Any:
             if step == 1:
                 begun.set()
-                assert go_on.wait(30)
+                assert go_on.wait(60)
             return super().step(step)
 
     with Ahead(Slow(), 2) as ahead:
         assert ahead.step(0) == "batch 0"
-        assert begun.wait(30), "step 1 was not begun while the caller is still busy with step 0"
+        assert begun.wait(60), "step 1 was not begun while the caller is still busy with step 0"
         go_on.set()
         assert ahead.step(1) == "batch 1"
 

@@ -54,7 +54,7 @@ def _held_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threadin
 
     def slow(*arguments: Any) -> Path:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return save_snapshot(*arguments)
 
     monkeypatch.setattr(trainer.background, "save_snapshot", slow)
@@ -69,7 +69,7 @@ def test_what_is_written_is_the_moment_of_the_call_whatever_is_trained_meanwhile
     model.train(1.0)
     with SnapshotWriter(tmp_path) as writer:
         writer.begin(1, {"x": 1}, *model.tensors(), before=_nothing)
-        assert begun.wait(20) and writer.busy and newest_snapshot(tmp_path) is None
+        assert begun.wait(60) and writer.busy and newest_snapshot(tmp_path) is None
         model.train(2.0)
         go_on.set()
         writer.wait()
@@ -142,7 +142,7 @@ def test_one_that_falls_due_during_a_write_is_taken_right_after_it(tmp_path: Pat
     with _scribe(tmp_path, run, snapshot_steps=2) as scribe:
         for _ in range(5):  # the one of step 4 is due while the one of step 2 is being written
             _step(scribe, run, model)
-        assert begun.wait(20)
+        assert begun.wait(60)
         go_on.set()
         scribe.wait()
         _step(scribe, run, model)
@@ -159,7 +159,7 @@ def test_a_stop_waits_for_the_write_under_way_and_saves_its_own_step(tmp_path: P
     with _scribe(tmp_path, run, snapshot_steps=2) as scribe:
         for _ in range(2):
             _step(scribe, run, model)
-        assert begun.wait(20)
+        assert begun.wait(60)
         go_on.set()
         _step(scribe, run, model, stopping=True)
         scribe.wait()
@@ -175,7 +175,7 @@ def test_the_logs_are_synced_for_the_step_that_the_snapshot_speaks_of(tmp_path: 
     with _scribe(tmp_path, run, snapshot_steps=2) as scribe:
         for _ in range(3):
             _step(scribe, run, model)
-        assert begun.wait(20)
+        assert begun.wait(60)
         go_on.set()
     state = _newest(tmp_path / "snapshots").state
     assert state["run"]["step"] == 2 and state["logs"]["consumed_bytes"] == 2 * 2 * 8
@@ -191,7 +191,7 @@ def test_a_step_skipped_during_a_write_is_none_of_the_snapshot_s(tmp_path: Path,
     with _scribe(tmp_path, run, snapshot_steps=2) as scribe:
         for _ in range(2):
             _step(scribe, run, model)
-        assert begun.wait(20)
+        assert begun.wait(60)
         run.skipped.append(2)
         go_on.set()
     assert _newest(tmp_path / "snapshots").state["run"]["skipped"] == [0]

@@ -153,7 +153,7 @@ class ServerClient:
 
     def close(self) -> None:
         self.channel.close()
-        self.process.wait(30)
+        self.process.wait(60)
 
 
 @functools.cache
