@@ -17,17 +17,21 @@ import pytest
 from guard import failpoints
 
 _SCRATCH = ("/heirloom-test-", "/heirloom-session-", "/pytest-of-")
-_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 4 << 30 else None
 if _MEMORY:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)  # four thousand tests sync ten thousand times: 1.3 times as fast
+_modules_seen: set[str] = set()
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: looking through torch's objects for cycles took half a second each time."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What lives when a file of tests begins lives on: looking through all of torch for cycles takes half a second."""
+    if item.nodeid.partition("::")[0] not in _modules_seen:
+        _modules_seen.add(item.nodeid.partition("::")[0])
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """How a job's parent and child do on the held-out sets the job names, and a few words of the child: for the gate.
 
-The parent's losses are kept in staging, so that a resumed job need not measure them twice. Not here: the verdict, which
-is the daemon's, and one set's loss (`trainer/evaluate.py`).
+What the parent was sealed with is not measured again on the same machine with the same libraries: its weights and the
+set are the very bytes of then. Its other losses are kept in staging, so that a resumed job need not measure them twice.
+Not here: the verdict, which is the daemon's, and one set's loss (`trainer/evaluate.py`).
 """
 
 from __future__ import annotations
@@ -17,27 +18,40 @@ import orjson
 from guard.durable import write_json
 from trainer.batches import Feed
 from trainer.dataset import open_dataset
-from trainer.evaluate import evaluate
+from trainer.evaluate import choose_examples, evaluate
 from trainer.generate import distinct_ratio, generate
+from trainer.hardware import library_versions
 from trainer.model import Decoder
 from trainer.objectives import find_objective
+from trainer.surroundings import besides, surroundings
 from trainer.tokenizer import Tokenizer, require_same_tokenizer
 
-__all__ = ["compared", "losses", "parent_losses", "spoken"]
+__all__ = ["compared", "losses", "parent_losses", "sealed_losses", "spoken"]
 
 Job = Mapping[str, Any]
+Known = Mapping[tuple[str, str, str], dict[str, Any]]
+"""Rows of `losses` by the set's dataset id, split and stage."""
 SAMPLES = 2
 SAMPLE_TOKENS = 64
 PROMPT_TOKENS = 16
 
 
-def losses(job: Job, model: Decoder, tokenizer: Tokenizer, stop: Callable[[], bool]) -> list[dict[str, Any]]:
-    """The loss of `model` on every set the job names, in the job's order. Raises CheckFailed for another tokenizer's set."""
+def losses(
+    job: Job, model: Decoder, tokenizer: Tokenizer, stop: Callable[[], bool], known: Known | None = None
+) -> list[dict[str, Any]]:
+    """The loss of `model` on every set the job names, in the job's order. Raises CheckFailed for another tokenizer's set.
+
+    `known`: what is taken as it stands, where it was measured on as many examples as would be measured now.
+    """
     rows = []
     for wanted in job.get("evaluation") or ():
         dataset = open_dataset(wanted["dataset"])
         require_same_tokenizer(tokenizer.state(), dataset.tokenizer_state, "the model", f"the set {wanted.get('name')}")
         split = dataset.split(wanted["split"])
+        taken = (known or {}).get((Path(wanted["dataset"]).name, wanted["split"], wanted["stage"]))
+        if taken and taken["examples"] == len(choose_examples(split, int(wanted["max_tokens"]))):
+            rows.append(taken)
+            continue
         found = evaluate(model, split, find_objective(wanted["stage"]), max_tokens=int(wanted["max_tokens"]),
                          use_mask=wanted["stage"] == "sft", stop=stop)  # fmt: skip
         rows.append(found.as_dict())
@@ -47,7 +61,7 @@ def losses(job: Job, model: Decoder, tokenizer: Tokenizer, stop: Callable[[], bo
 def parent_losses(
     job: Job, model: Decoder, tokenizer: Tokenizer, parent_weights: str, stop: Callable[[], bool]
 ) -> list[dict[str, Any]]:
-    """The parent's losses, from the note an interrupted run of this very job left, or measured now."""
+    """The parent's losses: from the note an interrupted run of this very job left, as it was sealed with, or measured now."""
     note = Path(job["staging"]) / "parent_losses.json"
     asked = {"parent": parent_weights, "sets": job.get("evaluation") or []}
     if note.exists():
@@ -55,9 +69,33 @@ def parent_losses(
         if kept["asked"] == json.loads(json.dumps(asked)):
             known: list[dict[str, Any]] = kept["losses"]
             return known
-    found = losses(job, model, tokenizer, stop)
+    found = losses(job, model, tokenizer, stop, sealed_losses(Path(job["base"]["path"]), parent_weights))
     write_json(note, {"asked": asked, "losses": found})
     return found
+
+
+def sealed_losses(version: Path, weights_sha256: str) -> Known:
+    """The losses in a version's own record, where those weights are its and nothing that arithmetic depends on has changed.
+
+    Its folder was read and found as it was sealed before the job began (preflight).
+    """
+    try:
+        record = orjson.loads((version / "version.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    now = surroundings()
+    # Judging is never compiled: with which compiler a version was trained is no matter here.
+    then = {key: value for key, value in record.get("surroundings", {}).items() if key != "compiler"}
+    processor = all(record["hardware"].get(key) == now["processor"][key] for key in ("cpu", "cpu_flags", "machine", "system"))
+    if not processor or then != besides(now) or record["library_versions"] != library_versions():
+        return {}
+    if weights_sha256 not in record["files"].values():
+        return {}
+    return {
+        (row["dataset"], row["split"], row["stage"]):
+            {"loss": row["child_loss"], **{key: row[key] for key in ("tokens", "loss_tokens", "examples")}}
+        for row in record["metrics"].get("evaluation") or () if row.get("child_loss") is not None
+    }  # fmt: skip
 
 
 def compared(job: Job, parent: list[dict[str, Any]], child: list[dict[str, Any]]) -> list[dict[str, Any]]:
