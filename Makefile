@@ -46,8 +46,8 @@ corruption: venv
 		tests/test_guard_scrub.py tests/test_guard_verify.py tests/test_guard_verify_data.py tests/test_daemon_remake.py
 
 vault: venv
-	$(BIN)/python -m pytest tests/test_guard_frames.py tests/test_guard_vault.py tests/test_guard_vault_frames.py \
-		tests/test_daemon_drill.py tests/test_daemon_drill_runner.py
+	$(BIN)/python -m pytest tests/test_guard_frames.py tests/test_guard_vault.py tests/test_guard_vault_mending.py \
+		tests/test_guard_vault_frames.py tests/test_daemon_drill.py tests/test_daemon_drill_runner.py
 
 keeping: venv
 	$(BIN)/python -m pytest tests/test_guard_deletion.py tests/test_guard_trash.py tests/test_guard_restore.py \

@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trainer.tokenizer_folder import added_token
 from trainer.tokenizer_train import train_tokenizer
 
@@ -40,4 +42,23 @@ def foreign_folder(folder: Path, tokens: tuple[str, ...] = CHATML_TOKENS, chat_t
     (folder / "tokenizer.json").write_text(json.dumps(document))
     told = {"eos_token": tokens[-1], **({"chat_template": chat_template} if chat_template else {}), **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.fixture(scope="module", name="trained")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_folder(tmp_path_factory.mktemp("trained") / "tok")
+
+
+def unigram_folder(folder: Path) -> Path:
+    """A word model that lists its control tokens among its words, as converted SentencePiece files do."""
+    words = ["<unk>", "<s>", "</s>", "<pad>", *"<>/abspdunk ", "▁"]
+    document: dict[str, Any] = {
+        "version": "1.0", "added_tokens": [added_token(number, words[number]) for number in range(4)], "normalizer": None,
+        "pre_tokenizer": None, "post_processor": None, "decoder": {"type": "Fuse"},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [[word, 0.0 if len(word) > 1 else -1.0] for word in words]},
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "</s>"}, "bos_token": "<s>"}))
     return folder

@@ -1,7 +1,7 @@
 """Scenes played under a fault: a death, with or without the power, a second one in recovery, or a disk that refuses.
 
-Each way ends in an undisturbed life and returns every broken promise in words. Not here: the scenes (`scenes.py`), the
-faults (`faults.py`), and which of them a test plays.
+Each way ends in an undisturbed life and returns every broken promise in words. Not here: the scenes (`scenes.py`,
+`scenes_care.py`), the faults (`faults.py`), and which of them a test plays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from disk import Disk
 from faults import Fault, crash_at
-from scenes import Birth, Care, Journey, Scene, reader_s_complaints
+from scenes import Birth, Journey, Scene, reader_s_complaints
+from scenes_care import Care
 
 from guard.errors import HeirloomError
 

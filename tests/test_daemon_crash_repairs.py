@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from disk import Disk
 from playing import last_life, templates
-from scenes import Birth, Care
+from scenes import Birth
+from scenes_care import Care
 from toy import Toy, chat_of
 
 from guard import durable, failpoints, identify_child

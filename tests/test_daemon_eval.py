@@ -1,4 +1,7 @@
-"""`heirloom eval` on a home whose versions were really trained: figures, questions, what is kept and told, refusals."""
+"""`heirloom eval` by held-out sets, on a home whose versions were really trained: figures, limits, refusals, what is kept.
+
+Not here: questions and their answers (`test_daemon_eval_questions.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,90 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from homes import copy_home
-from toy import RECIPE, Toy, ToyServer, chat_of
+from toy import Toy
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from daemon import evaluating  # noqa: E402
-from daemon.cli.main import main  # noqa: E402
-from daemon.operations import perform  # noqa: E402
-from guard.durable import remove_tree  # noqa: E402
-from guard.errors import Busy, CheckFailed, NotFound, UsageError  # noqa: E402
-from guard.store.contamination import questions_asked, trained_rows  # noqa: E402
-from guard.store.evaluations import evaluations_of, record_all  # noqa: E402
-from guard.store.jobs import add_job  # noqa: E402
-from guard.store.rebuild import rebuild  # noqa: E402
-from guard.store.versions import find_version  # noqa: E402
-from guard.untouchable import question_key  # noqa: E402
-from trainer.hardware import set_environment  # noqa: E402
-from trainer.train_job import run_base, run_train  # noqa: E402
+from eval_help import Row, _home, _trained, chat, jsonl, rows_of, run  # noqa: F401 - fixtures
 
-set_environment()
-LONG = "How many eggs does the keeper of the old orchard collect on day"
-Row = dict[str, Any]
-
-
-def chat(number: int, answer: str = "") -> Row:
-    return {"messages": [{"role": "user", "content": f"{LONG} {number}?"},
-                         {"role": "assistant", "content": answer or f"It is {number * 7}."}]}  # fmt: skip
-
-
-def jsonl(path: Path, rows: list[Row]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
-
-
-class _Real(ToyServer):
-    """Trains with the real trainer, in place."""
-
-    def _base(self, job: dict[str, Any]) -> None:
-        run_base(job)
-
-    def _train(self, job: dict[str, Any]) -> None:
-        run_train(job)
-
-
-@pytest.fixture(scope="module")
-def trained(shared_scratch: Path) -> Path:
-    """v001 (base), v002 (40 conversations, 100 short sums), v003 (text): each really trained, 16 wide."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HEIRLOOM_VALIDATION__FRACTION", "0.2")
-        toy = Toy(shared_scratch / "trained", backup__auto=False, validation__fraction=0.2, gate="off")
-    toy.server = toy.engine.runner.server = _Real(toy.engine.runner._exited)  # type: ignore[assignment]
-    with toy.keeper.ledger.transaction():
-        recipe = {**RECIPE, "model": {**RECIPE["model"], "block_size": 256}}  # type: ignore[dict-item]
-        add_job(toy.keeper.ledger, kind="base", stage="base", line="policy", slug="baseline",
-                request={"recipe": recipe, "tokenization": "char", "origin": "init"})  # fmt: skip
-    toy.settle()
-    toy.drop("eggs.jsonl", "".join(json.dumps(chat(number)) + "\n" for number in range(40)) + chat_of(100))
-    toy.settle()
-    toy.drop("pretrain/tale.jsonl", "".join(json.dumps({"text": f"line {n} of a tale"}) + "\n" for n in range(80)))
-    toy.settle()
-    assert list(toy.versions()) == ["v001_baseline", "v002_eggs", "v003_tale"], toy.jobs()
-    toy.die()
-    return shared_scratch / "trained"
-
-
-@pytest.fixture
-def home(trained: Path, scratch: Path) -> Path:
-    return copy_home(trained, scratch / "home")
-
-
-def run(home: Path, capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> Row:
-    capsys.readouterr()
-    found = main(["eval", *map(str, words), "--home", str(home), "--json", "--threads", "1"])
-    told = json.loads(capsys.readouterr().out)
-    assert found == code, told
-    return told
-
-
-def rows_of(home: Path) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(f"file:{home}/data/ledger.db?mode=ro", uri=True) as database:
-        found = database.execute("SELECT kind, set_name, figures FROM evaluations ORDER BY id").fetchall()
-    database.close()
-    return found
-
+from daemon import evaluating
+from daemon.cli.main import main
+from daemon.operations import perform
+from guard.durable import remove_tree
+from guard.errors import Busy, CheckFailed, NotFound, UsageError
+from guard.store.evaluations import evaluations_of, record_all
+from guard.store.rebuild import rebuild
+from guard.store.versions import find_version
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
@@ -179,63 +112,6 @@ def test_a_registered_evaluation_set_is_judged_by_unasked(
     assert main(["register", str(exam), "--untouchable", "--home", str(home), "-q"]) == 0
     found = [item for item in run(home, capsys)["sets"] if item["origin"] == "evaluation set"]
     assert [item["name"] for item in found] == ["exam.jsonl"] and found[0]["figures"]["examples"] == 20
-
-
-# --- questions ------------------------------------------------------------------------------------------------------
-
-
-def test_questions_are_answered_judged_and_contamination_is_told(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows: list[Row] = [chat(number) for number in range(10)]
-    rows += [{"question": f"{LONG} {number}?", "answer": "never said"} for number in range(10, 20)]
-    rows += [{"prompt": f"is {number} prime?", "answer": "yes", "match": "contains", "max_tokens": 3} for number in range(5)]
-    path = jsonl(tmp_path / "quiz.jsonl", rows)
-    found = run(home, capsys, "--questions", path, "--max-new-tokens", 8, "--show", 30)
-    assert not found["sets"]
-    quiz = found["questions"][0]
-    figures = quiz["figures"]
-    assert figures["questions"] == 25 and figures["right"] == 25 - len(quiz["wrong"])
-    held = sum(1 for row in run(home, capsys, "v003")["sets"] if row["name"].startswith("eggs"))
-    assert held == 1 and 10 <= figures["trained_questions"] <= 20  # a fifth of the conversations was held out
-    assert figures["untrained"]["questions"] == 25 - figures["trained_questions"]
-    assert quiz["wrong"][0]["line"] == 1 and quiz["wrong"][0]["expected"] == ["It is 0."]
-    base = run(home, capsys, "v001", "--questions", path, "--max-new-tokens", 2)["questions"][0]
-    assert base["figures"]["trained_questions"] == 0
-    kept = run(home, capsys, "--questions", path, "--max-new-tokens", 8)["questions"][0]
-    assert kept["recorded_before"] and kept["figures"] == figures
-
-
-def test_a_model_that_knows_the_answer_is_right(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from trainer import answering
-
-    def knows(_model: Any, _tokenizer: Any, _template: Any, prompts: Any, *_more: Any, **_words: Any) -> list[Any]:
-        return [answering.Answer("so it is\n#### 1,000", 5) if "even" in prompt["messages"][-1]["content"] else
-                answering.Answer("#### 7", 5) for prompt in prompts]  # fmt: skip
-
-    monkeypatch.setattr(answering, "answer_all", knows)
-    rows = [{"question": f"even {n}?" if n % 2 == 0 else f"odd {n}?", "answer": "#### 1000"} for n in range(20)]
-    path = jsonl(tmp_path / "quiz.jsonl", rows)
-    found = run(home, capsys, "--questions", path, "--min-accuracy", "0.5")
-    assert found["questions"][0]["figures"]["accuracy"] == 0.5 and found["ok"]
-    found = run(home, capsys, "--questions", path, "--min-accuracy", "0.51", code=3)
-    assert not found["ok"] and "accuracy 0.5" in found["failed"][0]
-    both = run(home, capsys, "--vs", "v001", "--questions", path)["questions"][0]["comparison"]
-    assert (both["only_first"], both["p"], both["verdict"]) == (0, 1.0, "no difference seen")
-
-
-def test_bad_rows_are_told_by_line_and_left_out_only_when_asked(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "quiz.csv"
-    path.write_text("question,answer,match\n2+2?,4,exact\n3+3?,,exact\n4+4?,eight,numeric\n")
-    refused = run(home, capsys, "--questions", path, code=3)
-    assert refused["error"] == "DataFault" and "line 3: answer" in refused["message"] and "line 4: answer" in refused["message"]
-    found = run(home, capsys, "--questions", path, "--skip-bad-rows", "--max-new-tokens", 2)["questions"][0]
-    assert found["figures"]["questions"] == 1 and found["figures"]["bad_rows"] == 2 and len(found["notes"]) == 2
-    first = run(home, capsys, "--questions", path, "--limit", 1, "--max-new-tokens", 2)["questions"][0]
-    assert first["figures"]["questions"] == 1 and not first["figures"]["bad_rows"]
 
 
 # --- limits and refusals --------------------------------------------------------------------------------------------
@@ -388,13 +264,3 @@ def test_a_ledger_older_than_results_is_read_as_one_without_any(home: Path, caps
     assert toy.keeper.ledger.value("PRAGMA user_version") == SCHEMA_VERSION
     record_all(toy.keeper, [_result(home)])
     assert len(rows_of(home)) == 1
-
-
-def test_a_question_is_found_in_another_conversation_whatever_was_answered(home: Path) -> None:
-    toy = Toy(home)
-    number = find_version(toy.keeper.ledger, "v003").id
-    keys = [question_key(f"{LONG} {day}?") for day in range(40)] + [question_key("who?"), question_key(f"{LONG} 99?")]
-    found, unread = questions_asked(toy.keeper, number, keys)
-    assert unread == 0 and 20 <= sum(found[:40]) < 40 and found[40:] == [False, False]
-    assert questions_asked(toy.keeper, find_version(toy.keeper.ledger, "v001").id, keys)[0] == [False] * 42
-    assert trained_rows(toy.keeper, number, []) == [] and trained_rows(toy.keeper, number, [[], [b"x" * 16]]) == [False, False]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from faults import Fault, fail_at, full_from, lie_about_fsync, short_at
 from playing import calls_of, faulty, templates
-from scenes import Care, Journey, Scene
+from scenes import Journey, Scene
+from scenes_care import Care
 
 FAULTS: dict[str, Callable[[int], Fault]] = {
     "no space, once": lambda number: fail_at(number, errno.ENOSPC),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from playing import last_life, templates
-from scenes import Birth, Care, Scene
+from scenes import Birth, Scene
+from scenes_care import Care
 from test_daemon_crash import JOURNEY
 from test_daemon_points import CARE
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from playing import calls_of, last_life, templates
-from scenes import Birth, Care, Journey, Scene
+from scenes import Birth, Journey, Scene
+from scenes_care import Care
 from test_daemon_crash import JOURNEY
 from toy import Toy
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from faults import crash_at
 from playing import calls_of, cut_short, killed_then_cut, templates
-from scenes import Birth, Care, Journey, Scene
+from scenes import Birth, Journey, Scene
+from scenes_care import Care
 
 KINDS: dict[str, type[Scene]] = {"journey": Journey, "care": Care, "birth": Birth}
 # In the sweep every so-manieth call; a plain power cut on the journey is played more often than its variations.

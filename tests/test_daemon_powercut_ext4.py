@@ -24,7 +24,8 @@ import homes
 import pytest
 from disk import Disk
 from playing import calls_of, last_life, templates
-from scenes import Care, Journey, Scene, reader_s_complaints
+from scenes import Journey, Scene, reader_s_complaints
+from scenes_care import Care
 
 from guard import durable
 from guard.store.ledger import Ledger

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_daemon_evaluation import Watched, chat, text
+from evaluation_help import Watched, chat, text
 from test_daemon_near import changed, passage
 
 from daemon.cli.main import main

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_daemon_evaluation import Watched, chat, jsonl
+from evaluation_help import Watched, chat, jsonl
 from test_daemon_near import changed, passage, rows, sha_of
 from toy import Toy
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_daemon_evaluation import Watched, chat, jsonl, text
+from evaluation_help import Watched, chat, jsonl, text
 from toy import Toy
 
 from daemon.cli.files import story_lines

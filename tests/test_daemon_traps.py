@@ -1,7 +1,8 @@
 """Silent-failure traps in a whole home: caught by the plan, by the checks of the child over what the plan froze, by the proof.
 
-The child's own traps stand in `test_trainer_traps.py`, the table of all in docs/TRAPS.md. Here the toy trainer asks the very
-checks of the real one over the real prepared data, so that what the daemon freezes is what they need.
+The child's own traps stand in `test_trainer_traps_data.py` and `test_trainer_traps_run.py`, the table of all in docs/TRAPS.md.
+Here the toy trainer asks the very checks of the real one over the real prepared data, so that what the daemon freezes is what
+they need.
 """
 
 from __future__ import annotations

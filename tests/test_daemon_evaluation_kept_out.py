@@ -1,127 +1,29 @@
 """Held-out rows and untouchable evaluation sets are never fed, however they come: looked for in what jobs really feed.
 
-Every training request of a toy home is taken apart: whatever token range it feeds, new, repeated or replayed, is traced
-back to the examples it covers.
+Every training request of a toy home is taken apart (`evaluation_help.py`). Not here: how sets are registered and what they
+survive (`test_daemon_evaluation_sets.py`).
 """
 
 from __future__ import annotations
 
 import json
 import random
-import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy import RECIPE, Toy
+from evaluation_help import QUESTION, Watched, _home, chat, fingerprints, jsonl, keys_of, text  # noqa: F401 - fixtures
 
 from daemon.cli.files import story_lines
-from daemon.cli.main import main
 from daemon.operations import perform
 from daemon.story import tell_story
-from guard import failpoints
-from guard.durable import remove_tree
-from guard.errors import Damage
-from guard.failpoints import Crash
 from guard.fingerprint import example_fingerprint
-from guard.heldout import is_held_out
 from guard.store.evaluation import evaluation_sets, learnt_before, protected_for
-from guard.store.jobs import add_job
-from guard.store.rebuild import rebuild
-from guard.store.vault import run_backup
 from guard.store.verify import verify
-from guard.untouchable import asks, evaluation_keys
-from trainer.dataset import LENGTH, START, open_dataset
+from guard.untouchable import asks
 from trainer.prepare_folder import prepare_folder
-from trainer.selection import load_selection
-
-QUESTION = "How many eggs does the keeper of the old orchard collect on day"
-Row = dict[str, Any]
-
-
-def chat(number: int, answer: str = "", **more: str) -> Row:
-    return {"messages": [{"role": "user", "content": f"{QUESTION} {number}?"},
-                         {"role": "assistant", "content": answer or f"It is {number * 7} in all."}], **more}  # fmt: skip
-
-
-def text(number: int) -> Row:
-    return {"text": f"line {number} of a long tale about orchards, keepers and the eggs they count {number * 3}"}
-
-
-def jsonl(rows: list[Row]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-class Watched:
-    """A toy home whose every training request is taken apart."""
-
-    def __init__(self, root: Path, **settings: object) -> None:
-        self.toy = Toy(root / "home", backup__auto=False, validation__fraction=0.1, **settings)
-        self.root = root
-        recipe = {**RECIPE, "model": {**RECIPE["model"], "block_size": 512}}  # type: ignore[dict-item]
-        with self.toy.keeper.ledger.transaction():
-            add_job(self.toy.keeper.ledger, kind="base", stage="base", line="policy", slug="baseline",
-                    request={"recipe": recipe, "tokenization": "char", "origin": "init"})  # fmt: skip
-        self.toy.settle()
-        self.fed: list[set[bytes]] = []
-        self.watch()
-
-    def watch(self) -> None:
-        self.toy.server.spoil = self._take_apart
-
-    def _take_apart(self, job: dict[str, Any], _result: dict[str, Any]) -> None:
-        if job["task"] != "train":
-            return
-        selection = load_selection(Path(job["staging"]))
-        found: set[bytes] = set()
-        for number, folder in enumerate(selection.datasets):
-            split = open_dataset(folder).train
-            keys = split.fingerprints.tobytes()  # of the array: a single S16 loses zero bytes at its end
-            ranges = selection.ranges[selection.ranges[:, 0] == number]
-            for row in range(split.count):
-                start, length = int(split.examples[row, START]), int(split.examples[row, LENGTH])
-                if ((ranges[:, 1] < start + length) & (ranges[:, 1] + ranges[:, 2] > start)).any():
-                    found.add(keys[16 * row : 16 * row + 16])
-        self.fed.append(found)
-
-    @property
-    def all_fed(self) -> set[bytes]:
-        return set().union(*self.fed)
-
-    def held_out(self, fingerprint: bytes) -> bool:
-        fraction = float(self.toy.keeper.ledger.meta("validation_fraction") or 0.1)
-        return is_held_out(fingerprint, self.toy.keeper.salt, fraction)
-
-    def register(self, name: str, rows: list[Row] | str, **more: object) -> dict[str, Any]:
-        path = self.root / name
-        path.write_text(rows if isinstance(rows, str) else jsonl(rows))
-        [drop] = perform(self.toy.engine, "register", {"paths": [str(path)], "untouchable": True, **more})["drops"]
-        self.toy.settle()
-        row = self.toy.keeper.ledger.row("SELECT * FROM drops WHERE id = ?", (drop,))
-        assert row is not None
-        return dict(row)
-
-    def drop(self, name: str, rows: list[Row]) -> sqlite3.Row:
-        self.toy.drop(name, jsonl(rows))
-        self.toy.settle()
-        row = self.toy.keeper.ledger.row("SELECT * FROM drops WHERE name = ? ORDER BY id DESC", (name,))
-        assert row is not None
-        return row
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Watched:
-    return Watched(tmp_path)
-
-
-def keys_of(rows: list[Row]) -> set[bytes]:
-    return {key for row in rows for key in evaluation_keys(row)}
-
-
-def fingerprints(rows: list[Row]) -> set[bytes]:
-    return {example_fingerprint(row) for row in rows}
 
 
 def last_record(home: Watched) -> Mapping[str, Any]:
@@ -268,93 +170,6 @@ def test_a_home_whose_list_cannot_be_read_trains_nothing(home: Watched) -> None:
     perform(toy.engine, "queue.retry", {"job": toy.jobs()[-1][0]})
     toy.settle()
     assert home.all_fed and not home.all_fed & keys_of([chat(number) for number in range(10)])
-
-
-def test_a_set_of_other_rules_of_identity_protects_nothing_and_is_not_believed(
-    home: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home.register("exam.jsonl", [chat(number) for number in range(10)])
-    monkeypatch.setattr("guard.store.evaluation.CANONICAL_VERSION", 99)
-    with pytest.raises(Damage, match="other rules of identity"):
-        protected_for(home.toy.keeper, home.root / "list.fp")
-
-
-@pytest.mark.parametrize("point", ["admit.intended", "admit.stored", "admit.sidecars", "admit.renamed", "admit.recorded"])
-def test_a_death_while_a_set_is_registered_loses_nothing_of_it(home: Watched, point: str) -> None:
-    failpoints.arm(point)
-    with pytest.raises(Crash):
-        home.register("exam.jsonl", [chat(number) for number in range(10)])
-    assert failpoints.hits(point) == 1
-    failpoints.disarm()
-    home.toy.again().settle()
-    home.watch()
-    [exam] = evaluation_sets(home.toy.keeper.ledger)
-    assert (exam["name"], exam["rows"]) == ("exam.jsonl", 10)
-    assert protected_for(home.toy.keeper, home.root / "list.fp") is not None
-
-
-def test_a_set_survives_the_ledger_its_own_file_and_the_vault(home: Watched) -> None:
-    toy = home.toy
-    home.register("exam.jsonl", [chat(number) for number in range(10)])
-    [exam] = evaluation_sets(toy.keeper.ledger)
-    run_backup(toy.keeper)
-    newest = max((toy.home.root / "backups" / "ledger").glob("ledger-*.db"))
-    with sqlite3.connect(newest) as copy:
-        assert copy.execute("SELECT count(*) FROM meta WHERE key LIKE 'evaluation%'").fetchone()[0] == 2
-    for lost in ("", "events"):
-        toy.die()
-        toy.home.ledger.unlink()
-        if lost:
-            remove_tree(toy.home.events)  # then the vault's copies alone tell of it
-            remove_tree(toy.home.root / "backups" / "events")
-        assert rebuild(toy.home, clock=toy.clock, actor="tester")["rebuilt"]
-        toy.begin()
-        home.watch()
-        assert evaluation_sets(toy.keeper.ledger) == [exam]
-    remove_tree(toy.home.files / exam["sha256"])
-    (toy.home.state / "untouchable.fp").unlink(missing_ok=True)
-    drop = home.drop("leak.jsonl", [chat(number) for number in range(30)])
-    assert "10 of its rows are in the evaluation set exam.jsonl" in drop["reason"] and len(home.all_fed) >= 15
-    assert not home.all_fed & keys_of([chat(number) for number in range(10)])
-
-
-def test_a_person_registers_a_set_by_command(home: Watched, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    home.toy.die()
-    path = home.root / "exam.jsonl"
-    path.write_text(jsonl([chat(number) for number in range(10)]))
-    command = ["--home", str(home.toy.home.root), "register", str(path)]
-    assert main([*command, "--untouchable", "--queue"]) == 2
-    assert main([*command, "--untouchable", "--dry-run", "--json"]) == 0
-    told = json.loads(capfdbinary.readouterr().out)
-    assert (told["evaluation_rows"], told["status"], told["dry_run"]) == (10, "registered", True)
-    assert main([*command, "--untouchable"]) == 0
-    assert "its 10 rows are never trained" in capfdbinary.readouterr().out.decode()
-    assert main(["--home", str(home.toy.home.root), "register", str(path), "--dry-run", "--json"]) == 0
-    assert json.loads(capfdbinary.readouterr().out)["untouchable"] == 10
-    home.toy.begin()
-    [exam] = evaluation_sets(home.toy.keeper.ledger)
-    assert (exam["name"], exam["rows"]) == ("exam.jsonl", 10)
-
-
-def test_plain_text_and_documents_can_be_sets(home: Watched) -> None:
-    tale = "\n\n".join(" ".join(random.Random(place).choices(QUESTION.split(), k=90)) for place in range(60))
-    assert home.register("tale.txt", tale)["state"] == "registered"
-    assert home.register("page.md", "# A page\n\nIt is about orchards.\n")["state"] == "registered"
-    toy = home.toy
-    toy.drop("pretrain/more.txt", tale)
-    toy.drop("pretrain/longer.txt", tale + "\n\nAnd one more paragraph that nobody has ever read before.\n" * 40)
-    toy.settle()
-    states = {name: (state, reason) for name, state, reason in toy.drops()}
-    assert "in the evaluation set tale.txt" in states["longer.txt"][1] and states["more.txt"][0] == "registered"
-    assert not home.all_fed & {key for item in evaluation_sets(toy.keeper.ledger) if item["name"] == "tale.txt"
-                               for key in _kept_keys(home, item["sha256"])}  # fmt: skip
-
-
-def _kept_keys(home: Watched, sha256: str) -> set[bytes]:
-    protected = protected_for(home.toy.keeper, home.root / "kept.fp", [sha256])
-    assert protected is not None
-    data = Path(protected["path"]).read_bytes()
-    return {data[start : start + 16] for start in range(0, len(data), 20)}
 
 
 @pytest.mark.parametrize("seed", range(3))
