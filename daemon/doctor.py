@@ -7,6 +7,7 @@ stands in `ledger_checks.py`.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -86,6 +87,7 @@ def judge_python(version: Sequence[int]) -> Check:
     return Check("Python", True, text)
 
 
+@functools.cache  # every file list of every installed package is read: a second, and nothing of it changes while we run
 def _owners() -> dict[str, list[str]]:
     from importlib.metadata import packages_distributions
 
