@@ -12,17 +12,14 @@ from typing import Any
 import pytest
 import trainer_help
 from plain_trainer import train_plainly
+from safetensors.torch import load_file
 
-pytest.importorskip("torch")
-
-from safetensors.torch import load_file  # noqa: E402
-
-from guard.bitmap import pack_bitmap  # noqa: E402
-from trainer.choose import select_new  # noqa: E402
-from trainer.curriculum import Curriculum  # noqa: E402
-from trainer.dataset import ORDINAL, Dataset  # noqa: E402
-from trainer.replay import ReplaySource, add_replay  # noqa: E402
-from trainer.train_job import run_base, run_train  # noqa: E402
+from guard.bitmap import pack_bitmap
+from trainer.choose import select_new
+from trainer.curriculum import Curriculum
+from trainer.dataset import ORDINAL, Dataset
+from trainer.replay import ReplaySource, add_replay
+from trainer.train_job import run_base, run_train
 
 UNTIED = {**trainer_help.SHAPE, "architecture": "llama", "tie_embeddings": False, "qk_norm": False, "rope_theta": 5000.0}
 STAGES = Curriculum((16, 48), (0.5, 0.5), 48)
