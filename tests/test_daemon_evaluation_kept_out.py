@@ -111,7 +111,7 @@ def test_what_asks_a_question_of_a_set_in_other_words_around_it_is_not_replayed(
     home.watch()
     home.drop("second.jsonl", [chat(number) for number in range(60, 200)])
     assert home.all_fed & learnt == learnt - leaks, "all the rest of it is drawn from"
-    assert last_record(home)["planned"]["replay_rules"] == 3
+    assert last_record(home)["planned"]["replay_rules"] == 4
     # Without the original nobody can say what its rows ask: nothing of it is replayed, and the version says so.
     folder = toy.home.files / toy.keeper.ledger.value("SELECT sha256 FROM files WHERE name = 'first.jsonl'")
     folder.chmod(0o755)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trainer_data import chat_row, jsonl, make, store, text_rows
+from trainer_data import chat_row, jsonl, make, sentence, store, text_rows
 
 from guard.bitmap import pack_bitmap, unpack_bitmap
 from guard.checks.rows import iter_examples
@@ -170,6 +170,27 @@ def test_rows_that_are_trained_again_are_not_replayed_beside_it(tmp_path: Path, 
     more = store(tmp_path / "files", "b.jsonl", jsonl(text_rows(40, start=900)), "pretrain")
     other = run_prepare(job_of(tmp_path, [more], replay=replay))
     assert other["counts"]["replay_tokens"] > 0, "beside other data it is replayed"
+
+
+@pytest.mark.parametrize("training", [{"packing": "off"}, {"packing": "bestfit"}, {"packing": "bestfit", "curriculum": [16, 48]}])
+def test_replay_that_comes_larger_than_wanted_takes_no_step_from_what_is_new(
+    tmp_path: Path, file: SourceFile, training: dict[str, Any]
+) -> None:
+    """One long text is replayed under a step cap: what the cap kept of the new data is learnt whole all the same."""
+    book = store(tmp_path / "files", "long.jsonl", jsonl([{"text": sentence(1, 150)}]), "pretrain")
+    older = make(tmp_path / "shards" / "old", [book])
+    replay = {"fraction": 0.1, "datasets": [{"path": str(older.folder), "known": [[0, pack_bitmap([0], 1)]]}],
+              "originals": str(tmp_path / "files")}  # fmt: skip
+    recipe = {"stage": "pretrain", "training": {**RECIPE["training"], **training}}  # type: ignore[dict-item]
+    learnt = {}
+    for rules in (3, REPLAY_RULES):
+        said = run_prepare(job_of(tmp_path, [file], recipe=recipe, max_steps=9, replay={**replay, "rules": rules}))
+        selection = load_selection(tmp_path / "staging")
+        learnt[rules] = said["learnt"][0]["count"], len(selection.examples), said["steps_per_epoch"]
+        assert said["steps"] == 9 and said["counts"]["replay_tokens"] == selection.sequence_lengths()[selection.replay].sum() > 0
+    assert learnt[3][0] < learnt[3][1] and learnt[3][2] > 9, "as versions were made that are sealed under these rules"
+    count, kept, steps = learnt[REPLAY_RULES]
+    assert count == kept == learnt[3][1] and steps == 9
 
 
 def test_several_files_are_one_dataset_and_are_told_apart_in_what_was_learnt(tmp_path: Path, file: SourceFile) -> None:

@@ -25,10 +25,10 @@ from trainer.dataset import FILE, ORDINAL, Dataset
 
 __all__ = ["REPLAY_RULES", "barred_rows", "key_list", "look_for", "untouchable_rows"]
 
-REPLAY_RULES = 3
+REPLAY_RULES = 4
 """1: replay was held against evaluation sets by the fingerprints of its rows alone; 2: also by what they ask; 3: rows that the
-job itself trains, as one that repeats what was learnt does, are not replayed beside it. A version that
-is made again is made by the rules it was sealed under."""
+job itself trains, as one that repeats what was learnt does, are not replayed beside it; 4: under a step cap
+replay takes no more than the steps leave to it. A version that is made again is made by the rules it was sealed under."""
 Flags = NDArray[np.bool_]
 
 

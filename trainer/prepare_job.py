@@ -25,7 +25,7 @@ from guard.errors import CheckFailed, HeirloomError, UsageError
 from guard.fingerprint import CANONICAL_VERSION
 from guard.heldout import held_out_mask
 from trainer.barred import key_list, untouchable_rows
-from trainer.cap import keep_first
+from trainer.cap import fit_replay, keep_first, room_for_new
 from trainer.choose import Chosen, select_new
 from trainer.curriculum import Curriculum, job_curriculum, stage_table, stage_warnings
 from trainer.dataset import Dataset, open_dataset, verify_dataset
@@ -164,12 +164,10 @@ def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, templat
     keys = key_list(job)
     sources, warnings = replay_sources(job, tokenizer, template, keys)
     fraction = float((job.get("replay") or {}).get("fraction") or 0.0)
+    batch, cap = recipe.training.batch_sequences, int(job.get("max_steps") or 0) if not job.get("iterations") else 0
     room = None
-    if job.get("max_steps") and not job.get("iterations"):
-        sequences = int(job["max_steps"]) * recipe.training.batch_sequences
-        room = max(1, int(sequences / (1 + (fraction if sources else 0.0))))
-        if curriculum:  # the last step of a stage is seldom full
-            room = max(1, room - (len(curriculum.lengths) - 1) * recipe.training.batch_sequences)
+    if cap:
+        room = room_for_new(cap, batch, replay=fraction if sources else 0.0, stages=len(curriculum.lengths) if curriculum else 1)
     whole = packing == "bestfit" or curriculum is not None
     chosen = select_new(ready.dataset, stage=str(job["stage"]), known_fps=job.get("known_fps"), block_size=block_size,
                         allow_repeat=bool(job.get("allow_repeat")), held_out=_held_out_here(job, ready),
@@ -177,11 +175,12 @@ def _choose(job: Mapping[str, Any], ready: _Ready, tokenizer: Tokenizer, templat
                         packing=packing, at_most=room if whole else None, curriculum=curriculum)  # fmt: skip
     if room and not whole:
         chosen = keep_first(chosen, room)
-    if int((job.get("replay") or {}).get("rules") or 1) >= 3:
+    rules = int((job.get("replay") or {}).get("rules") or 1)
+    if rules >= 3:
         sources = [without_ranges(source, ready.dataset, chosen.selection.ranges) for source in sources]
     chosen = add_replay(chosen, sources, fraction=fraction, block_size=block_size, seed=int(job["seed"]), packing=packing,
                         curriculum=curriculum)  # fmt: skip
-    return chosen, warnings
+    return fit_replay(chosen, cap, batch) if cap and rules >= 4 else chosen, warnings
 
 
 def run_dataset(job: Mapping[str, Any], *, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
