@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -33,24 +34,30 @@ PROBE_SECONDS = 110.0
 
 def measure(seconds: float = PROBE_SECONDS) -> list[dict[str, Any]]:
     """What the child tells within so many seconds, and one more finding when that was not all. It outlives this in nothing."""
-    found: list[dict[str, Any]] = []
-    with subprocess.Popen([sys.executable, "-m", "trainer.probe"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, env=child_environment(), text=True, start_new_session=True) as child:
-        try:
-            output, _none = child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            _end_all(child)
-            output, _none = child.communicate()
-            found.append({"finding": "time", "failed": f"ended after {seconds:.0f} s; the rest stays unknown"})
-        except BaseException:  # Ctrl-C reaches only us: it has a session of its own
-            _end_all(child)
-            raise
+    # What was compiled once takes seconds from then on: the time before a first step is that of an empty cache.
+    with tempfile.TemporaryDirectory(prefix="heirloom-probe-") as cache:
+        output, found = _child_output(seconds, {**child_environment(), "XDG_CACHE_HOME": cache})
     for line in output.splitlines():
         with contextlib.suppress(ValueError):  # half a line of a child that was ended, or words of a library
             item = json.loads(line)
             if isinstance(item, dict) and "finding" in item:
                 found.append(item)
     return found
+
+
+def _child_output(seconds: float, environment: dict[str, str]) -> tuple[str, list[dict[str, Any]]]:
+    """What it printed, and the finding that its time was over, if it was."""
+    with subprocess.Popen([sys.executable, "-m", "trainer.probe"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, env=environment, text=True, start_new_session=True) as child:
+        try:
+            return child.communicate(timeout=seconds)[0], []
+        except subprocess.TimeoutExpired:
+            _end_all(child)
+            over = {"finding": "time", "failed": f"ended after {seconds:.0f} s; the rest stays unknown"}
+            return child.communicate()[0], [over]
+        except BaseException:  # Ctrl-C reaches only us: it has a session of its own
+            _end_all(child)
+            raise
 
 
 def _end_all(child: subprocess.Popen[str]) -> None:

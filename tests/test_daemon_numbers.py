@@ -259,6 +259,18 @@ def test_a_child_that_takes_too_long_is_ended_and_what_it_told_counts(monkeypatc
     assert {"finding": "busy", "share": 0.5} in found and any("ended after" in item.get("failed", "") for item in found)
 
 
+def test_compiling_is_measured_with_an_empty_cache_that_is_gone_afterwards(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    telling = tmp_path / "telling"
+    telling.write_text('#!/bin/sh\ntouch "$XDG_CACHE_HOME/kernel"\n'
+                       'echo "{\\"finding\\": \\"compile\\", \\"cache\\": \\"$XDG_CACHE_HOME\\"}"\n')  # fmt: skip
+    telling.chmod(0o755)
+    monkeypatch.setattr("daemon.probing.sys.executable", str(telling))
+    first, second = measure(60.0)[0]["cache"], measure(60.0)[0]["cache"]
+    assert first != second and not Path(first).exists() and not Path(second).exists()
+
+
 def test_a_version_is_made_again_with_its_own_numbers_and_one_of_an_earlier_release_without(toy: Toy) -> None:
     dropped(toy, 1)
     version = find_version(toy.keeper.ledger, "v002")

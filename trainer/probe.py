@@ -1,6 +1,6 @@
 """Measuring this machine, in a process of its own: `python -m trainer.probe`. One line of JSON for each finding.
 
-    busy      the share of a core that one thread did not get: other work was running
+    busy      the share of a core that one thread did not get: other work was running (asked first and last)
     peak      GFLOP/s of a matrix product in fp32 and in bf16
     threads   seconds of a training step with 1, 2, 4 ... threads
     widths    seconds of a step in fp32 and in bf16, for models of growing width
@@ -33,6 +33,7 @@ _ROWS, _BLOCK = 4, 128
 _GPU_ROWS, _GPU_BLOCK = 16, 1024
 _VOCABULARY = 1024
 _REPEATS = 3
+_TURNS = 5
 _MOST_SECONDS = 2.0
 _PEAK_SIZE = 1024
 # A step that is not clearly faster is not worth other bits, nor threads that other work could use.
@@ -47,7 +48,7 @@ def main(clock: Callable[[], float] = time.perf_counter) -> int:
     set_environment()
     cores = usable_cores()
     for name, measure in (("busy", _busy), ("peak", _peak), ("threads", _threads), ("widths", _widths), ("compile", _compile),
-                          ("gpu", _gpu)):  # fmt: skip
+                          ("gpu", _gpu), ("busy", _busy)):  # fmt: skip
         try:
             for finding in measure(cores, clock):
                 print(json.dumps({"finding": name, **finding}), flush=True)
@@ -103,11 +104,17 @@ def _compiled(make: Callable[[bool], Callable[[], object]], clock: Callable[[], 
     """What compiling costs before the first step and what it brings from then on. Every step waits for the device's figures."""
     if not has_compiler():
         return {"failed": "there is no C++ compiler (g++ or clang++)"}
-    eager = _best(make(False), clock)
+    plain = make(False)
     began = clock()
-    step = make(True)
-    step()
-    return {"warmup_seconds": clock() - began, "eager": eager, "compiled": _best(step, clock)}
+    compiled = make(True)
+    compiled()
+    warmup = clock() - began
+    # By turns: what else begins to run meanwhile then slows both.
+    took: dict[str, list[float]] = {"eager": [], "compiled": []}
+    for _ in range(_TURNS):
+        for name, step in (("eager", plain), ("compiled", compiled)):
+            took[name].append(_best(step, clock, repeats=1))
+    return {"warmup_seconds": warmup, **{name: min(times) for name, times in took.items()}}
 
 
 def _best(call: Callable[[], object], clock: Callable[[], float], repeats: int = _REPEATS) -> float:
