@@ -102,7 +102,7 @@ class Endings:
         elif is_environment(error):
             self.hold(job.id, told)
         elif isinstance(error, NotFound | UsageError):
-            # What a person took away or wrote wrongly, a recipe most of all, is no file's fault: nothing is split or failed for it.
+            # What a person took away or wrote wrongly, mostly a recipe, is no file's fault: nothing is split or failed for it.
             self.put(job.id, "parked", f"{told}; {error.hint}" if error.hint else told)
         elif isinstance(error, LostSidecar) and len(job.files) == 1:
             # A person has to bring the file's fingerprints back; what waits behind it does not wait for that.

@@ -143,7 +143,7 @@ def test_recipes_are_found_by_stage_and_name_or_by_path(tmp_path: Path) -> None:
     assert find_recipe("150M", [CONFIGS], "sft") == CONFIGS / "sft" / "150M.yaml"
     assert find_recipe("sft/old", [tmp_path]) == find_recipe("old", [tmp_path], "sft") == tmp_path / "sft1" / "old.json"
     assert find_recipe(str(tmp_path / "sft1" / "old.json"), []) == tmp_path / "sft1" / "old.json"
-    with pytest.raises(NotFound, match="'huge'"):
+    with pytest.raises(NotFound, match="'sft/huge'"):
         find_recipe("huge", [CONFIGS], "sft")
     with pytest.raises(NotFound):
         load_recipe(CONFIGS / "sft" / "huge.yaml")
