@@ -15,7 +15,7 @@ from toy_fixtures import _begin, _no_syncing, _template  # noqa: F401 - fixtures
 
 
 @pytest.mark.parametrize(("written", "told"), [
-    ("stage: sft\ntraining: {oops: 1\n", ("micro.yaml is not valid YAML or JSON: line 3, column 1: expected", "correct it there")),
+    ("stage: sft\ntraining: {oops: 1\n", ("micro.yaml is not valid YAML or JSON: line 3, column 1:", "correct it there")),
     ("stage: sft\ntraining: {learning_rate: 7, batch_sequences: 4}\n", ("learning_rate = 7", "correct training.learning_rate")),
     (None, ("no recipe 'sft/small'", "put it there as sft/small.yaml")),
 ])  # fmt: skip
