@@ -148,8 +148,8 @@ class TorchServer:
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.server", "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL, env=child_environment(), start_new_session=True)  # fmt: skip
+            [sys.executable, "-m", "trainer.server", "--fd", str(theirs.fileno()), "--parent", str(os.getpid())],
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=child_environment(), start_new_session=True)  # fmt: skip
         theirs.close()
         self.take_line(ours)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from guard.checks.verdict import Verdict
 from guard.durable import remove_tree
-from guard.errors import HeirloomError, NotFound, is_environment
+from guard.errors import HeirloomError, NotFound, UsageError, is_environment
 from guard.names import slugify
 from guard.store.birth import set_birth_aside
 from guard.store.jobs import Job, add_job, find_job, jobs_in, set_job
@@ -101,8 +101,9 @@ class Endings:
             self._untidy[job.id] = self.keeper.clock.monotonic() + HOLD_SECONDS
         elif is_environment(error):
             self.hold(job.id, told)
-        elif isinstance(error, NotFound):
-            self.put(job.id, "parked", told)
+        elif isinstance(error, NotFound | UsageError):
+            # What a person took away or wrote wrongly, mostly a recipe, is no file's fault: nothing is split or failed for it.
+            self.put(job.id, "parked", f"{told}; {error.hint}" if error.hint else told)
         elif isinstance(error, LostSidecar) and len(job.files) == 1:
             # A person has to bring the file's fingerprints back; what waits behind it does not wait for that.
             self.put(job.id, "parked", f"{told}; {error.hint.replace('JOB', str(job.id))}")

@@ -5,6 +5,7 @@ Not here: the checks (`guard/checks/preflight.py`), costs (`daemon/costs.py`).
 
 from __future__ import annotations
 
+from trainer.curriculum import curriculum_of
 from trainer.model_config import ModelConfig
 from trainer.recipe import Recipe
 from trainer.schedule import warm_up_steps
@@ -20,6 +21,7 @@ def plan_warnings(recipe: Recipe, base: ModelConfig, steps: int, *, named: bool)
     if steps < warm_up:
         found.append(f"the warm-up takes {warm_up:,} steps and the job has {steps:,}: it ends before it reaches learning_rate "
                      f"= {training.learning_rate:g}; training.warmup_fraction suits any length")  # fmt: skip
+    found += curriculum_of(training.model_dump(), base.block_size)[1]
     if named and recipe.model is not None:
         asked = recipe.model.model_dump()
         other = [f"{name} {getattr(base, name)}, not {asked[name]}" for name in ("layers", "width", "heads", "block_size")

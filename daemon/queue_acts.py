@@ -11,7 +11,7 @@ from typing import Any
 
 from daemon.engine import Engine
 from guard.errors import CheckFailed, UsageError
-from guard.store.jobs import add_job, find_job, jobs_in, set_job
+from guard.store.jobs import Job, add_job, find_job, jobs_in, set_job
 
 __all__ = ["cancel", "move", "pause", "resume", "retry"]
 
@@ -64,6 +64,8 @@ def retry(engine: Engine, arguments: Arguments) -> dict[str, Any]:
         raise CheckFailed(f"job {job.id} is {job.state}; there is nothing to try again", subject=f"job {job.id}",
                           hint="heirloom queue")  # fmt: skip
     goes_on = job.state in ("parked", "held") and "train" in job.plan
+    if not goes_on:
+        _refuse_a_second_try(engine, job)
     state = "training" if goes_on else "queued"
     if arguments.get("dry_run"):
         number = None if job.state == "quarantined" else job.id
@@ -81,6 +83,21 @@ def retry(engine: Engine, arguments: Arguments) -> dict[str, Any]:
             set_job(ledger, job.id, state, "tried again by a person", attempts=0, plan={}, progress=0, request=request,
                     output_id=None)  # fmt: skip
     return {"job": job.id, "state": state, "paused": engine.runner.paused}
+
+
+def _refuse_a_second_try(engine: Engine, job: Job) -> None:
+    """Asked twice, the same bytes would be trained twice: what the gate refused nobody has learnt, so no check would say so."""
+    if not job.files or job.request.get("allow_repeat"):
+        return
+    ledger = engine.keeper.ledger
+    rows = ledger.rows("SELECT j.id FROM jobs j JOIN job_files f ON f.job_id = j.id WHERE f.sha256 = ? AND j.line = ? "
+                       "AND j.id != ? AND j.state IN ('queued', 'preparing', 'training', 'committing')",
+                       (job.files[0], job.line, job.id))  # fmt: skip
+    for other in (find_job(ledger, row["id"]) for row in rows):
+        if set(job.files) <= set(other.files):
+            raise CheckFailed(f"what job {job.id} was to learn is in job {other.id} ({other.state}) already",
+                              subject=f"job {job.id}",
+                              hint=f"heirloom queue --follow {other.id} shows what becomes of it")  # fmt: skip
 
 
 def move(engine: Engine, arguments: Arguments) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["STALL_SECONDS", "Vigil", "cpu_seconds", "machine_memory_mb", "own_mb", "resident_mb"]
+__all__ = ["STALL_SECONDS", "Vigil", "cpu_seconds", "is_stopped", "machine_memory_mb", "own_mb", "resident_mb"]
 
 STALL_SECONDS = 120.0
 """Neither processor time nor progress for so long: it was stopped, or waits for what never comes."""
@@ -46,11 +46,23 @@ def own_mb(pid: int) -> float:
 def cpu_seconds(pid: int) -> float:
     """Processor time a process has used, all its threads together; 0 when it has gone."""
     try:
-        # The name in brackets may hold anything, spaces and brackets too: what counts begins after the last one.
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        fields = _stat(pid)
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal stopped the process (SIGSTOP): it does nothing until somebody lets it go on."""
+    try:
+        return _stat(pid)[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    # The name in brackets may hold anything, spaces and brackets too: what counts begins after the last one.
+    return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
 
 
 def descendants(pid: int) -> list[int]:
@@ -89,6 +101,8 @@ class Vigil:
     _looked_at: float | None = field(default=None)
     _idle: float = 0.0
     _silent: float = 0.0
+    _stopped: float = 0.0
+    """For so long at least one of its processes has been stopped; those that wait for it are never quite idle."""
     _family: list[int] = field(default_factory=list)
 
     def look(self, now: float) -> tuple[str, str]:
@@ -106,6 +120,8 @@ class Vigil:
             return "environment", f"it took {memory:,.0f} MiB of memory; {self.memory_mb:,.0f} MiB are allowed"
         if self._idle >= STALL_SECONDS:
             return "hung", f"it did nothing for {self._idle:.0f} s (stopped, or waiting for what never comes)"
+        if self._stopped >= STALL_SECONDS:
+            return "hung", f"one of its processes has been stopped for {self._stopped:.0f} s, and the others wait for it"
         if self.hang_seconds and self._silent >= self.hang_seconds:
             return "hung", f"it made no progress for {self._silent:.0f} s"
         return "", ""
@@ -118,6 +134,8 @@ class Vigil:
         self._mark, self._cpu = mark, cpu
         self._silent = 0.0 if moved else self._silent + passed
         self._idle = 0.0 if moved or worked else self._idle + passed
+        stopped = not moved and any(map(is_stopped, (self.pid, *self._family)))
+        self._stopped = self._stopped + passed if stopped else 0.0
 
     def _progress_mark(self) -> tuple[int, int]:
         try:

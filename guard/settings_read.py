@@ -17,7 +17,7 @@ from guard.errors import UsageError
 from guard.plain_yaml import parse_yaml
 from guard.settings import Settings
 
-__all__ = ["load_settings"]
+__all__ = ["load_settings", "settings_as_far_as_right"]
 
 PREFIX = "HEIRLOOM_"
 # Names in the environment that start like settings and are not.
@@ -29,6 +29,9 @@ _FRACTIONS = {"replay.fraction", "validation.fraction", "intake.max_bad_rows", "
 _POSITIVE = {"inbox.sweep_seconds", "coalesce.after", "index.chunk_size", "training.max_attempts", "intake.memory_mb",
              "training.lanes", "training.processes", "backup.key_frame_every", "near.threshold",
              "intake.max_unpacked_gb"}  # fmt: skip
+
+_MOST = 2**53
+"""No whole number is larger: every program that reads a plan keeps it exactly."""
 
 
 def _convert(key: str, raw: object, default: object, source: str) -> object:
@@ -68,6 +71,8 @@ def _check_range(key: str, value: object) -> None:
     if isinstance(value, float | int) and not isinstance(value, bool):
         if not 0 <= value < float("inf"):
             raise ValueError("must be a number, not negative and not endless")
+        if isinstance(value, int) and value > _MOST:
+            raise ValueError(f"must not be above {_MOST:,}")
         if key in _FRACTIONS and value > 1:
             raise ValueError("is a fraction between 0 and 1")
         if key in _POSITIVE and value <= 0:
@@ -124,21 +129,42 @@ def load_settings(
     home: Path, environment: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
 ) -> Settings:
     """The settings of the home in `home`, each with its origin. Raises UsageError for unknown keys or bad values."""
-    defaults = Settings().flat()
+    settings, problems = settings_as_far_as_right(home, environment, flags)
+    if problems:
+        raise problems[0]
+    return settings
+
+
+def settings_as_far_as_right(
+    home: Path, environment: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
+) -> tuple[Settings, list[UsageError]]:
+    """The settings of a home and what is wrong with them: whatever is wrong is left out, as if nobody had said it."""
+    defaults, problems = Settings().flat(), list[UsageError]()
     path = home / "configs" / "heirloom.yaml"
+    try:
+        from_file = _from_file(path)
+    except UsageError as error:
+        from_file = {}
+        problems.append(error)
     sources = (
-        (str(path), _from_file(path)),
+        (str(path), from_file),
         ("environment", _from_environment(os.environ if environment is None else environment)),
         ("flag", dict(flags or {})),
     )
     values, origins = dict(defaults), dict.fromkeys(defaults, "default")
     for source, given in sources:
         for key, raw in given.items():
-            if key not in defaults:
-                raise _unknown(key, defaults, source)
-            values[key], origins[key] = _convert(key, raw, defaults[key], source), source
-    _check_lanes(values, origins)
-    return _assemble(values, origins)
+            try:
+                if key not in defaults:
+                    raise _unknown(key, defaults, source)
+                values[key], origins[key] = _convert(key, raw, defaults[key], source), source
+            except UsageError as error:
+                problems.append(error)
+    try:
+        _check_lanes(values, origins)
+    except UsageError as error:
+        problems.append(error)
+    return _assemble(values, origins), problems
 
 
 def _check_lanes(values: Mapping[str, object], origins: Mapping[str, str]) -> None:

@@ -276,6 +276,19 @@ def test_settings_with_where_they_come_from(run: Run, monkeypatch: pytest.Monkey
     assert run("status")[0] == 2
 
 
+def test_wrong_settings_do_not_end_the_command_that_errors_about_them_name(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "configs" / "heirloom.yaml").write_text("gate: sometimes\ntraining: {max_steps: 1e30}\nnice: 7\n")
+    monkeypatch.setenv("HEIRLOOM_NONSENSE", "7")
+    code, _out, told = run("status")
+    assert code == 2 and "heirloom config show --origin" in told
+    code, out, _err = run("config show --origin")
+    assert code == 2 and all(words in out for words in ("gate = 'sometimes'", "max_steps", "unknown setting nonsense", "nice"))
+    found = _object(run("config show --json")[1])
+    assert len(found["problems"]) == 3 and found["settings"]["gate"] == "enforce" and found["settings"]["nice"] == 7
+
+
 def test_the_queue_is_shown_and_changed(run: Run) -> None:
     assert _object(run("queue --json")[1])["jobs"] == []
     assert _object(run("queue pause --json")[1])["paused"] is True

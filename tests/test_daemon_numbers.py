@@ -29,6 +29,7 @@ from guard.store.jobs import find_job, jobs_in
 from guard.store.versions import find_version, version_by_id
 from trainer.hardware import hardware_facts, library_versions
 from trainer.machine import MACHINE_FILE, Machine, machine_text, read_machine
+from trainer.recipe import parse_recipe
 from trainer.recipe_files import load_recipe
 
 BASE = "v001_baseline"
@@ -285,3 +286,10 @@ def test_a_version_is_made_again_with_its_own_numbers_and_one_of_an_earlier_rele
         del version.record[key]
     again = remake._train_request(toy.keeper, version, base, request, prepared)
     assert (again["compile"], again["device"]) == (False, "cpu")
+
+
+def test_a_plan_says_which_lengths_of_a_curriculum_do_not_fit_its_base(toy: Toy) -> None:
+    shape = shape_of(toy.keeper, version_by_id(toy.keeper.ledger, 1))
+    training = {"learning_rate": 1e-3, "batch_sequences": 4, "curriculum": [8, shape.block_size * 4]}
+    (told,) = plan_warnings(parse_recipe({"stage": "pretrain", "training": training}), shape, 100, named=True)
+    assert f"{shape.block_size * 4:,} tokens do not fit the base's block of {shape.block_size:,}" in told

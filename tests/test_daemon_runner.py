@@ -17,6 +17,7 @@ from toy import Toy, chat_of, text_of
 from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
 from daemon import endings, freezing, runner, schedule
+from guard.errors import CheckFailed
 from guard.steps import advance
 from guard.store import learnt
 from guard.store.jobs import find_job
@@ -120,6 +121,8 @@ def test_the_data_of_a_quarantined_child_trains_when_a_person_asks(toy: Toy) -> 
     toy.server.spoil = lambda job, result: None
     old = last_job(toy)[0]
     assert ask(toy, "queue.retry", job=old)["job"] == old + 1
+    with pytest.raises(CheckFailed, match=f"in job {old + 1} .queued. already"):
+        ask(toy, "queue.retry", job=old)  # pressed twice: the same bytes would be trained twice
     toy.settle()
     assert state(toy, old) == "quarantined" and tip(toy) == "v003_a"
     assert learnt_of(toy, "v003_a") == learnt_of(toy, "v002_a")

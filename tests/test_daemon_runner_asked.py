@@ -9,6 +9,7 @@ from runner_help import Deaths, ask, last_job, run_until, state, tip
 from toy import Toy, chat_of
 from toy_fixtures import _begin, _no_syncing, _template, _toy  # noqa: F401 - fixtures
 
+from daemon.cli.versions import version_lines
 from guard.errors import CheckFailed, NotFound, UsageError
 from guard.store.jobs import find_job
 from guard.store.versions import find_version
@@ -223,3 +224,16 @@ def test_a_line_without_a_version_parks_the_job(toy: Toy) -> None:
     ask(toy, "queue.resume")
     toy.settle()
     assert last_job(toy)[1] == "parked" and "nowhere has no version yet" in last_job(toy)[2]
+
+
+def test_what_was_asked_for_again_is_told_as_trained_again_and_not_as_passed_over(toy: Toy) -> None:
+    register(toy, "a.jsonl", chat_of(30))
+    for number, again in ((1, False), (2, True)):
+        assert plan(toy, f"v{number:03d}", "a.jsonl", f"round_{number}", allow_repeat=again)["job"]
+        toy.settle()
+    record = find_version(toy.keeper.ledger, "v003").record
+    known = record["skipped"]["known"]
+    assert known > 20 and record["data"][0]["examples"] == 0
+    told = "\n".join(version_lines(record))
+    assert f"Trained again, as was asked: {known} examples learnt before" in told
+    assert told.count("learnt before") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from daemon.vigil import STALL_SECONDS, Vigil, cpu_seconds, descendants, machine_memory_mb, resident_mb, unshared_mb
+from daemon.vigil import STALL_SECONDS, Vigil, cpu_seconds, descendants, is_stopped, machine_memory_mb, resident_mb, unshared_mb
 
 SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
 
@@ -44,6 +45,38 @@ def test_a_child_that_does_nothing_at_all_is_noticed(sleeper: int, tmp_path: Pat
     assert watch(vigil, STALL_SECONDS - 10) == ("", "")
     fault, reason = watch(vigil, 40, begin=STALL_SECONDS)
     assert fault == "hung" and "did nothing" in reason
+
+
+def test_a_stopped_helper_is_noticed_though_the_one_that_waits_for_it_wakes_up_now_and_then(tmp_path: Path) -> None:
+    """As ranks do that wait for a gradient: a few milliseconds a second, more than nothing, and no work."""
+    waiting = f"import subprocess\np = subprocess.Popen({SLEEPER!r})\nwhile p.poll() is None: sum(range(1000))"
+    with subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"\n"
+            (helper,) = descendants(process.pid)
+            vigil = Vigil(process.pid, tmp_path / "progress.json", memory_mb=1e6, hang_seconds=0)
+            assert watch_at_work(vigil, process.pid) == ("", "")
+            os.kill(helper, signal.SIGSTOP)
+            while not is_stopped(helper):
+                time.sleep(0.005)
+            fault, reason = watch_at_work(vigil, process.pid, begin=10 * STALL_SECONDS)
+            assert fault == "hung" and "stopped" in reason
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def watch_at_work(vigil: Vigil, pid: int, begin: float = 0.0) -> tuple[str, str]:
+    """As `watch`, of a process that uses some of a processor between any two looks."""
+    now = begin
+    while now <= begin + 2 * STALL_SECONDS:
+        found = vigil.look(now)
+        if found[0]:
+            return found
+        before = cpu_seconds(pid)
+        while cpu_seconds(pid) < before + 0.02:
+            time.sleep(0.005)
+        now += 5.0
+    return "", ""
 
 
 def test_the_work_and_the_memory_of_processes_that_it_started_are_its_own(tmp_path: Path) -> None:

@@ -92,6 +92,14 @@ def test_every_fault_is_told_at_once() -> None:
     assert [check.name for check in verdict.failures] == ["Base model exists", "No duplicates", "Disk space"]
 
 
+@pytest.mark.parametrize("fault", [{"base_intact": False}, {"base_present": False}])
+def test_what_a_damaged_base_cannot_tell_is_not_called_the_disk_s_or_the_memory_s_fault(fault: dict[str, Any]) -> None:
+    verdict = judged(**fault, needed_bytes=None, memory_needed=None)
+    assert [check.name for check in verdict.failures] == ["Base model exists"] and not verdict.environment_only
+    free = judged(**fault, needed_bytes=60, free_bytes=None)
+    assert "Disk space" in [check.name for check in free.failures], "a disk that cannot be asked is still a fault"
+
+
 def test_room_to_the_last_byte_is_enough() -> None:
     assert judged(free_bytes=100, needed_bytes=60, reserve_bytes=40).ok
     assert not judged(free_bytes=100, needed_bytes=60, reserve_bytes=41).ok

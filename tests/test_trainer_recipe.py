@@ -51,6 +51,8 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
         ({"training": {"learning_rate": "fast", "batch_sequences": 4}}, ("training.learning_rate", "'fast'", "number")),
         ({"training": {"learning_rate": 0.1, "batch_sequences": True}}, ("batch_sequences", "True", "number")),
         ({"training": {"learning_rate": 0.1, "batch_sequences": 0}}, ("batch_sequences", "0", "greater")),
+        ({"training": {"learning_rate": 0.1, "batch_sequences": 10**30}}, ("batch_sequences", "or equal to 2147483647")),
+        ({"training": {"learning_rate": 0.1, "batch_sequences": 4, "warmup_steps": 10**30}}, ("warmup_steps", "2147483647")),
         ({"training": {"learning_rate": 0.1, "batch_sequences": 2.5}}, ("batch_sequences", "2.5", "integer")),
         ({"training": {"learning_rate": float("nan"), "batch_sequences": 4}}, ("learning_rate", "finite")),
         ({"training": {"batch_sequences": 4}}, ("training.learning_rate", "missing")),
@@ -141,7 +143,7 @@ def test_recipes_are_found_by_stage_and_name_or_by_path(tmp_path: Path) -> None:
     assert find_recipe("150M", [CONFIGS], "sft") == CONFIGS / "sft" / "150M.yaml"
     assert find_recipe("sft/old", [tmp_path]) == find_recipe("old", [tmp_path], "sft") == tmp_path / "sft1" / "old.json"
     assert find_recipe(str(tmp_path / "sft1" / "old.json"), []) == tmp_path / "sft1" / "old.json"
-    with pytest.raises(NotFound, match="'huge'"):
+    with pytest.raises(NotFound, match="'sft/huge'"):
         find_recipe("huge", [CONFIGS], "sft")
     with pytest.raises(NotFound):
         load_recipe(CONFIGS / "sft" / "huge.yaml")

@@ -7,6 +7,9 @@ import fcntl
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ pytest.importorskip("torch")
 from guard.errors import DataFault, EnvironmentFault, UsageError
 from trainer.child import EXIT_FAULT, EXIT_LOCKED, EXIT_OK, fault_of, main
 from trainer.loop import StopRequested
+from trainer.server import Server
 
 
 def _gone(pid: int) -> bool:
@@ -139,6 +143,35 @@ def test_children_die_when_their_server_is_killed(light: ServerClient, tmp_path:
         wait_until(lambda: _settled(tmp_path, pid))
         light.process.kill()
         assert wait_until(lambda: _gone(pid))
+
+
+def test_a_stopped_server_does_not_outlive_the_daemon_that_started_it() -> None:
+    code = ("import signal; from daemon.children import TorchServer; from daemon.reactor import Reactor\n"
+            "server = TorchServer(Reactor(), print); server.warm(); print(server.process.pid, flush=True); signal.pause()")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        server = int(daemon.stdout.readline())
+        try:
+            wait_until(lambda: _ignores(server, signal.SIGINT))  # it has done all that comes before importing torch
+            os.kill(server, signal.SIGSTOP)
+            daemon.kill()
+            wait_until(lambda: _gone(server))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
+
+
+def _ignores(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    ignored = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(int(ignored.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_a_server_whose_daemon_died_while_it_imported_ends_without_a_word() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.close()
+    with theirs:
+        Server(theirs).serve()
 
 
 def test_whose_fault_it_was() -> None:

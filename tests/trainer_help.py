@@ -9,6 +9,7 @@ import atexit
 import functools
 import hashlib
 import json
+import os
 import random
 import select
 import socket
@@ -111,7 +112,7 @@ class ServerClient:
         """`light`: without importing torch first, for what only concerns processes."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         number = str(theirs.fileno())
-        whole = [PYTHON, "-m", "trainer.server", "--fd", number]
+        whole = [PYTHON, "-m", "trainer.server", "--fd", number, "--parent", str(os.getpid())]
         code = f"import socket; from trainer.server import Server; Server(socket.socket(fileno={number})).serve()"
         command = [PYTHON, "-c", code] if light else whole
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT)

@@ -46,7 +46,9 @@ def _packing(value: object) -> object:
     return "off" if value is False else value
 
 
-Whole = Annotated[int, BeforeValidator(_number)]
+MOST_COUNT = 2**31 - 1
+"""No count of a recipe is larger: what is multiplied from two of them still fits the 64 bits of every file and array."""
+Whole = Annotated[int, BeforeValidator(_number), Field(le=MOST_COUNT)]
 Real = Annotated[float, BeforeValidator(_number)]
 
 
@@ -150,7 +152,7 @@ class Recipe(_Section):
     training: TrainingSection
     lora: LoraSection | None = Field(default=None, validation_alias=AliasChoices("lora", "adapter"),
                                      description="adapters instead of all weights")  # fmt: skip
-    seed: Whole = Field(default=1337, ge=0, lt=2**63)
+    seed: Annotated[int, BeforeValidator(_number)] = Field(default=1337, ge=0, lt=2**63)
     use_loss_mask: bool | None = Field(default=None, description="left out: yes for sft, no for pretrain")
     ignored: tuple[str, ...] = Field(default=(), exclude=True)
     """Keys of an older recipe that mean nothing here: told to the person, no part of the hash."""

@@ -50,7 +50,8 @@ def load_recipe(path: Path | str, stage: str | None = None) -> Recipe:
     try:
         data = copy.deepcopy(_read(text, path.suffix))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML or JSON: {error}", subject=str(path)) from error
+        raise UsageError(f"{path} is not valid YAML or JSON: {_in_a_line(error)}", subject=str(path),
+                         hint="correct it there and try again") from error  # fmt: skip
     if isinstance(data, Mapping):
         folder = "lora" if path.parent.name == "lora" else data.get("stage") or _stage_of_folder(path)
         name = data.get("name") or (f"{folder}/{path.stem}" if folder else path.stem)
@@ -74,5 +75,13 @@ def find_recipe(name: str, roots: Sequence[Path | str], stage: str | None = None
                 candidate = Path(root) / f"{item}{suffix}"
                 if candidate.suffix in _SUFFIXES and candidate.is_file():
                     return candidate
-    raise NotFound(f"no recipe {name!r} in {', '.join(str(root) for root in roots)}", subject=name,
-                   hint="ls configs/*/ shows them")  # fmt: skip
+    raise NotFound(f"no recipe {names[0]!r} in {', '.join(str(root) for root in roots)}", subject=name,
+                   hint=f"put it there as {names[0] if Path(names[0]).suffix in _SUFFIXES else names[0] + '.yaml'}; "
+                        "ls configs/*/ shows what there is")  # fmt: skip
+
+
+def _in_a_line(error: Exception) -> str:
+    """What a reader says of a text, without the lines of it that it quotes: it becomes the reason of a job, too."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

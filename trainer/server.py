@@ -1,8 +1,8 @@
 """The torch server: imports torch and the trainer, then forks one child per job. It does nothing else.
 
 A fork costs milliseconds where an import costs seconds, and nothing leaks from job to job. No tensor operation ever
-runs here: OpenMP's threads would not survive the fork. Started as `python -m trainer.server --fd N` with one end of
-an AF_UNIX stream pair; lines of JSON go both ways:
+runs here: OpenMP's threads would not survive the fork. Started as `python -m trainer.server --fd N --parent PID` with one
+end of an AF_UNIX stream pair; lines of JSON go both ways:
 
     to it     {"spawn": JOB_FOLDER, "id": 12}  (optional: "nice": 5, "oom_score_adj": 500, "lock_wait_seconds": 5)
               {"signal": 12, "number": 15}
@@ -10,7 +10,8 @@ an AF_UNIX stream pair; lines of JSON go both ways:
               {"exited": 12, "pid": n, "status": exit code or -signal}
               {"error": what was wrong with a line, "id": 12 or null}
 
-When the other end closes it kills its children and ends. Children die with it (PR_SET_PDEATHSIG).
+When the other end closes it kills its children and ends. Children die with it, and it with its parent (PR_SET_PDEATHSIG): one
+that was stopped would not see that the other end closed.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ class Server:
     def serve(self) -> None:
         """Work until the other end closes; then end all children and wait for them."""
         self._selector.register(self._channel, selectors.EVENT_READ)
-        self._send({"ready": True, "pid": os.getpid()})
         try:
-            while self._turn():
-                pass
+            # Whatever was still to be told when the other end closed: nobody is there to hear it.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._send({"ready": True, "pid": os.getpid()})
+                while self._turn():
+                    pass
         finally:
             for child in list(self._children.values()):
                 signal.pidfd_send_signal(child.descriptor, signal.SIGKILL)
@@ -191,12 +194,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve on the inherited descriptor until its other end closes."""
     parser = argparse.ArgumentParser(prog="trainer.server", description="forks training children")
     parser.add_argument("--fd", type=int, required=True, help="descriptor of an AF_UNIX stream socket")
-    descriptor = parser.parse_args(arguments).fd
+    parser.add_argument("--parent", type=int, required=True, help="process to end with")
+    asked = parser.parse_args(arguments)
+    die_with(asked.parent, _EXIT_CRASH)
     set_environment()
     # Ctrl-C goes to the whole group of processes; whoever holds the other end decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _import_everything()
-    channel = socket.socket(fileno=descriptor)
+    channel = socket.socket(fileno=asked.fd)
     channel.set_inheritable(False)
     Server(channel).serve()
     return 0

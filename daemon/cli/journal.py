@@ -136,15 +136,19 @@ def config_show(
     context: typer.Context,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
 ) -> None:
-    """Every setting with its value."""
-    from guard.settings_read import load_settings
+    """Every setting with its value, and what is wrong with them: the one command that wrong settings do not end."""
+    from guard.settings_read import settings_as_far_as_right
 
     caller: Caller = context.obj
-    settings = load_settings(caller.home().root)
+    settings, problems = settings_as_far_as_right(caller.home().root)
     values, origins = settings.flat(), dict(settings.origins)
-    caller.console.emit({"settings": values, **({"origins": origins} if origin else {})})
+    caller.console.emit({"settings": values, **({"origins": origins} if origin else {}),
+                         "problems": [problem.as_dict() for problem in problems]})  # fmt: skip
     rows = [(key, _yaml(value), f"# {origins[key]}") if origin else (key, _yaml(value)) for key, value in values.items()]
     caller.console.say(*table(rows, ""))
+    if problems:
+        caller.console.say("", *(f"❌ {visible(problem.message)}" for problem in problems))
+        raise typer.Exit(problems[0].exit_code)
 
 
 def _yaml(value: object) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from guard.store.files import StoredFile
     from guard.store.keeper import Keeper
 
-__all__ = ["passed_over_lines", "too_long_of", "too_long_words"]
+__all__ = ["passed_over_lines", "repeat_lines", "too_long_of", "too_long_words"]
 
 _OVER = (
     ("known", "learnt before"), ("held_out", "held out for judging"), ("untouchable", "in an evaluation set"),
@@ -24,13 +24,22 @@ _OVER = (
 
 
 def passed_over_lines(record: Mapping[str, Any]) -> list[str]:
-    """The rows of a version's files that it did not learn, and why."""
+    """The rows of a version's files that it did not learn, and why; what was asked for again was fed, and is not among them."""
     skipped = record.get("skipped") or {}
-    lines = [f"    {plural(skipped[key], 'example')} {words}" for key, words in _OVER if skipped.get(key)]
+    fed_again = {"known"} if (record.get("planned") or {}).get("allow_repeat") else set()
+    lines = [f"    {plural(skipped[key], 'example')} {words}" for key, words in _OVER
+             if skipped.get(key) and key not in fed_again]  # fmt: skip
     if skipped.get("too_long"):
         window = f"window of {record['block_size']:,} tokens" if record.get("block_size") else "window"
         lines.append(f"    {plural(skipped['too_long'], 'example')} longer than its {window}: split or shorten them")
     return lines
+
+
+def repeat_lines(record: Mapping[str, Any]) -> list[str]:
+    """The rows that an ancestor had learnt and that were fed once more because a person asked for it."""
+    known = (record.get("skipped") or {}).get("known")
+    asked = (record.get("planned") or {}).get("allow_repeat")
+    return [f"  Trained again, as was asked: {plural(known, 'example')} learnt before"] if known and asked else []
 
 
 def too_long_of(keeper: Keeper, file: StoredFile) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from daemon.cli.output import (
     tick,
     visible,
 )
-from daemon.cli.passed_over import passed_over_lines, too_long_of, too_long_words
+from daemon.cli.passed_over import passed_over_lines, repeat_lines, too_long_of, too_long_words
 from daemon.cli.sample import sample_lines, sample_of
 from guard.errors import NotFound
 
@@ -200,7 +200,8 @@ def version_lines(record: Mapping[str, Any]) -> list[str]:
                          f"{human_tokens(item.get('tokens') or 0)} tokens") for item in data], "    ")  # fmt: skip
     if record.get("anomalies"):
         lines += ["", "  Anomalies", *(f"    {visible(text)}" for text in anomaly_lines(record["anomalies"]))]
-    over = passed_over_lines(record)
+    again, over = repeat_lines(record), passed_over_lines(record)
+    lines += ["", *again] if again else []
     lines += ["", "  Passed over", *over] if over else []
     gate = record.get("gate") or {}
     checks = gate.get("checks") if isinstance(gate, Mapping) else None

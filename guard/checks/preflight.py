@@ -160,8 +160,18 @@ def _fit(facts: Facts) -> Check:
     return Check(name, True, "none is known to be too long")
 
 
+_ASK_BASE = "how much is needed is not known before the base is sound"
+
+
+def _base_refuses(facts: Facts) -> bool:
+    """The base's own check says no already: what could not be asked of it is no second fault, and not the disk's."""
+    return not (facts.base_present and facts.base_intact)
+
+
 def _disk(facts: Facts) -> Check:
     name = "Disk space"
+    if facts.needed_bytes is None and _base_refuses(facts):
+        return Check(name, None, _ASK_BASE)
     if facts.free_bytes is None or facts.needed_bytes is None or facts.reserve_bytes is None:
         return Check(name, False, "the free space is not known", "is the disk mounted?", environment=True)
     room = facts.free_bytes - facts.reserve_bytes - facts.needed_bytes
@@ -186,6 +196,8 @@ def _vault(facts: Facts) -> str:
 def _memory(facts: Facts) -> Check:
     name = "Memory"
     needed, allowed, free = facts.memory_needed, facts.memory_allowed, facts.memory_free
+    if needed is None and _base_refuses(facts):
+        return Check(name, None, _ASK_BASE)
     if needed is None or allowed is None or free is None:
         return Check(name, False, "how much memory there is and is needed is not known", "heirloom doctor", environment=True)
     if needed > allowed:
