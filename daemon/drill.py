@@ -11,7 +11,6 @@ Reads the vault; never writes to it nor to the home that holds the drill. Not he
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import signal
@@ -27,6 +26,7 @@ from guard.durable import make_dir, publish, remove_tree, write_bytes, write_jso
 from guard.errors import CheckFailed, Damage, HeirloomError
 from guard.failpoints import arm_from_environment, point
 from guard.home import Home
+from guard.parent_death import die_with
 from guard.seal import loosen
 from guard.steps import breathe, on_breath
 from guard.store import views
@@ -43,7 +43,6 @@ __all__ = ["answer", "clear_scratch", "main", "run_drill", "scratch_beside"]
 MARK = ".heirloom-drill"
 STEPS = 3
 WAIT_SECONDS = 3600.0
-_PR_SET_PDEATHSIG = 1
 
 
 def scratch_beside(vault: Path) -> Path:
@@ -182,10 +181,7 @@ def main(arguments: list[str]) -> int:
     """The process: 0 when a result was left, whatever it says."""
     if len(arguments) != 1:
         sys.exit("usage: python -m daemon.drill REQUEST_FOLDER")
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before the signal was set
-        return 1
+    die_with(None, 1)
     arm_from_environment()
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     return answer(Path(arguments[0]))

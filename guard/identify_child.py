@@ -21,10 +21,8 @@ child. JSON here is ASCII with escapes, so that file names that are not UTF-8 tr
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import stat
 import sys
 from pathlib import Path
@@ -38,10 +36,10 @@ from guard.checks.tail import tail_problem
 from guard.checks.why import why_text
 from guard.durable import fsync_dir, seal_file
 from guard.errors import DataFault, HeirloomError, UsageError, is_environment
+from guard.parent_death import die_with
 
 __all__ = ["answer", "main", "serve"]
 
-_PR_SET_PDEATHSIG = 1
 _NICE = 5  # whoever asks for the status in the middle of a burst is answered first
 
 
@@ -179,10 +177,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 def main() -> int:
     """The process: dies with its parent, keeps stdout for answers alone."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before the signal was set
-        return 0
+    die_with(None, 0)
     os.nice(_NICE)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident goes to stderr, not between the answers

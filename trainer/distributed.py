@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from guard.errors import Damage, DataFault, EnvironmentFault
+from guard.parent_death import die_with
 from trainer.lanes import Alone, Team
-from trainer.parent_death import die_with
 from trainer.stopping import StopRequested
 
 __all__ = ["Crew", "Group", "forked_crew"]

@@ -22,7 +22,7 @@ from typing import Any
 
 from guard.durable import write_json
 from guard.errors import CheckFailed, DataFault, EnvironmentFault, HeirloomError, UsageError
-from trainer.parent_death import die_with
+from guard.parent_death import die_with
 from trainer.stopping import StopRequested
 
 __all__ = ["command_of", "run_launched"]

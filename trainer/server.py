@@ -30,8 +30,8 @@ from typing import Any
 
 import orjson
 
+from guard.parent_death import die_with
 from trainer.hardware import set_environment
-from trainer.parent_death import die_with
 
 __all__ = ["Server", "main"]
 

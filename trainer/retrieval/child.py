@@ -11,9 +11,6 @@ Started as `python -m trainer.retrieval.child JOB_FOLDER`.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import sys
 import time
 import traceback
@@ -25,12 +22,12 @@ import orjson
 from guard.durable import publish, write_json
 from guard.errors import HeirloomError, UsageError
 from guard.failpoints import arm_from_environment
+from guard.parent_death import die_with
 from trainer.child import EXIT_FAULT, EXIT_OK, fault_of
 from trainer.retrieval.build import Document, build_index
 
 __all__ = ["main", "run_job"]
 
-_PR_SET_PDEATHSIG = 1
 
 
 def run_job(folder: Path | str) -> int:
@@ -82,10 +79,7 @@ def main(arguments: list[str]) -> int:
     """The process. Raises SystemExit for wrong words."""
     if len(arguments) != 1:
         sys.exit("usage: python -m trainer.retrieval.child JOB_FOLDER")
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before the signal was set
-        return EXIT_FAULT
+    die_with(None, EXIT_FAULT)
     arm_from_environment()
     return run_job(arguments[0])
 
