@@ -82,6 +82,14 @@ def scratch() -> Iterator[Path]:
     remove_sealed(folder)
 
 
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A folder on a disk, which `scratch` and pytest's own are not on: a second device, where there is one."""
+    folder = Path(tempfile.mkdtemp(prefix="heirloom-test-"))
+    yield folder
+    remove_sealed(folder)
+
+
 @pytest.fixture(scope="session")
 def shared_scratch() -> Iterator[Path]:
     """Like `scratch`, for what is made once in a session."""

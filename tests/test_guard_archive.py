@@ -55,19 +55,19 @@ def template(shared_scratch: Path) -> Path:
 
 
 @pytest.fixture
-def keeper(template: Path, scratch: Path, tmp_path: Path) -> Iterator[Keeper]:
+def keeper(template: Path, scratch: Path, disk: Path) -> Iterator[Keeper]:
     """The same home with a vault on another device, brought up to date."""
-    if os.stat(scratch).st_dev == os.stat(tmp_path).st_dev:
+    if os.stat(scratch).st_dev == os.stat(disk).st_dev:
         pytest.skip("needs two devices: the scratch folder and the folder for temporary files are on one")
     clone(template, scratch / "home").ledger.close()
-    keeper = opened(scratch / "home", tmp_path)
+    keeper = opened(scratch / "home", disk)
     run_backup(keeper)
     yield keeper
     failpoints.disarm()
 
 
-def opened(root: Path, tmp_path: Path) -> Keeper:
-    keeper = keeper_of(root, backup__path=str(tmp_path / "vault"), retention__newest=2)
+def opened(root: Path, disk: Path) -> Keeper:
+    keeper = keeper_of(root, backup__path=str(disk / "vault"), retention__newest=2)
     keeper.clock.advance(30 * HOUR)  # type: ignore[attr-defined]
     return keeper
 
@@ -116,9 +116,9 @@ def archived_damage(keeper: Keeper, **how: bool) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("harm", ["lost", "flipped"])
 def test_the_only_copy_of_an_archived_version_is_watched_everywhere_and_comes_from_another_vault(
-    keeper: Keeper, tmp_path: Path, harm: str
+    keeper: Keeper, disk: Path, harm: str
 ) -> None:
-    shutil.copytree(vault_folder(keeper).parents[1], tmp_path / "another vault")
+    shutil.copytree(vault_folder(keeper).parents[1], disk / "another vault")
     archive(keeper, OLD)
     if harm == "lost":
         remove_tree(vault_folder(keeper))
@@ -136,7 +136,7 @@ def test_the_only_copy_of_an_archived_version_is_watched_everywhere_and_comes_fr
     assert backup_status(keeper)["versions"]["missing"] == ([OLD] if harm == "lost" else [])
     with pytest.raises(Damage, match=f"{OLD} is archived .* heirloom restore {OLD} --from"):
         run_backup(keeper, recheck=True)
-    restore(keeper, OLD, source=str(tmp_path / "another vault"))
+    restore(keeper, OLD, source=str(disk / "another vault"))
     run_backup(keeper, recheck=True)
     assert verify(keeper, everything=True, backup=True).ok
     archive(keeper, OLD)
@@ -159,27 +159,27 @@ def test_a_vault_that_no_row_vouches_for_is_read_and_recorded_again(keeper: Keep
     assert verify(keeper, everything=True, backup=True).ok and backup_status(keeper)["versions"]["missing"] == []
 
 
-def test_another_vault_says_what_it_lacks_while_the_old_one_still_holds_it(keeper: Keeper, tmp_path: Path) -> None:
+def test_another_vault_says_what_it_lacks_while_the_old_one_still_holds_it(keeper: Keeper, disk: Path) -> None:
     archive(keeper, OLD)
-    moved = keeper_of(keeper.home.root, backup__path=str(tmp_path / "new vault"))
+    moved = keeper_of(keeper.home.root, backup__path=str(disk / "new vault"))
     run_backup(moved)
     assert backup_status(moved)["versions"]["missing"] == [OLD] and not backup_status(moved)["protects"]
     assert archived_damage(moved, backup=True) == [("archived", OLD)]
     assert archived_damage(moved, everything=True) == [], "it lies in the vault before, and was read there"
-    restore(moved, OLD, source=str(tmp_path / "vault"))
+    restore(moved, OLD, source=str(disk / "vault"))
     run_backup(moved)
     archive(moved, OLD)
     assert verify(moved, everything=True, backup=True).ok and backup_status(moved)["versions"]["missing"] == []
 
 
 def test_a_home_out_of_the_vault_keeps_archived_versions_archived_and_proves_their_copies(
-    keeper: Keeper, tmp_path: Path
+    keeper: Keeper, disk: Path
 ) -> None:
     archive(keeper, OLD)
     run_backup(keeper)
     vault = vault_folder(keeper).parents[1]
-    drain(bring_home_back(vault, tmp_path / "back"))
-    back = keeper_of(tmp_path / "back", backup__path=str(vault))
+    drain(bring_home_back(vault, disk / "back"))
+    back = keeper_of(disk / "back", backup__path=str(vault))
     assert state(back) == "archived" and places_of(back, OLD) == []
     views.refresh(back)
     assert verify(back, everything=True, backup=True).damage == ()
@@ -187,7 +187,7 @@ def test_a_home_out_of_the_vault_keeps_archived_versions_archived_and_proves_the
     held.chmod(0o644)
     held.write_text("no child needs this to be decoded")
     with pytest.raises(Damage, match=OLD):
-        drain(bring_home_back(vault, tmp_path / "again"))
+        drain(bring_home_back(vault, disk / "again"))
 
 
 def test_the_words_have_to_be_typed_and_mean_this_plan(keeper: Keeper) -> None:

@@ -53,12 +53,12 @@ def template(shared_scratch: Path) -> Path:
 
 
 @pytest.fixture
-def keeper(template: Path, scratch: Path, tmp_path: Path) -> Iterator[Keeper]:
-    if os.stat(scratch).st_dev == os.stat(tmp_path).st_dev:
+def keeper(template: Path, scratch: Path, disk: Path) -> Iterator[Keeper]:
+    if os.stat(scratch).st_dev == os.stat(disk).st_dev:
         pytest.skip("needs two devices: the scratch folder and the folder for temporary files are on one")
     clone(template, scratch / "home").ledger.close()
     # The settings' file, and not a flag: a rebuild reads it by itself.
-    (scratch / "home" / "configs" / "heirloom.yaml").write_text(f"backup: {{path: {tmp_path / 'vault'}}}\n")
+    (scratch / "home" / "configs" / "heirloom.yaml").write_text(f"backup: {{path: {disk / 'vault'}}}\n")
     keeper = keeper_of(scratch / "home")
     run_backup(keeper)
     yield keeper
