@@ -19,7 +19,7 @@ from guard.checks.rows import validate
 from guard.fingerprint import example_fingerprint
 
 settings.register_profile("long", max_examples=50_000, deadline=None)
-EXAMPLES = 50_000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 250
+EXAMPLES = 50_000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 120
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VALUES = st.recursive(

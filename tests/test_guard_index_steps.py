@@ -198,7 +198,7 @@ def test_what_was_proven_is_not_read_again_until_it_was_written_to(keeper: Keepe
 
 @given(st.lists(st.lists(st.sampled_from([0, 1, 2, 3, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1), max_size=60), max_size=6),
        st.integers(1, 40), st.integers(1, 7))  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_merged_runs_are_all_rows_in_order_in_bounded_portions(parts: list[list[int]], at_once: int, window: int) -> None:
     runs = Runs()
     for number, keys in enumerate(parts):

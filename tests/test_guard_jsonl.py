@@ -26,7 +26,7 @@ def fault_of(data: bytes, **options: int) -> str:
     return row.fault.reason
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -71,7 +71,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text(':"\\ a', max_size=3), json_values, max_size=3), st.booleans())
 def test_every_object_that_json_writes_is_read_back(value: dict[str, Any], wide: bool) -> None:
     text = json.dumps(value, separators=(" , ", " : ") if wide else None, ensure_ascii=False)

@@ -55,7 +55,7 @@ def test_the_projects_own_format_comes_back_to_the_letter() -> None:
 _WORDS = st.text(alphabet="ab <|>/\n\té", min_size=1, max_size=8).filter(lambda text: not text.isspace())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(_WORDS, min_size=1, max_size=5), st.none() | _WORDS, st.none() | _WORDS)
 def test_what_the_template_writes_is_read_back(texts: list[str], system: str | None, context: str | None) -> None:
     turns = [turn for text in texts for turn in (user(text), {"role": "assistant", "content": text[::-1]})]
@@ -170,7 +170,7 @@ def test_as_pretraining_text_tags_are_text() -> None:
     assert validate_pretrain({"text": HARMONY}) == {"text": HARMONY}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.sampled_from([MYPT, AGENT, HARMONY, CHATML, LLAMA]), st.integers(0, 700), st.integers(0, 30),
        st.text("<|>a\n", max_size=4))  # fmt: skip
 def test_no_text_makes_the_reader_raise(text: str, place: int, cut: int, put: str) -> None:

@@ -210,7 +210,7 @@ def agree(line: bytes) -> None:
             assert quick(kind, line, times=times) in (None, careful(kind, line))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(lines())
 def test_both_ways_agree_on_whatever_is_written(line: bytes) -> None:
     agree(line)

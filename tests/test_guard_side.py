@@ -108,7 +108,7 @@ def test_what_a_side_file_may_not_say_is_refused_at_once_with_what_to_type(data:
     assert len(told.value.message) < 300, "a hostile value is not repeated at length"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text("abc:&*[]{}!|>-'\"# \n\t0", max_size=120).map(str.encode)))
 def test_any_bytes_end_in_settings_or_a_reason(data: bytes) -> None:
     try:

@@ -39,7 +39,7 @@ def plain(sequences: int) -> Selection:
 GAPS_AND_LENGTHS = st.lists(st.tuples(st.sampled_from([0, 0, 0, 3]), st.integers(1, 15)), max_size=12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(examples=GAPS_AND_LENGTHS, block=st.integers(1, 9))
 def test_every_token_of_the_stream_but_the_first_is_predicted_exactly_once(
     examples: list[tuple[int, int]], block: int
@@ -67,7 +67,7 @@ def test_every_token_of_the_stream_but_the_first_is_predicted_exactly_once(
     assert touching <= found and {pair for pair in found - touching} <= {(0, 0)}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(2, 10), st.integers(0, 20), st.integers(2, 10)), min_size=1, max_size=6),
        st.integers(20, 30))  # fmt: skip
 def test_a_long_conversation_loses_the_tail_of_its_context_and_nothing_else(
@@ -91,7 +91,7 @@ def test_a_long_conversation_loses_the_tail_of_its_context_and_nothing_else(
 # --- new, known, repeated -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(keys=st.lists(st.integers(0, 12), max_size=30), known=st.lists(st.integers(0, 12), max_size=8))
 def test_known_and_repeated_keys(tmp_path_factory: pytest.TempPathFactory, keys: list[int], known: list[int]) -> None:
     # Keys that end in NULs or differ only after one: what numpy's strings could get wrong.
@@ -187,7 +187,7 @@ def test_a_dataset_of_another_stage_is_refused(chats: Dataset) -> None:
 # --- order, steps, what was learnt --------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 40), batch=st.integers(1, 9), seed=st.integers(0, 2**64), epoch=st.integers(0, 3))
 def test_an_epoch_feeds_every_sequence_once(count: int, batch: int, seed: int, epoch: int) -> None:
     selection = plain(count)
@@ -208,7 +208,7 @@ ORDER = [2, 4, 5, 6, 7, 3, 0, 1]
 CONSUMED = "34e5741ccfc5c9da5fa9c4424cf46776765ba039ea1037cf683185832bee2803"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 20), batch=st.integers(1, 6), steps=st.integers(0, 30))
 def test_consumed_hash_and_learnt_examples_follow_the_batches(count: int, batch: int, steps: int) -> None:
     import hashlib
