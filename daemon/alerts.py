@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from daemon.disk_room import GB, disk_state, shares_the_disk
+from daemon.disk_room import GB, shares_the_disk
 from guard.store.drills import drill_state
 from guard.store.glance import lost_things
 from guard.store.keeper import Keeper
@@ -50,21 +50,24 @@ _REMEDIES = {"held": "mend what it names, or wait: it is tried again by itself (
 def _resting_jobs(keeper: Keeper, jobs: Mapping[str, int]) -> list[dict[str, str]]:
     """One alert for each state in which a job waits for something, with the reason and the number of the newest."""
     alerts = []
-    for state, remedy in _REMEDIES.items():
-        if jobs.get(state):
-            newest = keeper.ledger.rows("SELECT j.id, j.reason, v.name AS version FROM jobs j LEFT JOIN versions v "
-                                        "ON v.id = j.output_id WHERE j.state = ? ORDER BY j.updated DESC LIMIT 1", (state,))[0]
-            told = remedy.format(**newest) + (" (all of them: heirloom queue)" if jobs[state] > 1 else "")
+    for state in filter(jobs.get, _REMEDIES):
+        # None, when it went on since it was counted: whoever asks for the status is often not the daemon.
+        for newest in keeper.ledger.rows("SELECT j.id, j.reason, v.name AS version FROM jobs j LEFT JOIN versions v "
+                                         "ON v.id = j.output_id WHERE j.state = ? ORDER BY j.updated DESC LIMIT 1", (state,)):
+            told = _REMEDIES[state].format(**newest) + (" (all of them: heirloom queue)" if jobs[state] > 1 else "")
             alerts.append({"what": f"{jobs[state]} job{'s' if jobs[state] > 1 else ''} {state}: {newest['reason']}",
                            "remedy": told})  # fmt: skip
     return alerts
 
 
-def standing_alerts(keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int]) -> list[dict[str, str]]:
+def standing_alerts(
+    keeper: Keeper, live: Mapping[str, Any], jobs: Mapping[str, int], disk: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    """Every alert as `{what, remedy}`. `live`: what the running daemon published; `jobs`: how many are in each state;
+    `disk`: from `disk_state`."""
     alerts = [{"what": text, "remedy": "heirloom doctor"} for text in live.get("problems", [])]
     # A screen that says "nothing is lost" must have looked.
     alerts += [{"what": item.what, "remedy": item.remedy} for item in lost_things(keeper)]
-    disk = disk_state(keeper, None)
     if disk["free_bytes"] < FULL_BYTES:
         told = f"the disk of {keeper.home.root} is full: everything is held until there is room; this may be old"
         alerts.insert(0, {"what": told, "remedy": "free space on that disk; all goes on by itself"})

@@ -82,6 +82,7 @@ def compose(keeper: Keeper, live: Mapping[str, Any], *, running: bool) -> dict[s
     index = ledger.value("SELECT max(id) FROM indexes WHERE state = 'active'")
     paused = ledger.meta("paused") == "1"
     goal = int(keeper.settings.goal.tokens)
+    disk = disk_state(keeper, active.get("policy"))
     return {
         "state": _state(running, training, indexing, paused, jobs),
         "active": {line: version.name for line, version in active.items()},
@@ -95,8 +96,8 @@ def compose(keeper: Keeper, live: Mapping[str, Any], *, running: bool) -> dict[s
         "inbox": _inbox(keeper, live, running),
         "tokens": {"trained": trained, "goal": goal, "per_second": speed,
                    "eta": round((goal - trained) / speed) if speed and goal > trained else None},
-        "disk": disk_state(keeper, active.get("policy")),
-        "alerts": standing_alerts(keeper, live, jobs),
+        "disk": disk,
+        "alerts": standing_alerts(keeper, live, jobs, disk),
         "paused": paused,
     }  # fmt: skip
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from homes import add_job_row, small_family
 
 from daemon.alerts import standing_alerts
+from daemon.disk_room import disk_state
 from guard.store.jobs import counts, set_job
 from guard.store.keeper import Keeper
 
 
 def told(keeper: Keeper) -> dict[str, str]:
-    return {item["what"]: item["remedy"] for item in standing_alerts(keeper, {}, counts(keeper.ledger))}
+    found = standing_alerts(keeper, {}, counts(keeper.ledger), disk_state(keeper, None))
+    return {item["what"]: item["remedy"] for item in found}
 
 
 def resting(keeper: Keeper, state: str, reason: str, output: int | None = None) -> int:
@@ -50,3 +52,9 @@ def test_a_child_in_quarantine_is_named_itself(tmp_path: Path) -> None:
     keeper = small_family(tmp_path)
     resting(keeper, "quarantined", "it lost what it knew", output=3)
     assert told(keeper)["1 job quarantined: it lost what it knew"] == "heirloom show v003_reasoning"
+
+
+def test_a_job_that_went_on_since_it_was_counted_is_no_alert_and_no_error(tmp_path: Path) -> None:
+    keeper = small_family(tmp_path)
+    found = standing_alerts(keeper, {}, {"held": 1, "failed": 2}, disk_state(keeper, None))
+    assert not any("job" in item["what"] for item in found)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harmony_help import MESSAGES
 
 from guard.checks.columns import reading_of
 from guard.checks.forms import columns_hint
@@ -65,14 +66,7 @@ def test_the_older_form_of_a_call_is_a_call_without_an_id() -> None:
 
 
 def test_the_example_of_the_data_format_guide_is_a_conversation() -> None:
-    messages = [
-        {"role": "user", "content": "Fix the failing test in src/parser.rs"},
-        {"role": "assistant", "thinking": "Let me check the test output...",
-         "tool_calls": [{"id": "1", "name": "run_tests", "arguments": {"cmd": "cargo test"}}]},
-        {"role": "tool", "tool_call_id": "1", "content": "FAILED: test_parse_expr"},
-        {"role": "assistant", "content": "The issue is..."},
-    ]  # fmt: skip
-    fields = fields_of({"messages": messages, "developer": "You are a Rust coding agent."})
+    fields = fields_of({"messages": MESSAGES, "developer": "You are a Rust coding agent."})
     assert fields["developer"] == "You are a Rust coding agent." and fields["messages"][1] == {
         "role": "assistant", "content": "", "thinking": "Let me check the test output...",
         "tool_calls": [{"name": "run_tests", "arguments": '{"cmd":"cargo test"}', "id": "1"}]}  # fmt: skip

@@ -6,6 +6,7 @@ Not here: what the gate makes of them (`test_guard_gate.py`), nor the note of an
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ ROW = {"name": "a held out", "role": "new_held_out", "split": "val", "stage": "p
 
 
 def record(weights: str, *rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {"library_versions": library_versions(), "hardware": hardware_facts() | {"cores": 999},
-            "surroundings": besides(surroundings()), "files": {"model.safetensors": weights},
-            "metrics": {"evaluation": list(rows)}, **changes}  # fmt: skip
+    return {"library_versions": library_versions(), "code_version": version("heirloom"),
+            "hardware": hardware_facts() | {"cores": 999}, "surroundings": besides(surroundings()),
+            "files": {"model.safetensors": weights}, "metrics": {"evaluation": list(rows)}, **changes}  # fmt: skip
 
 
 def sealed(folder: Path, told: dict[str, Any], weights: str = "aa") -> Any:
@@ -47,6 +48,7 @@ def test_a_version_s_own_record_is_taken_on_the_machine_it_was_measured_on(tmp_p
 @pytest.mark.parametrize("changes", [
     {"library_versions": {**library_versions(), "torch": "1.0"}}, {"hardware": {**hardware_facts(), "cpu": "Toy 9000"}},
     {"hardware": {**hardware_facts(), "cpu_flags": []}}, {"surroundings": {}}, {"files": {"model.safetensors": "bb"}},
+    {"code_version": "0.0.0"},
     {"surroundings": {**besides(surroundings()), "kernels": "DEFAULT"}}, {"metrics": {}},
 ])  # fmt: skip
 def test_of_another_machine_or_other_weights_nothing_is_taken(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import clone, small_family
+from homes import clone, no_syncing, small_family
 
-from guard import durable, failpoints
+from guard import failpoints
 from guard.store.keeper import Keeper
 
 
@@ -25,8 +25,7 @@ def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A death inside one process leaves the page cache; what syncing is for is tested with a real power cut."""
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+    no_syncing(monkeypatch)
 
 
 @pytest.fixture(name="keeper")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from homes import add_version, clone, small_family
+from homes import add_version, clone, no_syncing, small_family
 
 from guard import durable
 from guard.store import views
@@ -63,7 +63,7 @@ def _add_dataset(keeper: Keeper) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "_fsync", lambda _descriptor: None)
+    no_syncing(monkeypatch)
 
 
 @pytest.fixture(name="keeper")

@@ -105,6 +105,7 @@ def _compiled(make: Callable[[bool], Callable[[], object]], clock: Callable[[], 
     if not has_compiler():
         return {"failed": "there is no C++ compiler (g++ or clang++)"}
     plain = make(False)
+    plain()
     began = clock()
     compiled = make(True)
     compiled()
@@ -113,7 +114,7 @@ def _compiled(make: Callable[[bool], Callable[[], object]], clock: Callable[[], 
     took: dict[str, list[float]] = {"eager": [], "compiled": []}
     for _ in range(_TURNS):
         for name, step in (("eager", plain), ("compiled", compiled)):
-            took[name].append(_best(step, clock, repeats=1))
+            took[name].append(_once(step, clock))
     return {"warmup_seconds": warmup, **{name: min(times) for name, times in took.items()}}
 
 
@@ -122,10 +123,14 @@ def _best(call: Callable[[], object], clock: Callable[[], float], repeats: int =
     call()
     times: list[float] = []
     while len(times) < repeats and sum(times) < _MOST_SECONDS:
-        began = clock()
-        call()
-        times.append(clock() - began)
+        times.append(_once(call, clock))
     return min(times)
+
+
+def _once(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    began = clock()
+    call()
+    return clock() - began
 
 
 def _step(

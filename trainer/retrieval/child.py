@@ -29,7 +29,6 @@ from trainer.retrieval.build import Document, build_index
 __all__ = ["main", "run_job"]
 
 
-
 def run_job(folder: Path | str) -> int:
     """Do the job of a folder; returns the exit code and never raises for a fault of the job."""
     folder = Path(folder)
